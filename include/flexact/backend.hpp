@@ -1,0 +1,61 @@
+// Backends compute a MoeProblem with a Function, or say why they do not.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "flexact/activation.hpp"
+#include "flexact/moe.hpp"
+
+namespace flexact {
+
+// Why a backend does not take a problem: one sentence, and what would change it.
+struct Refusal {
+  std::string reason;
+  std::string hint;
+};
+
+// A layer made ready: weights packed, function compiled. Built once per layer at model load.
+// run() allocates nothing and reads nothing back; one plan may run on one stream at a time.
+class Plan {
+ public:
+  virtual ~Plan() = default;
+  // Scratch bytes that run() needs for up to `tokens` tokens (64-byte aligned).
+  virtual std::size_t workspace_bytes(std::int64_t tokens) const = 0;
+  // Throws InvalidArgument where the inputs contradict the problem. `stream` is null on the CPU.
+  virtual void run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
+                   std::size_t workspace_size, void* stream) const = 0;
+  // Bytes of weights that this plan owns (its packed copy).
+  virtual std::size_t resident_bytes() const = 0;
+  // One line: backend, kernel, tile, function.
+  virtual std::string describe() const = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string name() const = 0;
+  // nullopt: this backend computes exactly this. Touches no weight.
+  virtual std::optional<Refusal> refuse(const MoeProblem& problem, const Function& function) const = 0;
+  // Packs the weights into a copy that the plan owns; the caller may free its tensors afterwards.
+  // Throws Unsupported with the refusal's reason, InvalidArgument for shapes that contradict.
+  virtual std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
+                                     const MoeWeights& weights) const = 0;
+};
+
+// The backends of this build in order of preference; they live as long as the process.
+const std::vector<const Backend*>& backends();
+// Throws InvalidArgument naming the known ones.
+const Backend& backend(const std::string& name);
+
+// act(x[:, :I], x[:, I:]) → out for dense and shared MLPs, on the CPU. x is [M, 2I] (unary: [M, I]),
+// out [M, I]; both `dtype` (Float32, BFloat16 or Float16), row strides in elements.
+void act_and_mul(const Function& function, const ParameterTable& values, Pairing pairing, DType dtype,
+                 std::int64_t rows, std::int64_t intermediate, const void* x, std::int64_t x_stride,
+                 void* out, std::int64_t out_stride);
+
+}  // namespace flexact
