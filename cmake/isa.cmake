@@ -1,0 +1,16 @@
+# Instruction sets: a file src/cpu/NAME_ISA.cpp is compiled for that ISA and called only after
+# detection (src/cpu/isa.hpp). Everything else stays at the platform's baseline.
+#
+# Such a file must not leak code into the rest of the library: inline functions of the standard
+# library compiled here could be picked by the linker for everybody. So these files use raw pointers,
+# intrinsics, and templates over types of their own ISA's namespace only; the test
+# isa_objects_export_nothing_shared watches over it.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  set(FLEXACT_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(FLEXACT_ISA_FLAGS_avx512 ${FLEXACT_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  set(FLEXACT_ISA_FLAGS_avx512bf16 ${FLEXACT_ISA_FLAGS_avx512} -mavx512bf16)
+  foreach(isa avx2 avx512 avx512bf16)
+    file(GLOB isa_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/cpu/*_${isa}.cpp)
+    set_source_files_properties(${isa_sources} PROPERTIES COMPILE_OPTIONS "${FLEXACT_ISA_FLAGS_${isa}}")
+  endforeach()
+endif()

@@ -1,0 +1,97 @@
+// Detection of instruction sets and the override by environment.
+#include "cpu/isa.hpp"
+
+#include <cstdlib>
+#include <string>
+
+#include "flexact/error.hpp"
+
+namespace flexact::cpu {
+
+namespace {
+
+constexpr Isa kAllIsas[] = {Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16};
+
+std::string list_of(const std::vector<Isa>& isas) {
+  std::string text;
+  for (Isa isa : isas) {
+    if (!text.empty()) text += ", ";
+    text += to_string(isa);
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string_view to_string(Isa isa) noexcept {
+  switch (isa) {
+    case Isa::Scalar:
+      return "scalar";
+    case Isa::Avx2:
+      return "avx2";
+    case Isa::Avx512:
+      return "avx512";
+    case Isa::Avx512Bf16:
+      return "avx512bf16";
+  }
+  return "unknown";
+}
+
+Isa parse_isa(std::string_view text) {
+  for (Isa isa : kAllIsas) {
+    if (text == to_string(isa)) return isa;
+  }
+  throw Error(ErrorCode::InvalidArgument, "unknown instruction set '" + std::string(text) + "'", {},
+              "known: " + list_of({std::begin(kAllIsas), std::end(kAllIsas)}));
+}
+
+bool is_supported(Isa isa) noexcept {
+#if defined(__x86_64__)
+  // The compiler's run-time support asks the operating system (XCR0) as well as the processor.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  switch (isa) {
+    case Isa::Scalar:
+      return true;
+    case Isa::Avx2:
+      return avx2;
+    case Isa::Avx512:
+      return avx512;
+    case Isa::Avx512Bf16:
+      return avx512 && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
+#else
+  return isa == Isa::Scalar;
+#endif
+}
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> isas;
+  for (Isa isa : kAllIsas) {
+    if (is_supported(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+Isa selected_isa() {
+  const char* forced = std::getenv("FLEXACT_CPU_ISA");
+  const std::vector<Isa> supported = supported_isas();
+  if (forced == nullptr || *forced == '\0') return supported.back();
+  Isa isa = Isa::Scalar;
+  try {
+    isa = parse_isa(forced);
+  } catch (const Error& error) {
+    throw Error(error.code(), error.message(), "FLEXACT_CPU_ISA", error.hint());
+  }
+  if (!is_supported(isa)) {
+    throw Error(ErrorCode::Unsupported, "this machine has no " + std::string(to_string(isa)),
+                "FLEXACT_CPU_ISA", "supported here: " + list_of(supported));
+  }
+  return isa;
+}
+
+}  // namespace flexact::cpu
