@@ -1,0 +1,12 @@
+// The parts of flexact._core, one binding file for each public header.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+namespace flexact::python {
+
+void bind_errors(nb::module_& module);
+
+}  // namespace flexact::python
