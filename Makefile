@@ -1,0 +1,71 @@
+# Every command of the project. `make setup` is part of the others and quick when nothing changed.
+JOBS ?= $(shell nproc)
+PY := .venv/bin/python
+PYTEST_ARGS ?=
+# COVERAGE=1 measures the Python lines that the tests reach, subprocesses included.
+PYTEST := $(PY) -m $(if $(COVERAGE),coverage run -m )pytest
+CTEST := ctest --output-on-failure -j$(JOBS)
+CPP_SOURCES = $(shell git ls-files 'include/*.hpp' 'src/*.hpp' 'src/*.cpp' 'tests/*.hpp' 'tests/*.cpp' 'examples/*.cpp' 'benchmark/*.cpp')
+CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
+COVERAGE_GATE ?= 90
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup test test-cpp test-python test-asan test-tsan coverage coverage-cpp coverage-report \
+  demo bench format lint clean
+
+setup:
+	@scripts/setup.sh
+
+test: setup test-cpp test-python
+
+test-cpp:
+	cmake --preset developer
+	cmake --build --preset developer -j$(JOBS)
+	$(CTEST) --test-dir build/developer
+
+test-python:
+	$(if $(COVERAGE),$(PY) -m coverage erase)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; under ThreadSanitizer.
+test-asan test-tsan: test-%: setup
+	cmake --preset $*
+	cmake --build --preset $* -j$(JOBS)
+	$(CTEST) --test-dir build/$*
+
+coverage: setup coverage-cpp
+	$(MAKE) test-python coverage-report COVERAGE=1
+
+coverage-cpp:
+	cmake --preset coverage
+	cmake --build --preset coverage -j$(JOBS)
+	find build/coverage -name '*.gcda' -delete
+	$(CTEST) --test-dir build/coverage
+	gcovr --root . --filter include/ --filter src/ --object-directory build/coverage \
+	  --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
+
+# What the last run of test-python with COVERAGE=1 measured.
+coverage-report:
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report --fail-under=$(COVERAGE_GATE)
+
+demo: setup
+	$(PY) -m demo
+
+bench: setup
+	cmake --preset release
+	cmake --build --preset release -j$(JOBS)
+	$(PY) benchmark/benchmark_moe_kernels.py
+
+format:
+	$(CLANG_FORMAT) -i $(CPP_SOURCES)
+	.venv/bin/ruff check --fix -q .
+	.venv/bin/ruff format -q .
+
+lint: setup
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP_SOURCES)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+clean:
+	rm -rf build
