@@ -17,13 +17,20 @@ std::string compose(const std::string& message, const std::string& where, const 
 
 std::string_view to_string(ErrorCode code) noexcept {
   switch (code) {
-    case ErrorCode::InvalidArgument: return "InvalidArgument";
-    case ErrorCode::ConfigError: return "ConfigError";
-    case ErrorCode::ExpressionError: return "ExpressionError";
-    case ErrorCode::Unsupported: return "Unsupported";
-    case ErrorCode::DeviceError: return "DeviceError";
-    case ErrorCode::IoError: return "IoError";
-    case ErrorCode::InternalError: return "InternalError";
+    case ErrorCode::InvalidArgument:
+      return "InvalidArgument";
+    case ErrorCode::ConfigError:
+      return "ConfigError";
+    case ErrorCode::ExpressionError:
+      return "ExpressionError";
+    case ErrorCode::Unsupported:
+      return "Unsupported";
+    case ErrorCode::DeviceError:
+      return "DeviceError";
+    case ErrorCode::IoError:
+      return "IoError";
+    case ErrorCode::InternalError:
+      return "InternalError";
   }
   return "InternalError";
 }

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -67,8 +68,8 @@ bool is_comparison(Op op) noexcept;
 struct Node {
   Op op = Op::Constant;
   std::array<std::int32_t, 3> operands{-1, -1, -1};  // indices of earlier nodes
-  double value = 0;                                   // Constant
-  std::int32_t index = 0;                             // Parameter: column; Powi: exponent
+  double value = 0;                                  // Constant
+  std::int32_t index = 0;                            // Parameter: column; Powi: exponent
   friend bool operator==(const Node&, const Node&) = default;
 };
 
@@ -84,5 +85,8 @@ class Graph {
   bool uses(Op leaf) const noexcept;
   friend bool operator==(const Graph&, const Graph&) = default;
 };
+
+// The graph's value in fp64. `first` is g or x; `u` is ignored by unary graphs.
+double evaluate(const Graph& graph, double first, double u, std::span<const double> parameters);
 
 }  // namespace flexact::activation

@@ -3,6 +3,8 @@
 
 namespace flexact {
 
-const char* version() noexcept { return FLEXACT_VERSION_STRING; }
+const char* version() noexcept {
+  return FLEXACT_VERSION_STRING;
+}
 
 }  // namespace flexact
