@@ -27,11 +27,11 @@ class Tape {
   // Throws Unsupported where this machine lacks `isa`.
   explicit Tape(const activation::Graph& graph, Isa isa = selected_isa());
 
-  // y[i] = f(g[i], u[i]) for i < n, in fp32. `u` is not read (and may be null) where the function is
-  // unary; then `g` is x. `parameters` holds the function's parameters() values (one row of the
-  // value table) and may be null where it has none. y may be g or u themselves, but not overlap them
-  // otherwise. Any alignment, any n; fastest where n is a multiple of 256 (a whole GEMM tile at once
-  // rather than row by row).
+  // y[i] = f(g[i], u[i]) for i < n, in fp32. `u` is not read (and may be null) where the function
+  // is unary; then `g` is x. `parameters` holds the function's parameters() values (one row of the
+  // value table) and may be null where it has none. y may be g or u themselves, but not overlap
+  // them otherwise. Any alignment, any n; fastest where n is a multiple of 256 (a whole GEMM tile
+  // at once rather than row by row).
   void run(const float* g, const float* u, float* y, std::size_t n,
            const float* parameters) const noexcept;
 
