@@ -340,31 +340,30 @@ Builder::Ref Builder::from(const Ast& ast) {
   return refs[static_cast<std::size_t>(ast.result)];
 }
 
+Builder::Ref Builder::rebuild(const Node& n, const Operands& operands) {
+  switch (n.op) {
+    case Op::Constant:
+      return constant(n.value);
+    case Op::Gate:
+    case Op::Up:
+    case Op::Input:
+      return variable(n.op);
+    case Op::Parameter:
+      return parameter(n.index);
+    default:
+      return make(n.op, operands, n.index);
+  }
+}
+
 Builder::Ref Builder::copy(const Graph& graph, Op input) {
   std::vector<Ref> refs;
   refs.reserve(graph.nodes.size());
   for (const Node& n : graph.nodes) {
-    Operands operand{-1, -1, -1};
+    Operands operands{-1, -1, -1};
     for (int k = 0; k < operand_count(n.op); ++k) {
-      operand[k] = refs[static_cast<std::size_t>(n.operands[k])];
+      operands[k] = refs[static_cast<std::size_t>(n.operands[k])];
     }
-    switch (n.op) {
-      case Op::Constant:
-        refs.push_back(constant(n.value));
-        break;
-      case Op::Input:
-        refs.push_back(variable(input));
-        break;
-      case Op::Gate:
-      case Op::Up:
-        refs.push_back(variable(n.op));
-        break;
-      case Op::Parameter:
-        refs.push_back(parameter(n.index));
-        break;
-      default:
-        refs.push_back(make(n.op, operand, n.index));
-    }
+    refs.push_back(n.op == Op::Input ? variable(input) : rebuild(n, operands));
   }
   return refs.back();
 }

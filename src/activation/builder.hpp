@@ -47,6 +47,9 @@ class Builder {
   // A copy of `graph`'s result; x becomes `x` (g in a lift), everything else stays.
   Ref copy(const Graph& graph, Op input);
 
+  // The node `n` of another graph on operands of this one.
+  Ref rebuild(const Node& n, const std::array<Ref, 3>& operands);
+
   // Also folds what the platform's libm rounds (exp, log, …): such constants are not the same on
   // every machine, so graphs that are printed as canonical text are built without.
   void fold_transcendentals(bool on) { fold_transcendentals_ = on; }

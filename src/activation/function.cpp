@@ -8,8 +8,10 @@
 #include "activation/catalogue.hpp"
 #include "activation/digest.hpp"
 #include "activation/function_access.hpp"
+#include "activation/gradient.hpp"
 #include "activation/language.hpp"
 #include "activation/print_text.hpp"
+#include "activation/printers.hpp"
 #include "flexact/error.hpp"
 
 namespace flexact {
@@ -244,6 +246,42 @@ Function Function::gated() const {
   FunctionAccess::fill(*made,
                        builder.finish(lifted, static_cast<int>(made->parameters.size()), true));
   return Function(std::move(made));
+}
+
+Function Function::gradient(std::string_view variable) const {
+  using activation::Op;
+  const bool is_gated = arity() == Arity::Gated;
+  const Op leaf = variable == "g" && is_gated    ? Op::Gate
+                  : variable == "u" && is_gated  ? Op::Up
+                  : variable == "x" && !is_gated ? Op::Input
+                                                 : Op::Parameter;
+  int index = -1;
+  for (std::size_t i = 0; i < parameters().size(); ++i) {
+    if (parameters()[i].name == variable) index = static_cast<int>(i);
+  }
+  if (leaf == Op::Parameter && index < 0) {
+    std::vector<std::string> known = {is_gated ? "g, u" : "x"};
+    for (const Parameter& parameter : parameters()) known.push_back(parameter.name);
+    throw Error(ErrorCode::InvalidArgument,
+                "'" + name() + "' has no variable '" + std::string(variable) + "'", {},
+                "it has " + activation::join(known));
+  }
+  return FunctionAccess::from_graph(
+      "expr", activation::differentiate(compiled_->normal, leaf, index), parameters());
+}
+
+std::string Function::emit(Target target) const {
+  switch (target) {
+    case Target::Cuda:
+      return activation::print_cuda(*this);
+    case Target::Triton:
+      return activation::print_triton(*this);
+    case Target::Torch:
+      return activation::print_torch(*this);
+    case Target::Text:
+      break;
+  }
+  return activation::listing(graph(), activation::parameter_names(parameters()));
 }
 
 }  // namespace flexact

@@ -1,0 +1,375 @@
+// CUDA: one straight-line function of one element, called twice, and the helper functions that it
+// uses. Each helper's comment states its error against the exact value in fp32 ulp, or relative.
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "activation/graph.hpp"
+#include "activation/language.hpp"
+#include "activation/print_text.hpp"
+#include "activation/printers.hpp"
+
+namespace flexact::activation {
+
+namespace {
+
+struct Helper {
+  std::string_view name;
+  std::vector<std::string_view> needs;
+  std::string_view text;
+};
+
+// Order matters: a helper stands after what it needs.
+const std::vector<Helper>& helpers() {
+  static const std::vector<Helper> list = {
+      {"min", {}, R"(
+// min with NaN where an operand is NaN (fminf drops it). Exact.
+FLEXACT_HELPER float flexact_min(float a, float b) {
+  float r;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+)"},
+      {"max", {}, R"(
+// max with NaN where an operand is NaN (fmaxf drops it). Exact.
+FLEXACT_HELPER float flexact_max(float a, float b) {
+  float r;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+)"},
+      {"sign", {}, R"(
+// Exact; sign(+-0) is +-0, sign(NaN) is NaN.
+FLEXACT_HELPER float flexact_sign(float a) { return a > 0.0f ? 1.0f : a < 0.0f ? -1.0f : a; }
+)"},
+      {"div", {}, R"(
+// 2 ulp over the full range (div.full). Precise: correctly rounded.
+FLEXACT_HELPER float flexact_div(float a, float b) {
+#ifdef FLEXACT_PRECISE
+  return a / b;
+#else
+  float r;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+#endif
+}
+)"},
+      {"scale", {"div"}, R"(
+// a/b where b depends on parameters alone, so that 1/b is computed once: 3 ulp. Precise: correctly
+// rounded.
+FLEXACT_HELPER float flexact_scale(float a, float b) {
+#ifdef FLEXACT_PRECISE
+  return a / b;
+#else
+  return a * flexact_div(1.0f, b);
+#endif
+}
+)"},
+      {"exp2", {}, R"(
+// 2 ulp; results below the normal range are 0. Precise: 2 ulp, with subnormal results.
+FLEXACT_HELPER float flexact_exp2(float a) {
+#ifdef FLEXACT_PRECISE
+  return exp2f(a);
+#else
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+#endif
+}
+)"},
+      {"exp", {"exp2"}, R"(
+// Relative error 2^-22 + |a|*2^-23.5, from rounding a*log2(e); results below the normal range are 0.
+// Precise: 2 ulp.
+FLEXACT_HELPER float flexact_exp(float a) {
+#ifdef FLEXACT_PRECISE
+  return expf(a);
+#else
+  return flexact_exp2(a * 1.44269504f);
+#endif
+}
+)"},
+      {"expm1", {"exp"}, R"(
+// 3 ulp up to |a| = 0.35 by its series, then the error of exp over 1-exp(-0.35).
+// Precise: 1 ulp.
+FLEXACT_HELPER float flexact_expm1(float a) {
+#ifdef FLEXACT_PRECISE
+  return expm1f(a);
+#else
+  float p = 1.98412698e-4f;
+  p = p * a + 1.38888889e-3f;
+  p = p * a + 8.33333377e-3f;
+  p = p * a + 4.16666679e-2f;
+  p = p * a + 1.66666672e-1f;
+  p = p * a + 0.5f;
+  const float near_zero = a * a * p + a;
+  return fabsf(a) < 0.35f ? near_zero : flexact_exp(a) - 1.0f;
+#endif
+}
+)"},
+      {"sqrt", {}, R"(
+// 1 ulp. Precise: correctly rounded.
+FLEXACT_HELPER float flexact_sqrt(float a) {
+#ifdef FLEXACT_PRECISE
+  return sqrtf(a);
+#else
+  float r;
+  asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+#endif
+}
+)"},
+      {"rsqrt", {}, R"(
+// 2 ulp.
+FLEXACT_HELPER float flexact_rsqrt(float a) {
+  float r;
+  asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+}
+)"},
+      {"sigmoid", {"exp"}, R"(
+// The relative error of exp(-a) plus 2 ulp; results below the normal range are 0. Precise: 4 ulp.
+FLEXACT_HELPER float flexact_sigmoid(float a) {
+#ifdef FLEXACT_PRECISE
+  const float e = expf(-fabsf(a));
+  return (a < 0.0f ? e : 1.0f) / (1.0f + e);
+#else
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + flexact_exp(-a)));
+  return r;
+#endif
+}
+)"},
+      {"silu", {"sigmoid"}, R"(
+// a*sigmoid(a): sigmoid's error plus half an ulp.
+FLEXACT_HELPER float flexact_silu(float a) { return a * flexact_sigmoid(a); }
+)"},
+      {"tanh", {"exp"}, R"(
+// 3 ulp below |a| = 0.6 by a polynomial, then 2^-22 of 1 by 1 - 2/(1+exp(2|a|)). Precise: 2 ulp.
+FLEXACT_HELPER float flexact_tanh(float a) {
+#ifdef FLEXACT_PRECISE
+  return tanhf(a);
+#else
+  const float s = a * a;
+  float p = -0.0156126347f;
+  p = p * s + 0.052211808f;
+  p = p * s + -0.133131167f;
+  p = p * s + 0.333325975f;
+  const float near_zero = a - a * s * p;
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + flexact_exp(2.0f * fabsf(a))));
+  return fabsf(a) < 0.6f ? near_zero : copysignf(1.0f - 2.0f * r, a);
+#endif
+}
+)"},
+      {"softplus", {"max", "exp"}, R"(
+// max(a,0) + log1p(exp(-|a|)): the relative error of exp(-|a|) plus 3 ulp.
+FLEXACT_HELPER float flexact_softplus(float a) {
+  return flexact_max(a, 0.0f) + log1pf(flexact_exp(-fabsf(a)));
+}
+)"},
+      {"gelu", {}, R"(
+// a/2*(1+erf(a/sqrt(2))): |a|*2^-23 beside 3 ulp. Precise: a/2*erfc(-a/sqrt(2)) with the rounding of the
+// argument put back, 8 ulp down to a = -12.
+FLEXACT_HELPER float flexact_gelu(float a) {
+  const float half = 0.5f * a;
+#ifdef FLEXACT_PRECISE
+  const float z = -0.707106769f * a;
+  const float lost = fmaf(-0.707106769f, a, -z) + -1.21016175e-8f * a;
+  const float tail = half * erfcf(z);
+  return z > 0.5f && z < 12.0f ? tail - half * (1.12837917f * expf(-z * z) * lost) : tail;
+#else
+  return fmaf(half, erff(0.707106769f * a), half);
+#endif
+}
+)"},
+      {"gelu_tanh", {"sigmoid"}, R"(
+// a*sigmoid(2*sqrt(2/pi)*(a+0.044715*a^3)): sigmoid's error at twice the argument's ulp.
+FLEXACT_HELPER float flexact_gelu_tanh(float a) {
+  return a * flexact_sigmoid(a * (0.0713548162726009f * a * a + 1.5957691216057308f));
+}
+)"},
+  };
+  return list;
+}
+
+std::string literal(double value) {
+  if (std::isnan(value)) return "__int_as_float(0x7fc00000)";
+  const auto rounded = static_cast<float>(value);
+  if (std::isinf(rounded)) {
+    return rounded > 0 ? "__int_as_float(0x7f800000)" : "__int_as_float(0xff800000)";
+  }
+  std::array<char, 40> buffer{};
+  std::snprintf(buffer.data(), buffer.size(), "%.9g", static_cast<double>(rounded));
+  std::string text = buffer.data();
+  if (text.find_first_of(".e") == std::string::npos) text += ".0";
+  return text + "f";
+}
+
+class CudaPrinter {
+ public:
+  explicit CudaPrinter(const Function& function) : function_(function), graph_(function.graph()) {}
+
+  std::string print() {
+    const std::string body = print_body();
+    std::string text = head();
+    for (const Helper& helper : helpers()) {
+      if (used_.contains(helper.name)) text += helper.text;
+    }
+    const bool gated = graph_.gated;
+    const std::string in = gated ? "float g, float u" : "float x";
+    text += "\nFLEXACT_HELPER float flexact_value(" + in + ", const float* parameters) {\n" + body +
+            "}\n\n";
+    if (gated) {
+      text +=
+          "FLEXACT_ACT void flexact_act2(const float g[2], const float u[2], "
+          "const float* parameters, float y[2]) {\n"
+          "  const float y0 = flexact_value(g[0], u[0], parameters);\n"
+          "  const float y1 = flexact_value(g[1], u[1], parameters);\n";
+    } else {
+      text +=
+          "FLEXACT_ACT void flexact_act2_unary(const float x[2], const float* parameters, "
+          "float y[2]) {\n"
+          "  const float y0 = flexact_value(x[0], parameters);\n"
+          "  const float y1 = flexact_value(x[1], parameters);\n";
+    }
+    return text + "  y[0] = y0;\n  y[1] = y1;\n}\n#undef FLEXACT_HELPER\n";
+  }
+
+ private:
+  std::string head() const {
+    std::string text = "// " + function_.canonical() + "\n";
+    for (std::size_t i = 0; i < function_.parameters().size(); ++i) {
+      text += "// parameters[" + std::to_string(i) + "]: " + function_.parameters()[i].name + "\n";
+    }
+    return text +
+           "#ifndef FLEXACT_ACT\n#define FLEXACT_ACT extern \"C\" __device__\n#endif\n"
+           "#define FLEXACT_HELPER static __device__ __forceinline__\n";
+  }
+
+  std::string use(std::string_view name) {
+    for (const Helper& helper : helpers()) {
+      if (helper.name != name) continue;
+      used_.insert(helper.name);
+      for (std::string_view needed : helper.needs) use(needed);
+    }
+    return "flexact_" + std::string(name);
+  }
+
+  std::string print_body() {
+    find_uniform();
+    std::string body;
+    for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
+      const Node& n = graph_.nodes[i];
+      if (n.op == Op::Constant) {
+        names_.push_back(literal(n.value));
+        if (names_.back()[0] == '-') names_.back() = "(" + names_.back() + ")";
+        continue;
+      }
+      if (n.op == Op::Gate || n.op == Op::Up || n.op == Op::Input) {
+        names_.emplace_back(op_name(n.op));
+        continue;
+      }
+      const std::string value = expression(n);
+      names_.push_back("v" + std::to_string(i));
+      body += std::string("  const ") + (is_comparison(n.op) ? "bool " : "float ") + names_.back() +
+              " = " + value + ";\n";
+    }
+    return body + "  return " + names_.back() + ";\n";
+  }
+
+  // Nodes that depend on parameters alone: a compiler computes them once outside its loop, so their
+  // reciprocals are cheap.
+  void find_uniform() {
+    for (const Node& n : graph_.nodes) {
+      bool uniform = n.op != Op::Gate && n.op != Op::Up && n.op != Op::Input;
+      for (int k = 0; k < operand_count(n.op); ++k) {
+        uniform = uniform && uniform_[static_cast<std::size_t>(n.operands[k])];
+      }
+      uniform_.push_back(uniform);
+    }
+  }
+
+  std::string in(const Node& n, int k) const {
+    return names_[static_cast<std::size_t>(n.operands[k])];
+  }
+
+  std::string divide(const Node& n) {
+    const auto divisor = static_cast<std::size_t>(n.operands[1]);
+    const Node& by = graph_.nodes[divisor];
+    // The reciprocal of a constant is folded where it is a normal number: 1.5 ulp in all.
+    if (by.op == Op::Constant && std::fabs(by.value) > 1e-30 && std::fabs(by.value) < 1e30) {
+      return in(n, 0) + " * " + literal(1 / by.value);
+    }
+    return use(uniform_[divisor] ? "scale" : "div") + "(" + in(n, 0) + ", " + in(n, 1) + ")";
+  }
+
+  // Squaring from the lowest bit, as the reference does.
+  std::string integer_power(const Node& n) {
+    std::string square = in(n, 0);
+    std::string product;
+    for (int e = n.index < 0 ? -n.index : n.index; e != 0; e >>= 1) {
+      if (e & 1) product = product.empty() ? square : "(" + product + " * " + square + ")";
+      square = "(" + square + " * " + square + ")";
+    }
+    return n.index < 0 ? use("div") + "(1.0f, " + product + ")" : product;
+  }
+
+  std::string expression(const Node& n) {
+    switch (n.op) {
+      case Op::Parameter:
+        return "parameters[" + std::to_string(n.index) + "]";
+      case Op::Neg:
+        return "-" + in(n, 0);
+      case Op::Add:
+      case Op::Sub:
+      case Op::Mul:
+        return in(n, 0) + " " + op_name(n.op) + " " + in(n, 1);
+      case Op::Div:
+        return divide(n);
+      case Op::Powi:
+        return integer_power(n);
+      case Op::Abs:
+        return "fabsf(" + in(n, 0) + ")";
+      case Op::Floor:
+        return "floorf(" + in(n, 0) + ")";
+      case Op::Log:
+        return "logf(" + in(n, 0) + ")";
+      case Op::Log1p:
+        return "log1pf(" + in(n, 0) + ")";
+      case Op::Erf:
+        return "erff(" + in(n, 0) + ")";
+      case Op::Relu:
+        return use("max") + "(" + in(n, 0) + ", 0.0f)";
+      case Op::Clamp: {
+        const std::string below = use("max") + "(" + in(n, 0) + ", " + in(n, 1) + ")";
+        return use("min") + "(" + below + ", " + in(n, 2) + ")";
+      }
+      case Op::Where:
+        return in(n, 0) + " ? " + in(n, 1) + " : " + in(n, 2);
+      default:
+        break;
+    }
+    if (is_comparison(n.op)) return in(n, 0) + " " + op_name(n.op) + " " + in(n, 1);
+    std::string text = use(op_name(n.op)) + "(" + in(n, 0);
+    for (int k = 1; k < operand_count(n.op); ++k) text += ", " + in(n, k);
+    return text + ")";
+  }
+
+  const Function& function_;
+  const Graph& graph_;
+  std::vector<std::string> names_;
+  std::vector<bool> uniform_;
+  std::set<std::string_view> used_;
+};
+
+}  // namespace
+
+std::string print_cuda(const Function& function) {
+  return CudaPrinter(function).print();
+}
+
+}  // namespace flexact::activation
