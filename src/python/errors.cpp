@@ -1,17 +1,17 @@
 // flexact::Error as the Python class of its code, with the same parts.
-#include "module.hpp"
-
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
 #include "flexact/error.hpp"
+#include "module.hpp"
 
 namespace flexact::python {
 
 namespace {
 
 void raise(const Error& error) {
-  const nb::object kind = nb::module_::import_("flexact.errors").attr(to_string(error.code()).data());
+  const nb::object kind =
+      nb::module_::import_("flexact.errors").attr(to_string(error.code()).data());
   const nb::object value = kind(error.message(), error.where(), error.hint());
   PyErr_SetObject(kind.ptr(), value.ptr());
 }

@@ -1,11 +1,14 @@
-// The extension module flexact._core: the C++ API, object for object. It knows no framework; what
-// torch adds lives in the Python files beside it.
+// The extension module flexact._core: the C++ API, object for object. It knows no framework:
+// tensors cross as addresses, and what torch adds lives in the Python files beside it.
 #include "module.hpp"
 
 #include "flexact/version.hpp"
 
 NB_MODULE(_core, module) {
   module.doc() = "flexact's compiled core";
-  module.attr("__version__") = flexact::version();
+  module.def("version", &flexact::version, "The version of the library.");
   flexact::python::bind_errors(module);
+  flexact::python::bind_activation(module);
+  flexact::python::bind_config(module);
+  flexact::python::bind_moe(module);
 }

@@ -8,5 +8,8 @@ namespace nb = nanobind;
 namespace flexact::python {
 
 void bind_errors(nb::module_& module);
+void bind_activation(nb::module_& module);
+void bind_config(nb::module_& module);
+void bind_moe(nb::module_& module);
 
 }  // namespace flexact::python

@@ -1,0 +1,60 @@
+"""From config.json to exactly one activation for each layer and role, or an error that says why."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from flexact._core import (
+    LayerActivations,
+    ModelActivations,
+    ResolvedActivation,
+    function_from_stack,
+    known_stacks,
+    resolve_config_path,
+    resolve_config_text,
+)
+from flexact.errors import InvalidArgument
+
+__all__ = [
+    "LayerActivations",
+    "ModelActivations",
+    "ResolvedActivation",
+    "function_from_stack",
+    "known_stacks",
+    "resolve_config",
+]
+
+
+def resolve_config(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Any,
+    overrides: Mapping[str, Any] | str | None = None,
+    *,
+    from_stack: str = "",
+) -> ModelActivations:
+    """Resolves the activation of every layer and role of a model.
+
+    Args:
+        source: A model folder, a config file, a mapping with the file's content, or a configuration
+            object with `to_dict()` as transformers' are (a file's bytes say more: prefer a path).
+        overrides: What a serving engine's override argument holds, merged over the file.
+        from_stack: Another stack whose activation names are meant; see `known_stacks()`.
+
+    Raises:
+        ConfigError: The configuration is not certain; `where` is a JSON pointer.
+        IoError: The file cannot be read.
+    """
+    merged = overrides if isinstance(overrides, str) else json.dumps(overrides) if overrides else ""
+    if isinstance(source, str | os.PathLike):
+        return resolve_config_path(os.fspath(source), merged, from_stack)
+    if not isinstance(source, Mapping):
+        if not hasattr(source, "to_dict"):
+            raise InvalidArgument(
+                f"cannot read a configuration from {type(source).__name__}",
+                hint="a path, a mapping or an object with to_dict()",
+            )
+        source = source.to_dict()
+    # NaN and Infinity pass through as such: the resolver refuses them and says where they stand.
+    return resolve_config_text(json.dumps(source), merged, from_stack)

@@ -1,0 +1,105 @@
+"""The activation of dense and shared MLPs: act_and_mul."""
+
+from __future__ import annotations
+
+import torch
+
+from flexact import _core
+from flexact._core import Activation
+from flexact.activation import require_scopes
+from flexact.errors import InvalidArgument
+from flexact.moe import activation_values as values_of_layer
+
+__all__ = ["act_and_mul"]
+
+_KERNEL_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_PAIRINGS = ("concat", "up_first", "interleaved", "none")
+
+
+def act_and_mul(
+    x: torch.Tensor,
+    activation: Activation,
+    *,
+    pairing: str = "concat",
+    layer: int | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Applies an activation to the output of a (fused gate and) up projection.
+
+    CPU tensors of float32, bfloat16 and float16 run on the vector kernels when no gradient is needed;
+    all others run as torch operations printed from the same graph, gradients included.
+
+    Args:
+        x: [..., 2I] with gate and up as `pairing` says; [..., I] with pairing "none".
+        activation: The activation. A unary f with a gate means f(g) * u.
+        pairing: "concat", "up_first", "interleaved" or "none".
+        layer: The absolute layer number; needed where values differ by layer.
+        out: Where the result goes, [..., I] of x's dtype; not with gradients.
+
+    Returns:
+        [..., I] in x's dtype.
+
+    Raises:
+        InvalidArgument: Shapes, dtypes and pairing contradict each other.
+    """
+    if pairing not in _PAIRINGS:
+        raise InvalidArgument(f"pairing {pairing!r}", hint=", ".join(_PAIRINGS))
+    if x.dim() == 0 or (pairing != "none" and x.shape[-1] % 2):
+        raise InvalidArgument(f"x is {list(x.shape)}", hint="[..., 2I]; [..., I] with pairing 'none'")
+    if pairing == "none" and activation.function.is_gated:
+        raise InvalidArgument(f"{activation.function.name} needs a gate", hint="a pairing other than 'none'")
+    if pairing != "none":
+        activation = activation.gated()
+    needs_gradient = torch.is_grad_enabled() and x.requires_grad
+    shape = (*x.shape[:-1], x.shape[-1] if pairing == "none" else x.shape[-1] // 2)
+    if out is not None and (needs_gradient or out.shape != shape or out.dtype != x.dtype):
+        raise InvalidArgument(
+            f"out is {list(out.shape)} {out.dtype}", hint=f"{list(shape)} {x.dtype}, and no gradients"
+        )
+    if needs_gradient or x.device.type != "cpu" or x.dtype not in _KERNEL_DTYPES:
+        result = activation(*_split(x, pairing), layer=layer)
+        return result if out is None else out.copy_(result)
+    return _run(x, activation, pairing, layer, out)
+
+
+def _split(x: torch.Tensor, pairing: str) -> tuple[torch.Tensor, ...]:
+    if pairing == "none":
+        return (x,)
+    if pairing == "interleaved":
+        return x[..., 0::2], x[..., 1::2]
+    first, second = x.chunk(2, dim=-1)
+    return (first, second) if pairing == "concat" else (second, first)
+
+
+def _run(
+    x: torch.Tensor, activation: Activation, pairing: str, layer: int | None, out: torch.Tensor | None
+) -> torch.Tensor:
+    width = x.shape[-1] if pairing == "none" else x.shape[-1] // 2
+    rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty((0, 0))
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    require_scopes(
+        activation, {} if layer is None else {"per_layer": layer}, "pass layer=…; a dense MLP has no experts"
+    )
+    values = values_of_layer(activation, layer=layer or 0)
+    # Written in place only where no row of x can be overwritten before it is read.
+    direct = out is not None and out.is_contiguous() and out.is_cpu and not _share_memory(out, x)
+    result = out if direct else torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+    _core.act_and_mul(
+        activation.function,
+        values.data_ptr(),
+        *values.shape,
+        pairing,
+        _KERNEL_DTYPES[x.dtype],
+        rows.shape[0],
+        width,
+        rows.data_ptr(),
+        rows.stride(0),
+        result.data_ptr(),
+        width,
+    )
+    return result if out is None or direct else out.copy_(result)
+
+
+def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata

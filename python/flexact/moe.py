@@ -1,0 +1,556 @@
+"""The MoE block on torch tensors: `fused_moe`, an operator, and `plan`, for hosts that load a model.
+
+    y[m] = scale * Σ_k topk_weights[m, k] * down(act(gate(x[m]), up(x[m])))   over experts topk_ids[m, k]
+
+`fused_moe` packs the weights when it first sees them and keeps the packed copy for as long as they
+live; a host that frees its own tensors, so that one copy stays, makes a `Plan` of each layer instead.
+
+Names: E experts, H hidden size, I intermediate size, M tokens, k experts a token. An id outside
+0 … E-1 is not on this rank: it contributes nothing and no weight is read for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from flexact import _core
+from flexact._core import Activation, Function, MoeProblem
+from flexact.activation import require_scopes
+from flexact.errors import Error, InvalidArgument, Unsupported
+from flexact.plan_cache import PlanCache
+
+__all__ = ["Plan", "activation_values", "backends", "fused_moe", "invalidate", "plan", "plan_cache"]
+
+# The plans that fused_moe made, by weight tensors.
+plan_cache = PlanCache(max_entries=512)
+
+_BACKEND_CHOICES = ("auto", "cpu", "triton", "cutlass")
+_OPTIONAL_WEIGHTS = (
+    "w13_scale",
+    "w2_scale",
+    "w13_global_scale",
+    "w2_global_scale",
+    "a13_scale",
+    "a2_scale",
+    "w13_bias",
+    "w2_bias",
+)
+
+
+def backends() -> list[str]:
+    """The backends of this build in order of preference."""
+    return _core.backends()
+
+
+def invalidate() -> None:
+    """Forgets every plan that `fused_moe` keeps; the next call packs the weights anew."""
+    plan_cache.clear()
+
+
+def fused_moe(
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    activation: Activation | str,
+    *,
+    activation_values: torch.Tensor | None = None,
+    format: str = "bf16",
+    pairing: str = "concat",
+    w13_scale: torch.Tensor | None = None,
+    w2_scale: torch.Tensor | None = None,
+    w13_global_scale: torch.Tensor | None = None,
+    w2_global_scale: torch.Tensor | None = None,
+    a13_scale: torch.Tensor | None = None,
+    a2_scale: torch.Tensor | None = None,
+    w13_bias: torch.Tensor | None = None,
+    w2_bias: torch.Tensor | None = None,
+    router_weight_on_input: bool = False,
+    routed_scaling_factor: float = 1.0,
+    combine: bool = True,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Computes a mixture-of-experts block with exactly this activation, or refuses with a reason.
+
+    Args:
+        hidden_states: [M, H]; float32, bfloat16 or float16.
+        w13: Gate and up projections [E, 2I, H] in the order that `pairing` names; [E, I, H] with
+            pairing "none".
+        w2: Down projections [E, H, I].
+        topk_weights: Router weights [M, k], float32.
+        topk_ids: Expert numbers [M, k], int32 or int64.
+        activation: An `Activation`, or a function's canonical string. A unary f in a gated layer
+            means f(g) * u.
+        activation_values: Parameter values [E or 1, P], float32, in the order of the function's
+            parameters. Needed with a string that has parameters and where an activation's values
+            differ by layer; otherwise the activation's own values are used.
+        format: Weight and activation format, e.g. "bf16", "fp32"; docs/formats.md has the list.
+        pairing: "concat", "up_first", "interleaved", or "none" for experts without a gate.
+        w13_scale: Scales of quantised formats, as the format defines them; the next five too.
+        w2_scale: See `w13_scale`.
+        w13_global_scale: See `w13_scale`.
+        w2_global_scale: See `w13_scale`.
+        a13_scale: See `w13_scale`.
+        a2_scale: See `w13_scale`.
+        w13_bias: [E, 2I] (or [E, I]) in the order of w13's rows.
+        w2_bias: [E, H].
+        router_weight_on_input: Multiplies the block's input by the router weight, not its output.
+        routed_scaling_factor: Multiplies the result.
+        combine: False gives each expert's output unweighted; rows of ids outside the range are zero,
+            and a router weight on the input stays applied.
+        backend: "auto", "cpu", "triton" or "cutlass"; "auto" follows FLEXACT_BACKEND.
+
+    Returns:
+        [M, H] in hidden_states' dtype, or [M, k, H] with combine=False.
+
+    Raises:
+        Unsupported: No backend computes this here; the message says why.
+        InvalidArgument: Shapes, dtypes or values contradict each other.
+    """
+    if isinstance(activation, str):
+        canonical = activation
+    else:
+        canonical = _canonical(activation)
+        if activation_values is None:
+            activation_values = _own_values(activation, w13.shape[0])
+    return torch.ops.flexact.fused_moe(
+        hidden_states,
+        w13,
+        w2,
+        topk_weights,
+        topk_ids,
+        canonical,
+        activation_values=activation_values,
+        format=format,
+        pairing=pairing,
+        w13_scale=w13_scale,
+        w2_scale=w2_scale,
+        w13_global_scale=w13_global_scale,
+        w2_global_scale=w2_global_scale,
+        a13_scale=a13_scale,
+        a2_scale=a2_scale,
+        w13_bias=w13_bias,
+        w2_bias=w2_bias,
+        router_weight_on_input=router_weight_on_input,
+        routed_scaling_factor=routed_scaling_factor,
+        combine=combine,
+        backend=backend,
+    )
+
+
+# --- Parameter values -----------------------------------------------------------------------------
+
+
+def activation_values(
+    activation: Activation,
+    *,
+    layer: int,
+    experts: tuple[int, int] = (0, 1),
+    tensors: Callable[[str], list[float]] | None = None,
+) -> torch.Tensor:
+    """The parameter table of one layer, [1 or experts, P] float32 on the CPU.
+
+    Args:
+        activation: The activation.
+        layer: The absolute layer number.
+        experts: The global numbers of this rank's experts, [begin, end).
+        tensors: Reads a checkpoint tensor by name, for values that a model has learned.
+    """
+    rows = activation.values(layer, experts, tensors)
+    columns = len(activation.function.parameters)
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), columns)
+
+
+def _own_values(activation: Activation, experts: int) -> torch.Tensor | None:
+    """The values of an activation whose table is the same wherever it is used."""
+    rows = _own_rows(activation, experts)
+    return torch.tensor(rows, dtype=torch.float32) if rows[0] else None
+
+
+@torch.compiler.assume_constant_result
+def _own_rows(activation: Activation, experts: int) -> list[list[float]]:
+    require_scopes(
+        activation,
+        {"per_expert": experts},
+        "pass activation_values=flexact.moe.activation_values(activation, layer=…, experts=…)",
+    )
+    return activation.values(0, (0, experts))
+
+
+@torch.compiler.assume_constant_result
+def _canonical(activation: Activation) -> str:
+    return activation.function.canonical
+
+
+# --- Plans ----------------------------------------------------------------------------------------
+
+
+class Plan:
+    """A layer made ready: weights packed into a copy that the plan owns, function compiled.
+
+    The tensors that it was made from may be freed or aliased afterwards.
+    """
+
+    def __init__(
+        self, core: _core.Plan, problem: MoeProblem, function: Function, values: torch.Tensor
+    ) -> None:
+        self._core = core
+        self._dtype = getattr(torch, problem.io_dtype)
+        self._values = values
+        self.problem = problem
+        self.function = function
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        *,
+        activation_values: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Computes the block.
+
+        Args:
+            hidden_states: [M, H] in the plan's dtype.
+            topk_weights: [M, k], float32.
+            topk_ids: [M, k], int32 or int64.
+            activation_values: Values in place of the plan's own, [E or 1, P] float32.
+            out: Where the result goes: contiguous, [M, H] or [M, k, H] without combine. It must not
+                overlap hidden_states.
+
+        Returns:
+            `out`, or a new tensor.
+        """
+        problem = self.problem
+        values = self._values if activation_values is None else _as_values(activation_values)
+        _check_cpu(hidden_states=hidden_states, topk_weights=topk_weights, topk_ids=topk_ids)
+        if hidden_states.dim() != 2 or topk_ids.dim() != 2 or topk_weights.dim() != 2:
+            raise InvalidArgument("hidden_states, topk_weights and topk_ids are matrices")
+        if hidden_states.stride(1) != 1:
+            hidden_states = hidden_states.contiguous()
+        shape = _output_shape(hidden_states, topk_ids, problem.combine)
+        if out is None:
+            out = torch.empty(shape, dtype=self._dtype)
+        elif (
+            out.shape != shape
+            or out.dtype != self._dtype
+            or not out.is_contiguous()
+            or out.device.type != "cpu"
+        ):
+            raise InvalidArgument(
+                f"out is {list(out.shape)} {out.dtype} on {out.device}",
+                hint=f"a contiguous {list(shape)} {self._dtype} tensor on the CPU",
+            )
+        self._core.run(
+            _view(hidden_states),
+            _view(topk_weights),
+            _view(topk_ids),
+            out.data_ptr(),
+            values.data_ptr(),
+            *values.shape,
+        )
+        return out
+
+    def reserve(self, tokens: int) -> None:
+        """Sizes the calling thread's scratch memory for up to `tokens` tokens; it never shrinks."""
+        self._core.reserve(tokens)
+
+    def workspace_bytes(self, tokens: int) -> int:
+        """Scratch bytes that `run` uses for up to `tokens` tokens."""
+        return self._core.workspace_bytes(tokens)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights that this plan owns."""
+        return self._core.resident_bytes()
+
+    def describe(self) -> str:
+        """One line: backend, kernel, tile, function."""
+        return self._core.describe()
+
+
+def plan(
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    activation: Activation | Function | str,
+    *,
+    top_k: int,
+    activation_values: torch.Tensor | None = None,
+    format: str = "bf16",
+    pairing: str = "concat",
+    io_dtype: torch.dtype | None = None,
+    router_weight_on_input: bool = False,
+    routed_scaling_factor: float = 1.0,
+    combine: bool = True,
+    backend: str = "auto",
+    **weights: torch.Tensor | None,
+) -> Plan:
+    """Makes a layer ready: packs its weights once and compiles its function.
+
+    Args:
+        w13: As for `fused_moe`, and so are all arguments that are not described here.
+        w2: [E, H, I].
+        activation: An `Activation`, a `Function` or a canonical string.
+        top_k: Experts a token, 1 to 32.
+        activation_values: The layer's parameter table; see `fused_moe`.
+        format: See `fused_moe`.
+        pairing: See `fused_moe`.
+        io_dtype: dtype of the hidden states and the result; left out: w13's.
+        router_weight_on_input: See `fused_moe`.
+        routed_scaling_factor: See `fused_moe`.
+        combine: See `fused_moe`.
+        backend: See `fused_moe`.
+        **weights: w13_bias, w2_bias and scales, as for `fused_moe`.
+
+    Raises:
+        Unsupported: No backend computes this here; the message says why.
+        InvalidArgument: Shapes, dtypes or values contradict each other.
+    """
+    unknown = sorted(set(weights) - set(_OPTIONAL_WEIGHTS))
+    if unknown:
+        raise InvalidArgument(f"unknown argument {unknown[0]!r}", hint=", ".join(_OPTIONAL_WEIGHTS))
+    if isinstance(activation, Activation):
+        if activation_values is None:
+            activation_values = _own_values(activation, w13.shape[0])
+        function = activation.function
+    else:
+        function = _function(activation) if isinstance(activation, str) else activation
+    given = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    problem, function = _problem(
+        w13,
+        w2,
+        function,
+        given,
+        top_k=top_k,
+        format=format,
+        io_dtype=io_dtype or w13.dtype,
+        pairing=pairing,
+        router_weight_on_input=router_weight_on_input,
+        routed_scaling_factor=routed_scaling_factor,
+        combine=combine,
+    )
+    name = _choose(backend, problem, function)
+    core = _make(name, problem, function, {"w13": w13, "w2": w2, **given})
+    return Plan(core, problem, function, _table(function, activation_values))
+
+
+def _problem(
+    w13: torch.Tensor, w2: torch.Tensor, function: Function, given: Mapping[str, torch.Tensor], **fields: Any
+) -> tuple[MoeProblem, Function]:
+    if w13.dim() != 3 or w2.dim() != 3:
+        raise InvalidArgument(
+            f"w13 is {list(w13.shape)} and w2 {list(w2.shape)}", hint="w13 [E, 2I, H] and w2 [E, H, I]"
+        )
+    fields["io_dtype"] = str(fields["io_dtype"]).removeprefix("torch.")
+    problem = MoeProblem(
+        experts=w13.shape[0],
+        hidden=w13.shape[2],
+        intermediate=w2.shape[2],
+        bias13="w13_bias" in given,
+        bias2="w2_bias" in given,
+        **fields,
+    )
+    return problem, function if problem.pairing == "none" else function.gated()
+
+
+def _choose(backend: str, problem: MoeProblem, function: Function) -> str:
+    """The backend that computes exactly this, by preference; else every candidate's reason."""
+    wanted = os.environ.get("FLEXACT_BACKEND", "auto") if backend == "auto" else backend
+    if wanted not in _BACKEND_CHOICES:
+        raise InvalidArgument(f"unknown backend {wanted!r}", hint=", ".join(_BACKEND_CHOICES))
+    known = _core.backends()
+    if wanted != "auto" and wanted not in known:
+        raise Unsupported(f"backend {wanted!r} is not part of this build", hint=f"it has {', '.join(known)}")
+    reasons = []
+    for name in known if wanted == "auto" else [wanted]:
+        refusal = _core.refuse(name, problem, function)
+        if refusal is None:
+            return name
+        reasons.append((name, *refusal))
+    raise Unsupported(
+        "; ".join(f"backend {name} refuses: {reason}" for name, reason, _ in reasons),
+        hint="; ".join(hint for _, _, hint in reasons if hint),
+    )
+
+
+def _make(
+    name: str, problem: MoeProblem, function: Function, tensors: Mapping[str, torch.Tensor]
+) -> _core.Plan:
+    _check_cpu(**tensors)
+    core = _core.plan(name, problem, function, {key: _view(tensor) for key, tensor in tensors.items()})
+    if os.environ.get("FLEXACT_VERBOSE", "0") not in ("", "0"):
+        print(f"flexact: {core.describe()}", file=sys.stderr)
+    return core
+
+
+def _view(tensor: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
+    dtype = _DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidArgument(f"a tensor of {tensor.dtype}", hint=", ".join(_DTYPES.values()))
+    return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride()
+
+
+_DTYPES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float8_e4m3fn: "float8_e4m3",
+    torch.uint8: "uint8",
+    torch.int32: "int32",
+    torch.int64: "int64",
+}
+
+
+def _check_cpu(**tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            raise InvalidArgument(f"{name} is on {tensor.device}", hint="all tensors on the CPU")
+
+
+def _as_values(values: torch.Tensor) -> torch.Tensor:
+    if values.dim() != 2:
+        raise InvalidArgument(f"activation_values is {list(values.shape)}", hint="[E or 1, P]")
+    return values.to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def _table(function: Function, values: torch.Tensor | None) -> torch.Tensor:
+    if values is not None:
+        return _as_values(values)
+    if function.parameters:
+        names = ", ".join(each.name for each in function.parameters)
+        raise InvalidArgument(
+            f"the function has the parameters {names}, and no values are given",
+            hint="pass activation_values, or an Activation",
+        )
+    return torch.empty((1, 0))
+
+
+def _output_shape(hidden_states: torch.Tensor, topk_ids: torch.Tensor, combine: bool) -> torch.Size:
+    tokens, hidden = hidden_states.shape
+    return torch.Size((tokens, hidden) if combine else (tokens, topk_ids.shape[1], hidden))
+
+
+@functools.lru_cache(maxsize=4096)
+def _function(canonical: str) -> Function:
+    try:
+        return Function.from_canonical(canonical)
+    except Error as error:
+        raise InvalidArgument(
+            f"activation is not a function's canonical string: {error}",
+            hint='ActivationRegistry.get_activation("NAME", {…}) makes an Activation of a name',
+        ) from None
+
+
+# --- The operator ---------------------------------------------------------------------------------
+
+_library = torch.library.Library("flexact", "DEF")
+_library.define(
+    "fused_moe(Tensor hidden_states, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, "
+    "str activation, *, Tensor? activation_values=None, str format='bf16', str pairing='concat', "
+    + "".join(f"Tensor? {name}=None, " for name in _OPTIONAL_WEIGHTS)
+    + "bool router_weight_on_input=False, float routed_scaling_factor=1.0, bool combine=True, "
+    "str backend='auto') -> Tensor"
+)
+
+
+@torch.library.impl(_library, "fused_moe", "CPU")
+def _fused_moe_cpu(
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    activation: str,
+    *,
+    activation_values: torch.Tensor | None = None,
+    format: str = "bf16",
+    pairing: str = "concat",
+    router_weight_on_input: bool = False,
+    routed_scaling_factor: float = 1.0,
+    combine: bool = True,
+    backend: str = "auto",
+    **weights: torch.Tensor | None,
+) -> torch.Tensor:
+    _check_shapes(hidden_states, topk_weights, topk_ids)
+    given = {name: tensor for name, tensor in weights.items() if tensor is not None}
+    settings = {
+        "top_k": topk_ids.shape[1],
+        "format": format,
+        "io_dtype": hidden_states.dtype,
+        "pairing": pairing,
+        "router_weight_on_input": router_weight_on_input,
+        "routed_scaling_factor": routed_scaling_factor,
+        "combine": combine,
+    }
+    wanted = os.environ.get("FLEXACT_BACKEND", "auto") if backend == "auto" else backend
+
+    def make() -> Plan:
+        problem, function = _problem(w13, w2, _function(activation), given, **settings)
+        core = _make(_choose(wanted, problem, function), problem, function, {"w13": w13, "w2": w2, **given})
+        # Values belong to the call: plans of layers that differ only in values are one plan's worth of code.
+        return Plan(core, problem, function, torch.empty((1, 0)))
+
+    chosen = plan_cache.get((activation, wanted, *settings.values()), {"w13": w13, "w2": w2, **given}, make)
+    return chosen.run(
+        hidden_states,
+        topk_weights,
+        topk_ids,
+        activation_values=_table(chosen.function, activation_values),
+    )
+
+
+@torch.library.impl(_library, "fused_moe", "CUDA")
+def _fused_moe_cuda(*args: Any, backend: str = "auto", **kwargs: Any) -> torch.Tensor:
+    raise Unsupported(
+        "this build has no kernels for CUDA tensors: neither a triton nor a cutlass backend is part of it",
+        hint="move hidden states and weights to the CPU",
+    )
+
+
+@torch.library.register_fake("flexact::fused_moe", lib=_library)
+def _fused_moe_meta(
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    activation: str,
+    *,
+    combine: bool = True,
+    **ignored: Any,
+) -> torch.Tensor:
+    _check_shapes(hidden_states, topk_weights, topk_ids)
+    return hidden_states.new_empty(_output_shape(hidden_states, topk_ids, combine))
+
+
+def _check_shapes(hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor) -> None:
+    if hidden_states.dim() != 2:
+        raise InvalidArgument(f"hidden_states is {list(hidden_states.shape)}", hint="[M, H]")
+    for name, tensor in (("topk_weights", topk_weights), ("topk_ids", topk_ids)):
+        if tensor.dim() != 2 or tensor.shape[0] != hidden_states.shape[0]:
+            raise InvalidArgument(
+                f"{name} is {list(tensor.shape)} for {hidden_states.shape[0]} tokens", hint="[M, k]"
+            )
+    if topk_weights.shape != topk_ids.shape:
+        raise InvalidArgument(
+            f"topk_weights is {list(topk_weights.shape)}, topk_ids {list(topk_ids.shape)}", hint="both [M, k]"
+        )
+
+
+def _no_gradient(ctx: Any, *gradients: torch.Tensor) -> Any:
+    raise Unsupported(
+        "fused_moe computes no gradients",
+        hint="call it under torch.no_grad(); train with flexact activations",
+    )
+
+
+# Without this, a backward pass would treat the block as a constant and train on silently.
+torch.library.register_autograd("flexact::fused_moe", _no_gradient, lib=_library)
