@@ -545,12 +545,28 @@ def _check_shapes(hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_
         )
 
 
-def _no_gradient(ctx: Any, *gradients: torch.Tensor) -> Any:
-    raise Unsupported(
-        "fused_moe computes no gradients",
-        hint="call it under torch.no_grad(); train with flexact activations",
-    )
+class _Undifferentiable(torch.autograd.Function):
+    """Passes a result on and refuses its gradient: else a backward pass would take it for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise Unsupported(
+            "fused_moe computes no gradients",
+            hint="call it under torch.no_grad(); the activations themselves are differentiable",
+        )
 
 
-# Without this, a backward pass would treat the block as a constant and train on silently.
-torch.library.register_autograd("flexact::fused_moe", _no_gradient, lib=_library)
+@torch.library.impl(_library, "fused_moe", "Autograd")
+def _fused_moe_autograd(*args: Any, **kwargs: Any) -> torch.Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        result = torch.ops.flexact.fused_moe(*args, **kwargs)
+    tracked = [
+        each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor) and each.requires_grad
+    ]
+    if tracked and torch.is_grad_enabled():
+        return _Undifferentiable.apply(result, *tracked)
+    return result
