@@ -5,8 +5,11 @@
 # library compiled here could be picked by the linker for everybody. So these files use raw pointers,
 # intrinsics, and templates over types of their own ISA's namespace only; the test
 # isa_objects_export_nothing_shared watches over it.
+#
+# The kernels' plain loops over rows rely on -O3 for their vectorisation.
+set_source_files_properties(${PROJECT_SOURCE_DIR}/src/cpu/gemm_scalar.cpp PROPERTIES COMPILE_OPTIONS -O3)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  set(FLEXACT_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(FLEXACT_ISA_FLAGS_avx2 -O3 -mavx2 -mfma -mf16c)
   set(FLEXACT_ISA_FLAGS_avx512 ${FLEXACT_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC's own AVX-512 header leaves pass-through operands of unmasked intrinsics uninitialised and

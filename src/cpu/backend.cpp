@@ -1,0 +1,59 @@
+// What the CPU backend takes, and with which choices it makes its plans.
+#include "cpu/backend.hpp"
+
+#include <cstdlib>
+#include <string>
+
+#include "cpu/isa.hpp"
+#include "flexact/error.hpp"
+#include "moe/problem.hpp"
+
+namespace flexact::cpu {
+
+namespace {
+
+class CpuBackend final : public Backend {
+ public:
+  std::string name() const override { return "cpu"; }
+
+  std::optional<Refusal> refuse(const MoeProblem& problem,
+                                const Function& function) const override {
+    moe::validate(problem);
+    if (auto refusal = moe::refuse_meaningless(problem, function)) return refusal;
+    switch (problem.format) {
+      case Format::Bf16:
+      case Format::Fp16:
+      case Format::Fp32:
+        return std::nullopt;
+      default:
+        break;
+    }
+    return Refusal{"the CPU has no kernels for format " + std::string(to_string(problem.format)),
+                   "dequantise the weights to bf16, fp16 or fp32"};
+  }
+
+  std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
+                             const MoeWeights& weights) const override {
+    return make_moe_plan(problem, function, weights,
+                         {selected_isa(), selected_numerics(), nullptr});
+  }
+};
+
+}  // namespace
+
+Numerics selected_numerics() {
+  const char* text = std::getenv("FLEXACT_NUMERICS");
+  const std::string word = text == nullptr ? "" : text;
+  if (word.empty() || word == "fast") return Numerics::Fast;
+  if (word == "precise") return Numerics::Precise;
+  if (word == "exact") return Numerics::Exact;
+  throw Error(ErrorCode::InvalidArgument, "unknown numerics '" + word + "'", "FLEXACT_NUMERICS",
+              "fast, precise or exact");
+}
+
+const Backend& backend() {
+  static const CpuBackend instance;
+  return instance;
+}
+
+}  // namespace flexact::cpu

@@ -1,0 +1,74 @@
+// The kernels for AVX2, FMA and F16C: three rows by 32 columns in twelve of sixteen registers.
+#include <immintrin.h>
+
+#include "cpu/gemm.hpp"
+
+namespace flexact::cpu {
+
+namespace {
+
+void half_to_float(const void* from, float* to, std::int64_t n) {
+  const auto* in = static_cast<const unsigned short*>(from);
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(to + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  }
+  for (; i < n; ++i) to[i] = _cvtsh_ss(in[i]);
+}
+
+void float_to_half(const float* from, void* to, std::int64_t n) {
+  auto* out = static_cast<unsigned short*>(to);
+  std::int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
+  }
+  for (; i < n; ++i) out[i] = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
+}
+
+struct V {
+  using Reg = __m256;
+  using Raw = __m256i;
+  static constexpr int kLanes = 8;
+  static Reg zero() { return _mm256_setzero_ps(); }
+  static Reg load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
+  static Reg broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+  static Raw load_raw(const std::byte* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static Reg low(Raw raw) { return _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16)); }
+  static Reg high(Raw raw) {
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(raw, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static Reg load_fp16(const std::byte* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+};
+
+#include "cpu/gemm_rows.inl"
+#include "cpu/gemm_tile.inl"
+
+}  // namespace
+
+#define FLEXACT_TILES(FUNCTION, ...)                             \
+  {                                                              \
+    FLEXACT_TILES_2(FUNCTION, 1 __VA_OPT__(, ) __VA_ARGS__),     \
+        FLEXACT_TILES_2(FUNCTION, 2 __VA_OPT__(, ) __VA_ARGS__), \
+        FLEXACT_TILES_2(FUNCTION, 3 __VA_OPT__(, ) __VA_ARGS__)  \
+  }
+
+extern const IsaKernels kKernelsAvx2 = {
+    .bf16 = {Element::Bf16, Element::Fp32, 3, 2, "vfmadd 256", FLEXACT_TILES(tile_pairs)},
+    .fp16 = {Element::Fp16, Element::Fp32, 3, 2, "vfmadd 256",
+             FLEXACT_TILES(tile_single, Fp16Weights)},
+    .fp32 = {Element::Fp32, Element::Fp32, 3, 2, "vfmadd 256",
+             FLEXACT_TILES(tile_single, Fp32Weights)},
+    .bf16_rows = nullptr,
+    .rows = {widen, finish, store, combine},
+};
+
+}  // namespace flexact::cpu

@@ -1,0 +1,26 @@
+// The table of backends, in order of preference.
+#include <string>
+#include <vector>
+
+#include "cpu/backend.hpp"
+#include "flexact/backend.hpp"
+#include "flexact/error.hpp"
+
+namespace flexact {
+
+const std::vector<const Backend*>& backends() {
+  static const std::vector<const Backend*> table = {&cpu::backend()};
+  return table;
+}
+
+const Backend& backend(const std::string& name) {
+  std::string known;
+  for (const Backend* candidate : backends()) {
+    if (candidate->name() == name) return *candidate;
+    known += (known.empty() ? "" : ", ") + candidate->name();
+  }
+  throw Error(ErrorCode::InvalidArgument, "unknown backend '" + name + "'", "backend",
+              "one of " + known);
+}
+
+}  // namespace flexact
