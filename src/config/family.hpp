@@ -90,8 +90,10 @@ struct Condition {
   std::vector<std::string_view> other = {};             // Phase: the second key
   std::int64_t other_fallback = 0;
   std::int64_t shift = 0;
-  std::vector<std::string_view> values = {};  // Typed, Letter; integers as text
-  std::vector<std::int64_t> layers = {};      // Exactly
+  std::vector<std::string_view> values = {};  // Typed, Letter; integers and booleans as text
+  std::vector<std::string_view> others =
+      {};                                 // Typed, Letter: the other values there are; none: any
+  std::vector<std::int64_t> layers = {};  // Exactly
   bool negated = false;
   bool nullable = false;
   // Read in place of this condition where the key is absent or null; all must hold. Without it an
@@ -371,7 +373,9 @@ inline Condition typed(std::string_view key, std::vector<std::string_view> value
 }
 // mlp_layer_types says "sparse"; without the list `otherwise` decides.
 inline Condition sparse_types(Condition otherwise) {
-  return typed("mlp_layer_types", {"sparse"}, {std::move(otherwise)});
+  Condition c = typed("mlp_layer_types", {"sparse"}, {std::move(otherwise)});
+  c.others = {"dense"};
+  return c;
 }
 inline Condition letter(std::string_view key, std::vector<std::string_view> values,
                         std::vector<Condition> otherwise = {}) {
