@@ -386,6 +386,11 @@ class Selection {
       }
     }
     for (const auto& [one, other] : {std::pair{left, right}, std::pair{right, left}}) {
+      // (x * d) * x: a huge x squared must not meet d = 0 as infinity.
+      if (swallows(one, Op::Powi) && node(one).index == 2) {
+        const Value base = operand(one, 0);
+        return emit(TapeOp::Mul3, index, {base, other, base});
+      }
       // Not where a factor is itself a product worth fusing.
       if (swallows(one, Op::Mul) && !fuses_alone(one)) {
         return emit(TapeOp::Mul3, index, {operand(one, 0), operand(one, 1), other});
@@ -427,7 +432,12 @@ class Selection {
     if (!uniform_[index] && node(right).op == Op::Constant) {
       const double value = node(right).value;
       if (std::abs(value) > 0x1p-100 && std::abs(value) < 0x1p100) {
-        return emit(TapeOp::Mul, index, {left, Value::number(static_cast<float>(1.0 / value))});
+        const Value inverse = Value::number(static_cast<float>(1.0 / value));
+        if (swallows(left, Op::Mul) && !fuses_alone(left)) {
+          // The constant first, so that x*6/6 does not overflow on the way.
+          return emit(TapeOp::Mul3, index, {operand(left, 0), inverse, operand(left, 1)});
+        }
+        return emit(TapeOp::Mul, index, {left, inverse});
       }
     }
     emit(TapeOp::Div, index, {left, right});
