@@ -61,8 +61,9 @@ Scope RoleFormula::scope() const {
 
 void RoleFormula::choose_base() {
   const RoleParams& own = context_.params.of(role_);
+  if (rule_.style == NameStyle::FeedForwardProj) choose_gate();
   if (own.name) return replace_base(own);
-  if (rule_.fixed.empty()) return read_name();
+  if (rule_.fixed.empty()) return read_base_name();
   if (own.expr) return replace_base(own);
   if (own.given) {
     throw config_error(
@@ -70,7 +71,7 @@ void RoleFormula::choose_base() {
             " is fixed by its class (" + std::string(rule_.fixed) +
             "), so parameters alone say nothing",
         own.pointer,
-        R"(name the function that replaces it, for example {"name": "swish", "beta": 1.5})");
+        R"(name what replaces it: {"name": "swish", "beta": 1.5} or {"name": "expr", "expr": "…"})");
   }
   base_ = catalogue_function(rule_.fixed, {});
   from_ = "fixed by " + family_;
@@ -100,7 +101,7 @@ void RoleFormula::replace_base(const RoleParams& own) {
   }
 }
 
-void RoleFormula::read_name() {
+void RoleFormula::read_base_name() {
   const RoleParams& own = context_.params.of(role_);
   Found found = context_.section.find_first(rule_.keys);
   if (found && found.value->is_null()) {
@@ -150,29 +151,33 @@ void RoleFormula::read_name() {
                                context_.warnings);
 }
 
-// "NAME" or "gated-NAME"; "gated-gelu" means the tanh form. dense_act_fn and is_gated_act, where a
-// file carries them, must say the same.
+// T5 says in one key what is read and whether there is a gate: "NAME" or "gated-NAME".
+void RoleFormula::choose_gate() {
+  const Found found = context_.section.find_first(rule_.keys);
+  const std::string* stated = found ? found.value->string() : nullptr;
+  const std::string text = stated ? *stated : std::string(rule_.default_name);
+  gated_ = text.starts_with("gated-");
+}
+
+// "gated-gelu" means the tanh form. dense_act_fn and is_gated_act, where a file carries them, must
+// say the same.
 Function RoleFormula::t5_function(const std::string& text, const std::string& where) {
-  const std::size_t dash = text.find('-');
-  const std::string name = dash == std::string::npos ? text : text.substr(dash + 1);
-  if (dash != std::string::npos &&
-      (text.substr(0, dash) != "gated" || name.empty() || name.find('-') != std::string::npos)) {
+  const std::string name = gated_ ? text.substr(6) : text;
+  if (name.empty() || name.find('-') != std::string::npos) {
     throw config_error(json::quote(text) + " is neither NAME nor gated-NAME", where,
                        R"(for example "relu" or "gated-gelu")");
   }
-  gated_ = dash != std::string::npos;
-  Function function =
-      gated_ && name == "gelu" && context_.from_stack.empty()
-          ? catalogue_function("gelu_tanh", where)
-          : named_function(name, context_.family, context_.from_stack, where, context_.warnings);
+  const auto meaning = [&](const std::string& word, const std::string& at) {
+    return named_function(word, context_.family, context_.from_stack, at, context_.warnings);
+  };
+  const bool tanh_form = gated_ && name == "gelu" && context_.from_stack.empty();
+  Function function = tanh_form ? catalogue_function("gelu_tanh", where) : meaning(name, where);
   if (const Found act = context_.section.find("dense_act_fn")) {
     const std::string* other = act.value->string();
     if (other == nullptr)
       throw config_error("expected a string, found " + std::string(act.value->type_name()),
                          act.pointer);
-    if (!same_function(named_function(*other, context_.family, context_.from_stack, act.pointer,
-                                      context_.warnings),
-                       function)) {
+    if (!same_function(meaning(*other, act.pointer), function)) {
       throw config_error(
           json::quote(*other) + " contradicts feed_forward_proj " + json::quote(text), act.pointer,
           "keep feed_forward_proj alone");
@@ -369,6 +374,17 @@ std::optional<double> RoleFormula::limit_at(std::optional<std::int64_t> layer,
   const Number& number = limits_[limit_by_layer_ ? static_cast<std::size_t>(layer.value_or(0)) : 0];
   if (number.value) from = number.from;
   return number.value;
+}
+
+bool RoleFormula::limited() const {
+  return !replaced_ && std::any_of(limits_.begin(), limits_.end(),
+                                   [](const Number& n) { return n.value.has_value(); });
+}
+
+Error RoleFormula::foreign_limit(const Function& f) const {
+  const auto on = std::find_if(limits_.begin(), limits_.end(),
+                               [](const Number& n) { return n.value.has_value(); });
+  return foreign_limit(f, on == limits_.end() ? 0 : *on->value);
 }
 
 Error RoleFormula::foreign_limit(const Function& f, double limit) const {

@@ -39,6 +39,10 @@ class RoleFormula {
   bool replaced() const noexcept { return replaced_; }
   // The name as the config spells it; empty where the role reads none.
   const std::string& read_name() const noexcept { return read_name_; }
+  // A limit of the role's family is on in some layer, and it is not replaced.
+  bool limited() const;
+  // The refusal of a limit beside another activation.
+  Error foreign_limit(const Function& f) const;
 
  private:
   // A number from the config: its value (none: off) and where it came from.
@@ -49,8 +53,9 @@ class RoleFormula {
   };
 
   void choose_base();
+  void choose_gate();
   void replace_base(const RoleParams& own);
-  void read_name();
+  void read_base_name();
   Function t5_function(const std::string& text, const std::string& where);
   void bind_params();
   void read_keyed();

@@ -49,7 +49,6 @@ nlohmann::ordered_json role_json(const std::optional<ResolvedActivation>& role,
           {"gated", role->gated},
           {"pairing", to_string(role->pairing)},
           {"transposed", role->transposed},
-          {"bias", role->bias},
           {"from", role->from}};
 }
 

@@ -206,8 +206,59 @@ class UnreadKeys {
   // What the roles compute and how the config calls it.
   void role(const RoleFormula& formula) { roles_.push_back(&formula); }
 
+  // activation_params goes with the spelling that the family reads. Where another spelling says
+  // something else, it is not certain which of them the parameters are for.
+  void check_spellings(const Section& section, const ActivationParams& params,
+                       const std::string& from_stack) const {
+    const RoleRule* reading = nullptr;
+    for (const RoleRule* rule : {&family_.routed, &family_.shared, &family_.dense}) {
+      if (rule->where != Where::Nowhere && rule->fixed.empty() && reading == nullptr)
+        reading = rule;
+    }
+    const bool named = std::any_of(params.roles.begin(), params.roles.end(),
+                                   [](const RoleParams& p) { return bool(p.name); });
+    if (!params.given || named || reading == nullptr) return;
+    const Found read = section.find_first(reading->keys);
+    const std::string* text = read ? read.value->string() : nullptr;
+    const std::string name = text ? *text : std::string(reading->default_name);
+    for (const auto& [key, value] : *section.object().object()) {
+      if (read_.contains(key) || other_part(key) || classify_key(key, value) != KeyKind::Name)
+        continue;
+      const std::string* other = value.string();
+      if (other == nullptr || *other == name || same_names(*other, name, from_stack)) continue;
+      throw config_error(json::quote(*other) + " stands beside activation_params, but " +
+                             model_type_ + " reads " + spelling() + " (" + json::quote(name) + ')',
+                         json::join(section.pointer(), key),
+                         "keep the spelling that the family reads");
+    }
+  }
+
+  // A role whose formula the class fixes does not follow the name that other roles read. With a
+  // limit on, hosts disagree about what is meant.
+  void check_fixed(const Section& section, const RoleFormula& formula, const RoleRule& rule,
+                   Role role) {
+    if (rule.fixed.empty() || formula.replaced()) return;
+    for (const RoleRule* other : {&family_.routed, &family_.shared, &family_.dense}) {
+      if (other->where == Where::Nowhere || !other->fixed.empty()) continue;
+      const Found found = section.find_first(other->keys);
+      const std::string* text = found ? found.value->string() : nullptr;
+      if (text == nullptr || *text == rule.fixed) continue;
+      std::optional<Function> named;
+      try {
+        named = Function::named(*text);
+      } catch (const Error&) {
+        // "expr", or a name that the reading role refuses.
+      }
+      if (named && same_function(*named, formula.base())) continue;
+      if (formula.limited()) throw formula.foreign_limit(named ? *named : formula.base());
+      warnings_.add(found.pointer, json::quote(*text) + " is not read by the " +
+                                       std::string(to_string(role)) + " layers of " + model_type_ +
+                                       ", which compute " + formula.base().name());
+    }
+  }
+
   // Judges the keys of the text model's own level.
-  void judge(const Section& section, const ActivationParams& params) {
+  void judge(const Section& section) {
     for (const auto& [key, value] : *section.object().object()) {
       if (key == kParams || read_.contains(key) || other_part(key)) continue;
       const std::string pointer = json::join(section.pointer(), key);
@@ -222,7 +273,7 @@ class UnreadKeys {
           formula_key(pointer, key, value);
           break;
         case KeyKind::Name:
-          name_key(pointer, value, params.given);
+          name_key(pointer, value);
           break;
       }
     }
@@ -234,7 +285,7 @@ class UnreadKeys {
       if (other_part(key)) continue;
       const std::string pointer = json::join(outer.pointer(), key);
       const KeyKind kind = classify_key(key, value);
-      if (kind == KeyKind::Name) name_key(pointer, value, false);
+      if (kind == KeyKind::Name) name_key(pointer, value);
       if (kind != KeyKind::Formula) continue;
       if (key == kParams && empty_params(value)) continue;
       const json::Value* inner = section.object().find(key);
@@ -263,8 +314,9 @@ class UnreadKeys {
 
   void formula_key(const std::string& pointer, std::string_view key, const json::Value& value) {
     // A limit that is off here still says that someone believes in a limit.
-    const bool inert = value.is_null() || (value.boolean() && !*value.boolean()) || all_zero(value);
-    if (inert && !is_limit_key(key)) {
+    const bool off = value.boolean() && !*value.boolean();
+    const bool inert = off || value.is_null() || all_zero(value);
+    if (off || (inert && !is_limit_key(key))) {
       warnings_.add(pointer, "is not read by " + model_type_ + "; it is " + json::brief(value) +
                                  " and changes nothing");
       return;
@@ -284,6 +336,15 @@ class UnreadKeys {
     if (!agrees) warnings_.add(pointer, json::brief(value) + " is not read by " + model_type_);
   }
 
+  static bool same_names(const std::string& a, const std::string& b,
+                         const std::string& from_stack) {
+    try {
+      return same_function(function_from_stack(a, from_stack), function_from_stack(b, from_stack));
+    } catch (const Error&) {
+      return false;
+    }
+  }
+
   bool equals_read_name(const std::string& text) const {
     if (std::find(family_.published.begin(), family_.published.end(), text) !=
         family_.published.end())
@@ -299,7 +360,7 @@ class UnreadKeys {
            });
   }
 
-  void name_key(const std::string& pointer, const json::Value& value, bool with_params) {
+  void name_key(const std::string& pointer, const json::Value& value) {
     if (value.is_null()) {
       for (std::string_view key : family_.nullable_names) {
         if (pointer.size() > key.size() && pointer.ends_with(key)) return;
@@ -307,13 +368,6 @@ class UnreadKeys {
     }
     if (const std::string* text = value.string(); text != nullptr && equals_read_name(*text))
       return;
-    const bool by_name = std::all_of(roles_.begin(), roles_.end(),
-                                     [](const RoleFormula* r) { return r->replaced(); });
-    if (with_params && !by_name && value.string() != nullptr) {
-      throw config_error(json::brief(value) + " stands beside activation_params, but " +
-                             model_type_ + " reads " + spelling(),
-                         pointer, "keep the spelling that the family reads");
-    }
     warnings_.add(pointer, json::brief(value) + " is not read by " + model_type_ +
                                ", which reads " + spelling());
   }
@@ -486,16 +540,18 @@ ResolvedStack resolve_stack(const Family& family, const LayerCount& count,
   }
 
   UnreadKeys unread(family, model_type, warnings);
+  for (Role role : kRoles) unread.read(rule_of(family, role));
+  unread.read(family.zero_keys);
+  unread.check_spellings(section, params, from_stack);
   std::array<std::optional<RoleFormula>, 3> formulas;
   for (Role role : kRoles) {
     const auto i = static_cast<std::size_t>(role);
-    unread.read(rule_of(family, role));
     // A role in no layer is not resolved: nothing that it would say can be wrong.
     if (std::find(stands[i].begin(), stands[i].end(), true) == stands[i].end()) continue;
     formulas[i].emplace(context, role, rule_of(family, role));
+    unread.check_fixed(section, *formulas[i], rule_of(family, role), role);
     unread.role(*formulas[i]);
   }
-  unread.read(family.zero_keys);
 
   ResolvedStack result;
   result.known = layers.has_value();
@@ -509,7 +565,7 @@ ResolvedStack resolve_stack(const Family& family, const LayerCount& count,
     }
     result.layers.push_back(std::move(layer));
   }
-  unread.judge(section, params);
+  unread.judge(section);
   for (const Section& level : outer) unread.judge_outer(level, section);
   return result;
 }
