@@ -1,10 +1,11 @@
-// The cost of each catalogue function on a tile in L1, per instruction set, over copying (identity).
+// The cost of each catalogue function on a tile in L1, per instruction set, over copying
+// (identity).
 //
 //   python benchmark/record.py build/developer/benchmark/bench_cpu_tape
 //
-// In a MoE layer with hidden size H an intermediate element costs 6 H multiply-adds' worth of GEMM, so
-// its activation may take 3 % of 6 H / (GEMM speed in flop/ns): about 0.8 ns at H = 2048 on one core
-// with AVX512_BF16 (470 GFLOP/s).
+// In a MoE layer with hidden size H an intermediate element costs 6 H multiply-adds' worth of GEMM,
+// so its activation may take 3 % of 6 H / (GEMM speed in flop/ns): about 0.8 ns at H = 2048 on one
+// core with AVX512_BF16 (470 GFLOP/s).
 #include <benchmark/benchmark.h>
 
 #include <random>
@@ -60,8 +61,9 @@ int main(int argc, char** argv) {
   }
   for (const char* name : {"swiglu", "xielu"}) {
     const Function function = Function::named(name);
-    benchmark::RegisterBenchmark(("compile/" + std::string(name)).c_str(),
-                                 [function](benchmark::State& state) { compile_tape(state, function); });
+    benchmark::RegisterBenchmark(
+        ("compile/" + std::string(name)).c_str(),
+        [function](benchmark::State& state) { compile_tape(state, function); });
   }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

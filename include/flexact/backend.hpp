@@ -52,8 +52,10 @@ const std::vector<const Backend*>& backends();
 // Throws InvalidArgument naming the known ones.
 const Backend& backend(const std::string& name);
 
-// act(x[:, :I], x[:, I:]) → out for dense and shared MLPs, on the CPU. x is [M, 2I] (unary: [M, I]),
-// out [M, I]; both `dtype` (Float32, BFloat16 or Float16), row strides in elements.
+// act(x[:, :I], x[:, I:]) → out for dense and shared MLPs, on the CPU. x is [M, 2I] (pairing None:
+// [M, I]), out [M, I]; both `dtype` (Float32, BFloat16 or Float16), row strides in elements. A unary f
+// with a gate means f(g) * u. `values` is one row. out may be x with the same stride, else they must not
+// overlap. Arithmetic is fp32, rounded once. Throws InvalidArgument.
 void act_and_mul(const Function& function, const ParameterTable& values, Pairing pairing, DType dtype,
                  std::int64_t rows, std::int64_t intermediate, const void* x, std::int64_t x_stride,
                  void* out, std::int64_t out_stride);
