@@ -157,7 +157,7 @@ std::vector<CatalogueEntry> unary_rows() {
        "x times tanh of softplus",
        "torch.nn.functional.mish; arXiv:1908.08681"},
       {"hardswish",
-       "x*clamp(x+3,0,6)/6",
+       "x*(clamp(x+3,0,6)/6)",
        {},
        {plain("hard_swish"), only("ggml", "HARDSWISH"), only("torch", "hardswish")},
        "swish by straight lines",

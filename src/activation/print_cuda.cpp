@@ -247,7 +247,7 @@ class CudaPrinter {
     }
     return text +
            "#ifndef FLEXACT_ACT\n#define FLEXACT_ACT extern \"C\" __device__\n#endif\n"
-           "#define FLEXACT_HELPER static __device__ __forceinline__\n";
+           "#define FLEXACT_HELPER [[maybe_unused]] static __device__ __forceinline__\n";
   }
 
   std::string use(std::string_view name) {

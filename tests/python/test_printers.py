@@ -1,0 +1,294 @@
+"""Emitted source text, run by its own compilers, against the fp64 reference."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from cli_tool import catalogue, output, reference, sample_parameters
+
+CATALOGUE = {entry["name"]: entry for entry in catalogue()}
+
+# Operations and corners that no row of the catalogue has.
+EXPRESSIONS = {
+    "powers": "x^3+x^-2+x^16+2^x+e^-x+x^0.5+x^-0.5",
+    "division": "x/(1+abs(x))+1/x",
+    "steps": "floor(x)*sign(x)+max(x,0.5)-min(x,-0.5)",
+    "logarithms": "log(abs(x)+1)+log1p(abs(x))+exp2(-abs(x))+rsqrt(1+x^2)+3^-abs(x)",
+    "conditions": "where(x>=1,x,where(x!=x,7,where(x<=-1,-x,where(x==0,5,where(x<0,1,2)))))",
+    "sharing": "t = tanh(x*k); s = t*t+t; s*s/(1+s)",
+    "gated_parts": "a*clamp(g,-b,b)*expm1(-abs(u))+gelu(u)-gelu_tanh(g)+erf(g*u)",
+    "constant": "where(1>0,3,x)",
+    "parameter": "where(1>0,k,x)",
+}
+
+
+def all_cases() -> list[str]:
+    return [
+        *CATALOGUE,
+        *(f"{name}+gated" for name, e in CATALOGUE.items() if e["arity"] == "unary"),
+        *EXPRESSIONS,
+    ]
+
+
+class Case:
+    """One function: how to name it to the command, its parameters and whether it is gated."""
+
+    def __init__(self, key: str):
+        name, _, lifted = key.partition("+")
+        if name in EXPRESSIONS:
+            text = EXPRESSIONS[name]
+            self.what = ["--expr", text]
+            listing = output("emit", *self.what, "--target", "text")
+            head = listing.split("): ")[0]
+            self.gated = head.startswith("gated(")
+            names = [n for n in head.split("(")[1].split(",") if n]
+            self.parameters = {n: 0.75 + 0.5 * i for i, n in enumerate(names)}
+        else:
+            self.what = [name]
+            self.gated = bool(lifted) or CATALOGUE[name]["arity"] == "gated"
+            self.parameters = sample_parameters(CATALOGUE[name])
+        self.options = ["--gated"] if lifted else []
+        self.identifier = key.replace("+", "_")
+
+    def emit(self, target: str) -> str:
+        return output("emit", *self.what, *self.options, "--target", target)
+
+    def reference(self, g: np.ndarray, u: np.ndarray) -> np.ndarray:
+        return reference(self.what, self.parameters, **({"g": g, "u": u} if self.gated else {"x": g}))
+
+
+def bf16_values(step: int) -> np.ndarray:
+    """Every `step`-th bfloat16 bit pattern, as float32: subnormals, infinities and NaN among them."""
+    bits = np.arange(0, 1 << 16, step, dtype=np.uint32)
+    special = np.array(
+        [0x0000, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x0001, 0x8001, 0x7F7F, 0xFF7F], dtype=np.uint32
+    )
+    return (np.concatenate([special, bits]) << 16).view(np.float32)
+
+
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    g = bf16_values(61)
+    # No infinite u: what underflows in fp32 and not in fp64 would be 0*inf.
+    u = np.resize(np.array([1.0, -0.75, 3.0, 0.0, -6.5, 100.0, np.nan, 0.01], dtype=np.float32), len(g))
+    # Where a gate's square leaves fp32's range, a small u would bring the exact product back into it.
+    u = np.where((np.abs(g) > 1e18) & (np.abs(u) < 2), np.float32(2), u)
+    return g, u
+
+
+def assert_within_contract(got: np.ndarray, want: np.ndarray, what: str) -> None:
+    """One bf16 ulp of the exact value or 2^-14, whichever is larger; special values as they are."""
+    got = got.astype(np.float64)
+    largest = float(np.finfo(np.float32).max)
+    nan = np.isnan(want)
+    assert np.array_equal(np.isnan(got), nan), (
+        f"{what}: NaN differs at {np.flatnonzero(np.isnan(got) != nan)[:5]}"
+    )
+    big = ~nan & (np.abs(want) > largest * 0.99)
+    assert np.all(np.sign(got[big]) == np.sign(want[big]))
+    assert np.all(np.abs(got[big]) > largest * 0.98)
+    rest = ~nan & ~big
+    ulp = np.exp2(np.floor(np.log2(np.maximum(np.abs(want[rest]), 2.0**-126))) - 7)
+    error = np.abs(got[rest] - want[rest])
+    bad = error > np.maximum(ulp, 2.0**-14)
+    where = np.flatnonzero(rest)[bad][:5]
+    assert not bad.any(), (
+        f"{what}: {bad.sum()} values off, first {[(got[i], want[i]) for i in where]} at {where}"
+    )
+
+
+# --- torch ----------------------------------------------------------------------------------------
+
+
+def torch_module(case: Case) -> dict:
+    module: dict = {}
+    exec(compile(case.emit("torch"), case.identifier, "exec"), module)
+    return module
+
+
+@pytest.mark.parametrize("key", all_cases())
+def test_torch_forward_is_the_reference(key):
+    case = Case(key)
+    g, u = (torch.from_numpy(v).double() for v in inputs())
+    module = torch_module(case)
+    arguments = (g, u) if case.gated else (g,)
+    got = module["forward"](*arguments, *case.parameters.values()).numpy()
+    want = case.reference(g.numpy(), u.numpy())
+    assert np.array_equal(np.isnan(got), np.isnan(want))
+    finite = np.isfinite(want)
+    assert np.array_equal(got[~finite & ~np.isnan(want)], want[~finite & ~np.isnan(want)])
+    # torch's own gelu cancels in its left tail; everything else is good to a few ulp.
+    np.testing.assert_allclose(got[finite], want[finite], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("key", all_cases())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_torch_forward_keeps_the_dtype(key, dtype):
+    case = Case(key)
+    x = torch.linspace(-2, 2, 7, dtype=dtype)
+    arguments = (x, x) if case.gated else (x,)
+    y = torch_module(case)["forward"](*arguments, *case.parameters.values())
+    assert y.dtype == dtype
+    assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("key", all_cases())
+def test_torch_gradients_are_autograd_s(key):
+    case = Case(key)
+    module = torch_module(case)
+    # Kinks and ties of every function among them: 0, the sample limits, +-0.5, +-1, +-3, +-6, +-10.
+    points = [
+        -12,
+        -10,
+        -6,
+        -3,
+        -2.5,
+        -1.25,
+        -1,
+        -0.75,
+        -0.5,
+        -0.25,
+        -0.1,
+        0,
+        0.1,
+        0.5,
+        0.75,
+        1,
+        1.25,
+        2.5,
+        3,
+        6,
+        10,
+        12,
+    ]
+    g = torch.tensor(points, dtype=torch.float64).repeat_interleave(5)
+    u = torch.tensor([-3.0, -0.4, 0.0, 1.5, 3.0], dtype=torch.float64).repeat(len(points))
+    names = ["g", "u"] if case.gated else ["x"]
+    values = [v.requires_grad_() for v in ((g, u) if case.gated else (g,))]
+    # One value for each point, so that autograd gives the parameters' derivatives point by point.
+    values += [torch.full_like(g, v).requires_grad_() for v in case.parameters.values()]
+    names += [f"p{i}" for i in range(len(case.parameters))]
+    forward = module["forward"](*values)
+    if forward.requires_grad:
+        want = torch.autograd.grad(forward.sum(), values, allow_unused=True, materialize_grads=True)
+    else:
+        want = [torch.zeros_like(v) for v in values]
+    for name, expected in zip(names, want, strict=True):
+        got = module[f"gradient_{name}"](*(v.detach() for v in values))
+        assert got.shape == g.shape
+        # where() masks the gradient of the side not chosen; autograd's product with it can be NaN.
+        usable = torch.isfinite(expected)
+        torch.testing.assert_close(
+            got[usable], expected[usable], rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        assert torch.isfinite(got[torch.isfinite(forward)]).all() or key == "powers"
+
+
+# --- Triton ---------------------------------------------------------------------------------------
+
+TRITON_KERNEL = """
+
+@triton.jit
+def kernel(g_ptr, u_ptr, y_ptr, p_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.load(g_ptr + at, mask=at < n, other=0.0)
+    u = tl.load(u_ptr + at, mask=at < n, other=0.0)
+    tl.store(y_ptr + at, flexact_act({arguments}), mask=at < n)
+"""
+
+TRITON_RUNNER = """
+import importlib.util, pathlib, sys
+import numpy as np, torch
+folder = pathlib.Path(sys.argv[1])
+g = torch.from_numpy(np.load(folder / "g.npy"))
+u = torch.from_numpy(np.load(folder / "u.npy"))
+for path in sorted(folder.glob("*.py")):
+    if path.name == "runner.py":
+        continue
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    p = torch.from_numpy(np.load(folder / f"{path.stem}.p.npy"))
+    y = torch.full_like(g, 12345.0)
+    module.kernel[(-(-len(g) // 512),)](g, u, y, p, len(g), BLOCK=512)
+    np.save(folder / f"{path.stem}.y.npy", y.numpy())
+"""
+
+
+@pytest.fixture(scope="module")
+def triton_results(tmp_path_factory):
+    """What every case's Triton function computes in Triton's interpreter, by case."""
+    pytest.importorskip("triton")
+    folder = tmp_path_factory.mktemp("triton")
+    g, u = inputs()
+    np.save(folder / "g.npy", g)
+    np.save(folder / "u.npy", u)
+    cases = {key: Case(key) for key in all_cases()}
+    for case in cases.values():
+        arguments = (
+            ["g"] + ["u"] * case.gated + [f"tl.load(p_ptr + {i})" for i in range(len(case.parameters))]
+        )
+        text = case.emit("triton") + TRITON_KERNEL.format(arguments=", ".join(arguments))
+        (folder / f"{case.identifier}.py").write_text(text)
+        values = np.array([*case.parameters.values(), 0.0], dtype=np.float32)
+        np.save(folder / f"{case.identifier}.p.npy", values)
+    (folder / "runner.py").write_text(textwrap.dedent(TRITON_RUNNER))
+    done = subprocess.run(
+        [sys.executable, folder / "runner.py", folder],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {key: (case, np.load(folder / f"{case.identifier}.y.npy")) for key, case in cases.items()}
+
+
+@pytest.mark.parametrize("key", all_cases())
+def test_triton_meets_the_numerics_contract(key, triton_results):
+    case, got = triton_results[key]
+    g, u = inputs()
+    # The kernel reads parameters in fp32; the reference uses the same numbers.
+    case.parameters = {n: float(np.float32(v)) for n, v in case.parameters.items()}
+    assert_within_contract(got, case.reference(g, u), key)
+
+
+def test_small_inputs_keep_their_relative_accuracy_in_triton(triton_results):
+    g, u = inputs()
+    small = (np.abs(g) > 1e-30) & (np.abs(g) < 0.5)
+    for key in ("tanh", "silu", "gelu", "gelu_tanh", "elu", "mish", "softplus"):
+        case, got = triton_results[key]
+        want = case.reference(g, u)[small]
+        np.testing.assert_allclose(got[small], want, rtol=2e-6, err_msg=key)
+
+
+# --- CUDA -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_cuda_compiles_without_headers(precise, tmp_path):
+    """All functions in one unit, each in its own namespace: 2 ulp of nvcc's time instead of 90."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    parts = ["#define FLEXACT_ACT __device__\n"]
+    for key in all_cases():
+        case = Case(key)
+        parts.append(f"namespace f_{case.identifier} {{\n{case.emit('cuda')}\n}}\n")
+    source = tmp_path / "all.cu"
+    source.write_text("".join(parts))
+    defines = ["-DFLEXACT_PRECISE"] if precise else []
+    flags = ["-arch=sm_90a", "-rdc=true", "-cubin", "-Werror=all-warnings", "-Xptxas=-v", *defines]
+    done = subprocess.run(
+        [nvcc, *flags, "-o", tmp_path / "all.cubin", source],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for case in map(Case, all_cases()):
+        assert f"f_{case.identifier}" in done.stderr  # compiled as a function of its own
