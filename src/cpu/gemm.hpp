@@ -3,10 +3,9 @@
 // A packed weight is a sequence of panels. A panel holds `blocks` blocks of 16 output columns
 // (narrower at the matrix's end) for all of K, and is read from its first byte to its last:
 //
-//   Bf16   for each pair of k: for each block: 16 columns × (k, k+1), so that one 64-byte load
-//   feeds
-//          vdpbf16ps, or two shifts make two fp32 vectors; an odd K is padded with a zero
-//   Fp16   for each k: for each block: 16 columns
+//   Bf16   for each pair of k, for each block: 16 columns x (k, k+1), so that one 64-byte load
+//          feeds vdpbf16ps, or two shifts make two fp32 vectors; an odd K is padded with a zero
+//   Fp16   for each k, for each block: 16 columns
 //   Fp32   likewise
 //
 // A tile multiplies up to `rows` rows with one panel over one stretch of K and keeps the sums in
@@ -37,7 +36,6 @@ struct TileCall {
   std::int64_t c_stride;             // floats between rows
   std::int32_t columns[kMaxBlocks];  // where each block's 16 columns lie in a row of c
   bool accumulate;                   // add to what c holds
-  bool prefetch_far;                 // into the second-level cache rather than the first
   std::int32_t prefetch_lines;       // of 64 bytes, every kPrefetchStep values of k
   const std::byte* prefetch;         // what will be read next
 };

@@ -6,11 +6,7 @@
 // No function of the standard library is called here.
 
 inline void prefetch_lines(const TileCall& call, const std::byte*& at) {
-  if (call.prefetch_far) {
-    for (std::int32_t i = 0; i < call.prefetch_lines; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
-  } else {
-    for (std::int32_t i = 0; i < call.prefetch_lines; ++i) __builtin_prefetch(at + 64 * i, 0, 3);
-  }
+  for (std::int32_t i = 0; i < call.prefetch_lines; ++i) __builtin_prefetch(at + 64 * i, 0, 3);
   at += 64 * call.prefetch_lines;
 }
 

@@ -1,10 +1,10 @@
 // The MoE block on the CPU.
 //
 //   sort      (token, slot) pairs by expert; each expert's pairs are one run of rows
-//   gate_up   task = expert × panel of w13: g and u in fp32 on the stack, bias, activation tape,
-//             one rounding → activated [rows, I]
-//   down      task = expert × panel of w2 → partial [rows, H] fp32
-//   combine   task = some tokens: y = scale · Σ_k w_k · (partial + bias), k ascending, one rounding
+//   gate_up   task = expert x panel of w13: g and u in fp32 on the stack, bias, activation tape,
+//             one rounding -> activated [rows, I]
+//   down      task = expert x panel of w2 -> partial [rows, H] in fp32
+//   combine   task = one token: y = scale * sum_k w_k * (partial + bias), k ascending, one rounding
 //
 // Tokens are taken in chunks so that the workspace stays small. No sum depends on the number of
 // threads, on who takes a task, or on which other tokens are there.

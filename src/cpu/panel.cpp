@@ -1,13 +1,11 @@
 // How a panel is cut. Rows go in tiles of nearly equal height; K goes in stretches whose weights
-// stay in the first- and second-level cache while all tiles use them.
+// stay in the caches while all tiles use them.
 //
 // Weights come from memory only once, so what matters is that they come all the time:
-//   one tile      each weight is used once; the tile prefetches a fixed distance ahead in its own
-//   panel
-//                 and, over the last stretch of that length, at the start of the next
-//   more tiles    the first tile would wait for memory and the others for the arithmetic; so each
-//   tile
-//                 of a stretch prefetches its share of the following stretch instead
+//   one tile     each weight is used once. The tile prefetches a fixed distance ahead in its own
+//                panel and, over the last stretch of that length, at the start of the next.
+//   more tiles   the first tile would wait for memory and the others for the arithmetic. So each
+//                tile of a stretch prefetches its share of the following stretch instead.
 // Neither the cut of the rows nor that of K changes a sum's order.
 #include "cpu/panel.hpp"
 
@@ -17,7 +15,11 @@ namespace flexact::cpu {
 
 namespace {
 
-constexpr std::int64_t kStretch = 512;      // values of k
+// Values of k in a stretch. A stretch costs a tile one round trip of its sums, and saves the
+// following tiles a wait for memory: the fewer tiles there are, the shorter it should be.
+constexpr std::int64_t kShortStretch = 96;
+constexpr std::int64_t kStretch = 256;
+constexpr std::int64_t kLongStretch = 512;
 constexpr std::int64_t kAheadBytes = 8192;  // prefetch distance of a lone tile
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept {
@@ -35,7 +37,7 @@ std::int64_t input_bytes(const PanelCall& call) noexcept {
 
 // One tile over k [begin, end).
 void run_tile(const PanelCall& call, std::int64_t first_row, int height, std::int64_t begin,
-              std::int64_t end, const std::byte* prefetch, std::int64_t lines, bool far) noexcept {
+              std::int64_t end, const std::byte* prefetch, std::int64_t lines) noexcept {
   const void* rows[kMaxRows];
   for (int r = 0; r < height; ++r) {
     rows[r] = static_cast<const std::byte*>(call.rows[first_row + r]) + begin * input_bytes(call);
@@ -48,7 +50,6 @@ void run_tile(const PanelCall& call, std::int64_t first_row, int height, std::in
   tile.c_stride = call.c_stride;
   std::copy_n(call.columns, kMaxBlocks, tile.columns);
   tile.accumulate = begin > 0;
-  tile.prefetch_far = far;
   tile.prefetch_lines = static_cast<std::int32_t>(prefetch == nullptr ? 0 : lines);
   tile.prefetch = prefetch;
   call.kernels->tile[height - 1][call.blocks - 1](tile);
@@ -66,11 +67,11 @@ void run_lone_tile(const PanelCall& call) noexcept {
       std::max<std::int64_t>(0, (call.k - ahead) / kPrefetchStep * kPrefetchStep);
   const std::byte* here = call.next == nullptr ? nullptr : call.weights + kAheadBytes;
   if (ahead == 0) {
-    run_tile(call, 0, height, 0, call.k, here, lines, false);
+    run_tile(call, 0, height, 0, call.k, here, lines);
     return;
   }
-  if (turn > 0) run_tile(call, 0, height, 0, turn, here, lines, false);
-  run_tile(call, 0, height, turn, call.k, call.next, lines, false);
+  if (turn > 0) run_tile(call, 0, height, 0, turn, here, lines);
+  run_tile(call, 0, height, turn, call.k, call.next, lines);
 }
 
 }  // namespace
@@ -81,7 +82,8 @@ void multiply_panel(const PanelCall& call) noexcept {
     run_lone_tile(call);
     return;
   }
-  const std::int64_t stretches = ceil_div(call.k, kStretch);
+  const std::int64_t longest = tiles == 2 ? kShortStretch : tiles <= 4 ? kStretch : kLongStretch;
+  const std::int64_t stretches = ceil_div(call.k, longest);
   const std::int64_t stretch = ceil_div(ceil_div(call.k, stretches), kPrefetchStep) * kPrefetchStep;
   const std::int64_t lines = ceil_div(kPrefetchStep * bytes_per_k(call) / 64, tiles);
   for (std::int64_t begin = 0; begin < call.k; begin += stretch) {
@@ -95,7 +97,7 @@ void multiply_panel(const PanelCall& call) noexcept {
       const int height = static_cast<int>(call.row_count * (t + 1) / tiles - first_row);
       const bool enough = t * share >= whole;
       run_tile(call, first_row, height, begin, end,
-               following == nullptr || enough ? nullptr : following + t * share, lines, true);
+               following == nullptr || enough ? nullptr : following + t * share, lines);
     }
   }
 }

@@ -1,19 +1,17 @@
 // The library's own threads: persistent, each fixed to one processor, asleep when there is no work.
 //
-//   who works:   the calling thread and up to threads() - 1 workers. Work is cut into numbered
-//   tasks
-//                that are claimed one by one, so a worker that wakes late costs nothing, and who
-//                computed a task never shows in its result.
-//   affinity:    two free threads may be left on one processor by the kernel, so each worker is
-//   fixed
-//                to its own, and the caller stays where it is for the length of a Session (its own
-//                mask is put back afterwards). The worker of the caller's processor sits out.
-//   processors:  those of the calling thread's mask when the pool is made. FLEXACT_NUM_THREADS asks
+//   who works    the calling thread and up to threads() - 1 workers. Work is cut into numbered
+//                tasks that are claimed one by one, so a worker that wakes late costs nothing, and
+//                who computed a task never shows in its result.
+//   affinity     two free threads may be left on one processor by the kernel, so each worker is
+//                fixed to its own, and the caller stays where it is for the length of a Session
+//                (its mask is put back afterwards). The worker of the caller's processor sits out.
+//   processors   those of the calling thread's mask when the pool is made. FLEXACT_NUM_THREADS asks
 //                for fewer or more; for more, the masks of all the process's threads are united (a
 //                host that fixed its main thread has the others elsewhere), and what still exceeds
 //                the processors shares them.
-//   fork:        a child has none of the parent's threads; instance() makes it a pool of its own.
-//   sharing:     Sessions of several calling threads take turns.
+//   fork         a child has none of the parent's threads; instance() makes it a pool of its own.
+//   sharing      Sessions of several calling threads take turns.
 #pragma once
 
 #include <sched.h>
