@@ -50,7 +50,7 @@ coverage-report:
 	$(PY) -m coverage report --fail-under=$(COVERAGE_GATE)
 
 demo: setup
-	$(PY) -m demo
+	$(PY) examples/demo/run.py
 
 bench: setup
 	cmake --preset release

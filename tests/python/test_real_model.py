@@ -73,6 +73,17 @@ def test_the_configuration_names_the_activation_of_the_card():
     assert CONFIG["activation_params"] == {"beta": CARD["beta"]}
 
 
+def test_every_layer_resolves_to_swish_with_the_beta_of_the_card():
+    flexact = pytest.importorskip("flexact")
+    resolved = flexact.resolve_config(MODEL)
+    assert [layer.index for layer in resolved.layers] == list(range(CONFIG["num_hidden_layers"]))
+    for layer in resolved.layers:
+        assert layer.routed.name == "swish"
+        assert layer.routed.activation.params == {"beta": CARD["beta"]}
+        assert layer.routed.gated and layer.shared is None and layer.dense is None
+    assert resolved.warnings == []
+
+
 def test_the_model_has_the_parameters_of_the_card(model):
     assert sum(p.numel() for p in model.parameters()) == CARD["parameters"] <= 10e6
     assert all(torch.isfinite(p).all() for p in model.parameters())
