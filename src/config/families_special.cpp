@@ -71,9 +71,10 @@ RoleRule geglu_mlp() {
 }
 
 // T5: feed_forward_proj says name and gate; dense_act_fn and is_gated_act repeat it.
-Family t5_family(std::vector<std::string_view> names, std::int64_t layers, std::string_view proj) {
+Family t5_family(std::vector<std::string_view> names, std::int64_t layers, std::string_view proj,
+                 NameStyle style = NameStyle::FeedForwardProj) {
   RoleRule dense = mlp().reads("feed_forward_proj", proj);
-  dense.style = NameStyle::FeedForwardProj;
+  dense.style = style;
   return {
       .model_types = std::move(names),
       .dense = dense,
@@ -135,7 +136,8 @@ std::vector<Family> rows() {
        .experts = {{"num_experts"}, 32}},
       {.model_types = {"xlstm"},
        .layers = count(32),
-       .dense = mlp().always("silu").with_bias("use_bias")},
+       .dense = mlp().always("silu").with_bias("use_bias"),
+       .other_parts = {"gate_soft_cap"}},
       {.model_types = {"bloom"},
        .layers = count(2, {"n_layer", "num_hidden_layers"}),
        .dense = plain_mlp().always("gelu_bloom").with_bias()},
@@ -255,8 +257,13 @@ std::vector<Family> rows() {
       t5_family({"mt5"}, 8, "gated-gelu"),
       t5_family({"umt5"}, 8, "gated-gelu"),
       t5_family({"longt5"}, 6, "relu"),
-      t5_family({"udop"}, 24, "relu"),
-      t5_family({"pop2piano"}, 6, "gated-gelu"),
+      t5_family({"udop"}, 24, "relu", NameStyle::FeedForwardProjExact),
+      [] {
+        Family family = t5_family({"pop2piano"}, 6, {}, NameStyle::FeedForwardGate);
+        family.dense.keys = {"dense_act_fn"};
+        family.dense.default_name = "relu";
+        return family;
+      }(),
       {.model_types = {"switch_transformers"},
        .routed = plain_experts().reads("dense_act_fn", "relu"),
        .dense = plain_mlp().reads("dense_act_fn", "relu"),

@@ -161,8 +161,12 @@ enum class Where {
 };
 
 enum class NameStyle {
-  Plain,           // the key's value is the name
-  FeedForwardProj  // T5: "NAME" (unary) or "gated-NAME"; dense_act_fn and is_gated_act must agree
+  Plain,  // the key's value is the name
+  // T5's feed_forward_proj: "NAME" (unary) or "gated-NAME"; dense_act_fn and is_gated_act must
+  // agree.
+  FeedForwardProj,       // "gated-gelu" means gelu_tanh (t5, mt5, umt5, longt5)
+  FeedForwardProjExact,  // "gated-gelu" means what it says (udop)
+  FeedForwardGate,       // feed_forward_proj says only whether there is a gate (pop2piano)
 };
 
 struct RoleRule {

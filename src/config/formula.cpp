@@ -61,7 +61,7 @@ Scope RoleFormula::scope() const {
 
 void RoleFormula::choose_base() {
   const RoleParams& own = context_.params.of(role_);
-  if (rule_.style == NameStyle::FeedForwardProj) choose_gate();
+  if (rule_.style != NameStyle::Plain) choose_gate();
   if (own.name) return replace_base(own);
   if (rule_.fixed.empty()) return read_base_name();
   if (own.expr) return replace_base(own);
@@ -116,7 +116,7 @@ void RoleFormula::read_base_name() {
     read_name_ = std::string(rule_.default_name);
     name_pointer_ = found.pointer;
     from_ = found.pointer + " missing: " + family_ + " default " + json::quote(read_name_);
-    base_ = rule_.style == NameStyle::FeedForwardProj
+    base_ = reads_proj()
                 ? t5_function(read_name_, found.pointer)
                 : named_function(read_name_, context_.family, {}, found.pointer, context_.warnings);
     return;
@@ -145,17 +145,24 @@ void RoleFormula::read_base_name() {
                        own.expr.pointer,
                        "set " + found.pointer + " to \"expr\", or add \"name\": \"expr\"");
   }
-  base_ = rule_.style == NameStyle::FeedForwardProj
-              ? t5_function(*text, found.pointer)
-              : named_function(*text, context_.family, context_.from_stack, found.pointer,
-                               context_.warnings);
+  base_ = reads_proj() ? t5_function(*text, found.pointer)
+                       : named_function(*text, context_.family, context_.from_stack, found.pointer,
+                                        context_.warnings);
 }
 
 // T5 says in one key what is read and whether there is a gate: "NAME" or "gated-NAME".
 void RoleFormula::choose_gate() {
-  const Found found = context_.section.find_first(rule_.keys);
+  const bool gate_only = rule_.style == NameStyle::FeedForwardGate;
+  const Found found = gate_only ? context_.section.find("feed_forward_proj")
+                                : context_.section.find_first(rule_.keys);
   const std::string* stated = found ? found.value->string() : nullptr;
-  const std::string text = stated ? *stated : std::string(rule_.default_name);
+  if (gate_only && found && stated == nullptr) {
+    throw config_error("expected a string, found " + std::string(found.value->type_name()),
+                       found.pointer);
+  }
+  const std::string text = stated      ? *stated
+                           : gate_only ? "gated-gelu"
+                                       : std::string(rule_.default_name);
   gated_ = text.starts_with("gated-");
 }
 
@@ -170,7 +177,8 @@ Function RoleFormula::t5_function(const std::string& text, const std::string& wh
   const auto meaning = [&](const std::string& word, const std::string& at) {
     return named_function(word, context_.family, context_.from_stack, at, context_.warnings);
   };
-  const bool tanh_form = gated_ && name == "gelu" && context_.from_stack.empty();
+  const bool tanh_form = rule_.style == NameStyle::FeedForwardProj && gated_ && name == "gelu" &&
+                         context_.from_stack.empty();
   Function function = tanh_form ? catalogue_function("gelu_tanh", where) : meaning(name, where);
   if (const Found act = context_.section.find("dense_act_fn")) {
     const std::string* other = act.value->string();
@@ -390,11 +398,14 @@ Error RoleFormula::foreign_limit(const Function& f) const {
 Error RoleFormula::foreign_limit(const Function& f, double limit) const {
   const std::string text =
       f.arity() == Arity::Unary ? limited_text(f, rule_.limit->form, limit) : f.formula();
+  const auto on = std::find_if(limits_.begin(), limits_.end(),
+                               [](const Number& n) { return n.value.has_value(); });
+  const std::string where = on == limits_.end() ? name_pointer_ : on->from;
   return config_error(
       "the limit " + number_text(limit) + " of the " + std::string(to_string(role_)) +
           " layers of " + family_ + " stands beside " + json::quote(f.name()) +
           ", and only silu is known to be meant with it",
-      limits_.empty() ? name_pointer_ : limits_.front().from,
+      where,
       R"(if that is meant, write the formula out: "hidden_act": "expr", "activation_params": {"expr": ")" +
           text + "\"}");
 }

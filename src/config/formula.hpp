@@ -54,6 +54,10 @@ class RoleFormula {
 
   void choose_base();
   void choose_gate();
+  bool reads_proj() const {
+    return rule_.style == NameStyle::FeedForwardProj ||
+           rule_.style == NameStyle::FeedForwardProjExact;
+  }
   void replace_base(const RoleParams& own);
   void read_base_name();
   Function t5_function(const std::string& text, const std::string& where);

@@ -199,7 +199,7 @@ class Parser {
       case 'f':
         return literal("false", Value(false));
       case 'n':
-        return literal("null", Value());
+        return text_.substr(at_, 3) == "nan" ? number() : literal("null", Value());
       default:
         return number();
     }

@@ -196,7 +196,7 @@ class UnreadKeys {
   void read(const RoleRule& rule) {
     if (rule.where == Where::Nowhere) return;
     read(rule.keys);
-    if (rule.style == NameStyle::FeedForwardProj) read({"dense_act_fn", "is_gated_act"});
+    if (rule.style != NameStyle::Plain) read({"feed_forward_proj", "dense_act_fn", "is_gated_act"});
     if (rule.keyed) {
       for (const ValueKey& key : rule.keyed->values) read(key.names);
     }
@@ -513,6 +513,17 @@ void check_zero_keys(const Family& family, const Section& section, const std::st
   }
 }
 
+// A role that stands in no layer computes nothing, but its keys still have types.
+void check_unused(const StackContext& context, Role role, const RoleRule& rule) {
+  if (rule.where == Where::Nowhere) return;
+  const ActivationParams none;
+  Warnings unheard;
+  const StackContext bare{context.family,     context.section, none,
+                          context.from_stack, unheard,         context.model_type,
+                          context.layers,     context.experts, context.has_routed};
+  RoleFormula(bare, role, rule);
+}
+
 ResolvedStack resolve_stack(const Family& family, const LayerCount& count,
                             const std::vector<Condition>& sparse, const Section& section,
                             const std::vector<Section>& outer, const std::string& model_type,
@@ -546,8 +557,10 @@ ResolvedStack resolve_stack(const Family& family, const LayerCount& count,
   std::array<std::optional<RoleFormula>, 3> formulas;
   for (Role role : kRoles) {
     const auto i = static_cast<std::size_t>(role);
-    // A role in no layer is not resolved: nothing that it would say can be wrong.
-    if (std::find(stands[i].begin(), stands[i].end(), true) == stands[i].end()) continue;
+    if (std::find(stands[i].begin(), stands[i].end(), true) == stands[i].end()) {
+      check_unused(context, role, rule_of(family, role));
+      continue;
+    }
     formulas[i].emplace(context, role, rule_of(family, role));
     unread.check_fixed(section, *formulas[i], rule_of(family, role), role);
     unread.role(*formulas[i]);
