@@ -19,18 +19,22 @@ Compiled = Callable[..., torch.Tensor]
 
 
 @functools.lru_cache(maxsize=1024)
-def compiled(function: Function) -> Compiled:
-    """The torch callable `(g, u, *parameters)` or `(x, *parameters)` of a function, without autograd."""
-    namespace: dict[str, Any] = {"torch": torch}
+def compiled(function: Function) -> dict[str, Compiled]:
+    """The torch callables of a function, without autograd.
+
+    "forward" takes `(g, u, *parameters)` or `(x, *parameters)`; so does each "gradient_NAME", the
+    partial derivative by g, u, x or (p0, p1, …) a parameter.
+    """
+    namespace: dict[str, Any] = {}
     exec(compile(function.emit("torch"), f"<flexact {function.name}>", "exec"), namespace)
-    return namespace["activation"]
+    return namespace
 
 
-@functools.lru_cache(maxsize=1024)
 def _gradient(function: Function, index: int) -> Compiled:
-    """The partial derivative by the index-th argument of `compiled(function)`."""
-    names = (["g", "u"] if function.is_gated else ["x"]) + [each.name for each in function.parameters]
-    return compiled(function.gradient(names[index]))
+    """The partial derivative by the index-th argument."""
+    inputs = ["g", "u"] if function.is_gated else ["x"]
+    name = inputs[index] if index < len(inputs) else f"p{index - len(inputs)}"
+    return compiled(function)[f"gradient_{name}"]
 
 
 class _Apply(torch.autograd.Function):
@@ -40,7 +44,9 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Function, *arguments: torch.Tensor) -> torch.Tensor:
-        return compiled(function)(*arguments)
+        result = compiled(function)["forward"](*arguments)
+        # linear's result is its input, which autograd refuses to save as both.
+        return result.view_as(result) if any(result is each for each in arguments) else result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -89,6 +95,62 @@ def call(
     values = _values(activation, layer, expert, parameters or {}, compute, device)
     result = _Apply.apply(activation.function, *(tensor.to(compute) for tensor in tensors), *values)
     return result.to(dtype)
+
+
+class ActivationModule(torch.nn.Module):
+    """An activation as a module: traceable by torch.compile, and its parameters can be learned.
+
+    Attributes:
+        activation: What it computes, with the values that it started from.
+        learned: Names of the parameters that are `torch.nn.Parameter`s of this module.
+    """
+
+    def __init__(
+        self,
+        activation: Activation,
+        *,
+        learn: Sequence[str] = (),
+        layer: int | None = None,
+        expert: int | None = None,
+    ) -> None:
+        """Makes the module.
+
+        Args:
+            activation: The activation.
+            learn: Parameters that become float32 `torch.nn.Parameter`s under their own names.
+            layer: The absolute layer number; needed where values differ by layer.
+            expert: The global expert number; needed where values differ by expert.
+        """
+        super().__init__()
+        self.activation = activation
+        self.learned = tuple(learn)
+        function = activation.function
+        values = _values(activation, layer, expert, {}, torch.float32, torch.device("cpu"))
+        named = dict(zip((each.name for each in function.parameters), values, strict=True))
+        for name in self.learned:
+            if name not in named:
+                raise InvalidArgument(f"{function.name} has no parameter {name!r}", hint=", ".join(named))
+            self.register_parameter(name, torch.nn.Parameter(named[name]))
+        # Plain numbers, so that a module without learned parameters has nothing to save or to move.
+        self._constants = {name: value.item() for name, value in named.items()}
+        self._inputs = 2 if function.is_gated else 1
+        self._forward = compiled(function)["forward"]
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """The activation of `x`, or of `g` and `u`, in the inputs' dtype."""
+        if len(tensors) != self._inputs:
+            raise InvalidArgument(f"got {len(tensors)} tensors", hint=f"{self._inputs}")
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        compute = torch.promote_types(dtype, torch.float32)
+        values = [
+            getattr(self, name).to(compute) if name in self.learned else value
+            for name, value in self._constants.items()
+        ]
+        return self._forward(*(tensor.to(compute) for tensor in tensors), *values).to(dtype)
+
+    def extra_repr(self) -> str:
+        """What print() shows between the parentheses."""
+        return self.activation.to_json()
 
 
 def _check(function: Function, tensors: Sequence[torch.Tensor]) -> torch.dtype:

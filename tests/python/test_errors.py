@@ -62,7 +62,9 @@ def test_value_outside_its_domain_is_a_config_error():
         ActivationRegistry.get_activation("swiglu_clamp", {"limit": -1.0})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, True, "1.5", None, [1.0], {"per_layer": 3}, {}, {"a": 1}])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, True, "1.5", None, [1.0], {"per_layer": 3}, {}, {"a": 1}]
+)
 def test_value_that_is_no_finite_number_or_form_is_refused(value):
     with pytest.raises(flexact.ConfigError, match="beta"):
         ActivationRegistry.get_activation("swish", {"beta": value})

@@ -20,7 +20,11 @@ HEADERS = {"activation.hpp", "backend.hpp", "config.hpp", "error.hpp", "moe.hpp"
 def run(*command, **options):
     """Runs a command; its output is in the failure."""
     done = subprocess.run(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
     return done.stdout
@@ -73,7 +77,8 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_package_the_command_and_nothing_of_the_library(wheel):
     names = wheel.namelist()
     python_files = {
-        f"flexact/{path.relative_to(ROOT / 'python/flexact')}" for path in (ROOT / "python/flexact").rglob("*.py")
+        f"flexact/{path.relative_to(ROOT / 'python/flexact')}"
+        for path in (ROOT / "python/flexact").rglob("*.py")
     }
     assert python_files <= set(names)
     assert {"flexact/py.typed", "flexact/_core.pyi"} <= set(names)
@@ -97,7 +102,13 @@ def test_source_distribution_builds_and_leaves_bulk_out(tmp_path):
     (archive,) = tmp_path.glob("flexact-*.tar.gz")
     shutil.unpack_archive(archive, tmp_path)
     (tree,) = tmp_path.glob("flexact-*/")
-    for needed in ("CMakeLists.txt", "src/python/module.cpp", "include/flexact/moe.hpp", "LICENSE", "README.md"):
+    for needed in (
+        "CMakeLists.txt",
+        "src/python/module.cpp",
+        "include/flexact/moe.hpp",
+        "LICENSE",
+        "README.md",
+    ):
         assert (tree / needed).is_file(), needed
     assert not (tree / "models").exists()
     assert archive.stat().st_size < 5_000_000

@@ -14,9 +14,7 @@ PACKAGE = Path(flexact.__file__).parent
 
 def test_stub_declares_exactly_what_the_module_has():
     tree = ast.parse((PACKAGE / "_core.pyi").read_text())
-    declared = {
-        node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
-    }
+    declared = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     present = {name for name in dir(_core) if not name.startswith("_")}
     assert declared == present
 
@@ -26,7 +24,9 @@ def test_stub_agrees_with_the_module_by_mypy_s_stubtest(tmp_path):
     # Values of defaults and of constants differ between a stub and a compiled module by nature.
     done = subprocess.run(
         [sys.executable, "-m", "mypy.stubtest", "flexact._core", "--ignore-disjoint-bases"],
-        capture_output=True, text=True, cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -51,6 +51,7 @@ def test_typed_programs_check(tmp_path):
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", tmp_path / "cache"]
     done = subprocess.run([*command, "--strict", good], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Incompatible types" in subprocess.run(
-        [*command, bad], capture_output=True, text=True, cwd=tmp_path
-    ).stdout
+    assert (
+        "Incompatible types"
+        in subprocess.run([*command, bad], capture_output=True, text=True, cwd=tmp_path).stdout
+    )
