@@ -30,6 +30,9 @@ __all__ = ["Plan", "activation_values", "backends", "fused_moe", "invalidate", "
 # The plans that fused_moe made, by weight tensors.
 plan_cache = PlanCache(max_entries=512)
 
+# Switches that a backend reads when it makes a plan.
+_PLAN_SWITCHES = ("FLEXACT_NUMERICS", "FLEXACT_CPU_ISA")
+
 _BACKEND_CHOICES = ("auto", "cpu", "triton", "cutlass")
 _OPTIONAL_WEIGHTS = (
     "w13_scale",
@@ -102,7 +105,7 @@ def fused_moe(
         w13_bias: [E, 2I] (or [E, I]) in the order of w13's rows.
         w2_bias: [E, H].
         router_weight_on_input: Multiplies the block's input by the router weight, not its output.
-        routed_scaling_factor: Multiplies the result.
+        routed_scaling_factor: Multiplies the combined result.
         combine: False gives each expert's output unweighted; rows of ids outside the range are zero,
             and a router weight on the input stays applied.
         backend: "auto", "cpu", "triton" or "cutlass"; "auto" follows FLEXACT_BACKEND.
@@ -498,7 +501,11 @@ def _fused_moe_cpu(
         # Values belong to the call: plans of layers that differ only in values are one plan's worth of code.
         return Plan(core, problem, function, torch.empty((1, 0)))
 
-    chosen = plan_cache.get((activation, wanted, *settings.values()), {"w13": w13, "w2": w2, **given}, make)
+    chosen = plan_cache.get(
+        (activation, wanted, *settings.values(), *map(os.environ.get, _PLAN_SWITCHES)),
+        {"w13": w13, "w2": w2, **given},
+        make,
+    )
     return chosen.run(
         hidden_states,
         topk_weights,

@@ -65,6 +65,8 @@ class _Apply(torch.autograd.Function):
         return None, *gradients
 
 
+# torch.compile cannot look into the compiled Activation anyway; ActivationModule is what it can trace.
+@torch.compiler.disable
 def call(
     activation: Activation,
     *tensors: torch.Tensor,

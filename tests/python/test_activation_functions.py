@@ -39,7 +39,7 @@ def inputs(function, *shape, dtype=torch.float32, seed=0):
     return [torch.randn(*shape, dtype=dtype, generator=generator) for _ in range(count)]
 
 
-# --- The two named cases ----------------------------------------------------------------------------
+# --- The two named cases --------------------------------------------------------------------------
 
 
 def test_silu_is_torch_s():
@@ -55,7 +55,7 @@ def test_swish_with_beta_is_x_times_sigmoid_of_beta_x():
     assert not torch.allclose(actual, F.silu(x), rtol=1e-5, atol=1e-3)
 
 
-# --- Every function ---------------------------------------------------------------------------------
+# --- Every function -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,7 +87,7 @@ def test_callable_equals_the_reference_in_float64_and_float32(name):
     in_double = act(*(each.double() for each in large))
     in_float = act(*large)
     assert in_float.dtype == torch.float32
-    torch.testing.assert_close(in_float.double(), in_double, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(in_float.double(), in_double, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,20 +100,18 @@ def test_half_types_are_computed_in_float32_and_rounded_once(name, dtype):
     assert torch.equal(actual, act(*(each.float() for each in arguments)).to(dtype))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(F, name)])
+# torch's functions of these names are layers: they take weights, or split their input.
+TORCH_LAYERS = {"bilinear", "glu", "linear"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(F, name) and name not in TORCH_LAYERS])
 def test_functions_that_torch_has_under_the_same_name_agree(name):
     function = ActivationRegistry.get_function(name)
-    if function.is_gated:
-        pytest.skip("torch's function of this name splits one tensor")
     x = torch.linspace(-12, 12, 4001, dtype=torch.float64)
-    if any(each.default is None for each in function.parameters):
-        (parameter,) = function.parameters
-        value = some_value(parameter)
-        expected = getattr(F, name)(x, torch.tensor([value], dtype=x.dtype))
-        actual = ActivationRegistry.get_activation(name, {parameter.name: value})(x)
-    else:
-        expected, actual = getattr(F, name)(x), ActivationRegistry.get_activation(name)(x)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    required = {each.name: some_value(each) for each in function.parameters if each.default is None}
+    weights = [torch.tensor([value], dtype=x.dtype) for value in required.values()]
+    actual = ActivationRegistry.get_activation(name, required)(x)
+    torch.testing.assert_close(actual, getattr(F, name)(x, *weights), rtol=1e-12, atol=1e-12)
 
 
 def test_names_that_transformers_has_agree():
@@ -125,8 +123,18 @@ def test_names_that_transformers_has_agree():
             act = ActivationRegistry.get_activation(name)
         except flexact.ConfigError:
             continue  # needs a parameter, or has another meaning in every model that uses it
-        # transformers' gelu_10 and the like build their constants in float32.
-        torch.testing.assert_close(act(x), activations.ACT2FN[name](x), rtol=1e-6, atol=1e-7, msg=name)
+        theirs = activations.ACT2FN[name]
+        learned = {}
+        if isinstance(theirs, torch.nn.Module):
+            learned = {key: value.item() for key, value in theirs.double().named_parameters()}
+        # gelu_10 and the like round their constants to float32.
+        torch.testing.assert_close(
+            act(x, parameters=learned),
+            theirs(x).detach(),
+            rtol=1e-6,
+            atol=1e-7,
+            msg=name,
+        )
         compared += 1
     assert compared >= 20
 
@@ -161,7 +169,7 @@ def test_printed_gradient_equals_autograd_through_the_printed_forward(name):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
-# --- How the callable behaves -------------------------------------------------------------------------
+# --- How the callable behaves ---------------------------------------------------------------------
 
 
 def test_gated_inputs_broadcast_and_gradients_are_summed():
@@ -274,7 +282,7 @@ def test_module_learns_the_parameters_it_is_told_to():
     assert list(ActivationModule(target).state_dict()) == []
 
 
-# --- Values and functions as data ---------------------------------------------------------------------
+# --- Values and functions as data -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -332,7 +340,7 @@ def test_register_function_takes_parameters_in_each_documented_form():
         flexact.register_function("test_text", "x", params="beta")
 
 
-@pytest.mark.parametrize("name", ["silu", "test_twice", "g", "expr"])
+@pytest.mark.parametrize("name", ["silu", "test_twice", "expr"])
 def test_taken_and_reserved_names_are_refused(name):
     if name == "test_twice":
         flexact.register_function(name, "x+1")
@@ -346,7 +354,7 @@ def test_expression_by_the_name_that_configurations_use():
     torch.testing.assert_close(act(g, u), g * torch.sigmoid(1.1 * g) * u)
 
 
-# --- Random expressions -------------------------------------------------------------------------------
+# --- Random expressions ---------------------------------------------------------------------------
 
 _numbers = st.floats(-4, 4, allow_nan=False).map(lambda value: repr(round(value, 3)))
 _leaves = st.one_of(_numbers, st.sampled_from(["x", "x", "a"]))
