@@ -63,6 +63,18 @@ def test_command_is_installed_beside_the_interpreter():
     assert "silu" in run(command, "list")
 
 
+def test_module_runs_the_command():
+    assert "silu" in run(sys.executable, "-m", "flexact", "list")
+
+
+def test_module_says_what_a_build_without_the_command_lacked(monkeypatch, tmp_path):
+    from flexact import __main__
+
+    monkeypatch.setattr(__main__.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(SystemExit, match="libcli11-dev"):
+        __main__.main()
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
