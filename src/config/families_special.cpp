@@ -99,7 +99,11 @@ std::vector<Family> rows() {
              RoleRule r = oai.with(Pairing::Interleaved, true).with_bias();
              r.keyed->values[0] = {.names = {"swiglu_alpha", "hidden_act_alpha"},
                                    .parameter = "alpha",
-                                   .fallback = 1.702};
+                                   .fallback = 1.702,
+                                   .reader = Reader::ClassOnly,
+                                   .note =
+                                       "transformers reads swiglu_alpha, SGLang hidden_act_alpha, "
+                                       "and the published code neither: there alpha is 1.702"};
              return r;
            }(),
        .experts = {{"num_local_experts", "num_experts"}, 128},

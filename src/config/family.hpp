@@ -109,7 +109,9 @@ struct BiasRule {
 
 // What 0 or null means for a value.
 enum class Off { Error, Allowed };
-// Who reads a key: both the class and the published reference, or one of them. The reference wins.
+// Who reads a key: both the class and the published reference, or one of them. A key of the
+// reference alone is obeyed, with a warning; so is a key of one class where its value is not the
+// reference's.
 enum class Reader { Both, ReferenceOnly, ClassOnly };
 
 // A number in the config that is a parameter of the function.

@@ -287,7 +287,12 @@ RoleFormula::Number RoleFormula::scalar_key(const ValueKey& key, const Parameter
     }
     if (!found) found = other;
   }
-  if (found) return scalar(key, parameter, found, true);
+  if (found) {
+    Number number = scalar(key, parameter, found, true);
+    if (key.reader == Reader::ClassOnly && number.value != key.fallback)
+      context_.warnings.add(found.pointer, key.note);
+    return number;
+  }
   const std::string pointer = json::join(context_.section.pointer(), key.names.front());
   if (!key.fallback) {
     if (key.off == Off::Allowed) return {std::nullopt, {}, false};
