@@ -81,13 +81,19 @@ REQUIRED: dict[str, dict[str, Any] | Callable[[dict[str, Any]], dict[str, Any]]]
 }
 
 
+# Stacks of a carrier that are not its text model.
+NOT_TEXT_STACKS = {"vision-encoder-decoder": "encoder."}
+
+
 # What must change with the number of layers.
 def with_layers(model_type: str, layers: int) -> dict[str, Any]:
-    """Keys without which a type cannot have this many (an even number of) layers."""
+    """Keys that a model of this type with this many (a multiple of four) layers needs."""
     if model_type == "gpt_neo":
         return {"attention_types": [[["global", "local"], layers // 2]]}
     if model_type == "zamba2":
         return {"layers_block_type": ["mamba", "mamba", "hybrid", "mamba"] * (layers // 4)}
+    if model_type in ("nllb-moe", "switch_transformers"):
+        return {"num_experts": 4}  # each is a module of its own; fewer build faster
     return {}
 
 

@@ -34,7 +34,7 @@ _SKIP = re.compile(
     r"num_key_value|kv_|q_lora|qk_|v_head|index_|attention_bias|qkv_bias|conv_|mamba_|ssm|time_step|_scaling|"
     r"begin_suppress|suppress_tokens|pruned_heads|hidden_size$|d_model|n_embd|vision|audio|image|video|quantization|"
     r"summary_|num_labels|task_specific|_config$|logits_|layerdrop|scale_embedding|torchscript|per_layer_input|"
-    r"altup|laurel|num_kv_shared|use_bidirectional|num_nextn|mtp_|indexer|compress|linear_(key|value|num)|hc_"
+    r"stagger|num_chunks|min_period|dim_multiplier|proj_factor|^dff$|^asm$|hybrid_layer_ids|altup|laurel|num_kv_shared|use_bidirectional|num_nextn|mtp_|indexer|compress|linear_(key|value|num)|hc_"
 )
 
 LAYER_KEYS = re.compile(
@@ -80,6 +80,7 @@ class Observer:
 
     def __init__(self) -> None:
         self.matcher = Matcher()
+        self.results: dict[tuple, probe.Result] = {}
         self.builds = 0
 
     def observe(self, family: Family, keys: dict[str, Any]) -> Observation:
@@ -97,8 +98,15 @@ class Observer:
             seen.error = "a bank of experts is empty"
             return seen
         numbers = models.parameter_numbers(config)
+        config_text = config.to_json_string(use_diff=False)
+        not_text = models.NOT_TEXT_STACKS.get(family.carrier)
         for unit in units:
-            result = probe.run_unit(unit, self.matcher, numbers)
+            if not_text is not None and unit.stack.startswith(not_text):
+                continue
+            key = (probe.signature(unit, config_text), frozenset(numbers))
+            if key not in self.results:
+                self.results[key] = probe.run_unit(unit, self.matcher, numbers)
+            result = self.results[key]
             what = describe(result)
             if result.formula is None:
                 seen.problems.append(
@@ -125,6 +133,7 @@ def describe(result: probe.Result) -> str:
     flags += ["transposed"] if result.transposed else []
     flags += ["bias"] if result.bias else []
     flags += ["norm"] if result.norm else []
+    flags += ["float32"] if 1e-9 < result.error < 1 else []
     return f"{formula} {' '.join(flags)}"
 
 

@@ -27,7 +27,7 @@ _NOT_FEED_FORWARD = re.compile(
 )
 # Children of a layer that are not part of a text decoder.
 _NOT_TEXT = re.compile(
-    r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|vit|talker|code2wav|token2wav|speech\w*|mtp\w*|vqmodel|"
+    r"(^|\.)(vision\w*|video_tower|visual\w*|audio\w*|image\w*|vit|talker|code2wav|token2wav|speech\w*|mtp\w*|vqmodel|"
     r"qformer|codec\w*|connector|multi_modal\w*|aligner|merger|perceiver\w*|resampler\w*|embed_tokens_extend|"
     r"protein_encoder|dit|depth_decoder|audio_tower|projector|t2u\w*|vocoder|patcher|adapter\w*|eh_proj|"
     r"word_timestamp\w*|semantic_tokenizer\w*|acoustic_tokenizer\w*|generation_\w+|vae|sam\w*)(\.|$)"
@@ -302,7 +302,9 @@ def _patch_sizes(module: nn.Module, sizes: dict[int, int], inner: int) -> None:
     """Integer attributes equal to a full size get the small size that stands for it."""
     for m in module.modules():
         for name, value in list(vars(m).items()):
-            if isinstance(value, int) and not isinstance(value, bool) and value in sizes and value > 2:
+            if isinstance(value, int) and not isinstance(value, bool) and value in sizes:
+                if value <= 2 and "expert" not in name:
+                    continue  # too small to be told from a flag or a count of something else
                 is_inner = value == inner and re.search("intermediate|inner|expert_dim|ffn", name)
                 setattr(m, name, 2 if is_inner else sizes[value])
 
@@ -465,6 +467,7 @@ def _run_dbrx(unit: Unit) -> tuple[torch.Tensor, bool, bool, bool, str]:
         unit.module.num_experts: 2,
     }
     _patch_sizes(module, sizes, 0)
+    _settle(module, set(), 0)
     x = _expert_rows()
     return _call_experts(module, x)[:, :2], True, False, False, "separate"
 
@@ -492,6 +495,31 @@ def _match_joined(
         if ((check - y[:, 1]).abs() / (1 + y[:, 1].abs())).max() < 1e-5:
             best = (formula, error, pairing)
     return best
+
+
+def signature(unit: Unit, config_text: str) -> tuple:
+    """Equal for two units that are the same classes with the same attributes, so compute the same.
+
+    Layer numbers are left out; what a module takes from its configuration while it runs is not: a
+    module that keeps the configuration has all of it in its signature.
+    """
+    parts: list = [unit.kind, unit.output, tuple(unit.inputs)]
+    for name, module in unit.module.named_modules():
+        parts.append((name, type(module)))
+        for key, value in vars(module).items():
+            if key in ("layer_idx", "layer_id", "_modules", "_non_persistent_buffers_set"):
+                continue
+            if key == "config":
+                parts.append(config_text)
+            elif key in ("_parameters", "_buffers"):
+                parts.extend((n, None if p is None else tuple(p.shape)) for n, p in value.items())
+            elif isinstance(value, nn.Module):
+                parts.append((key, type(value)))
+            elif callable(value):
+                parts.append((key, getattr(value, "__qualname__", type(value).__qualname__)))
+            else:
+                parts.append((key, repr(value)))
+    return tuple(parts)
 
 
 def run_unit(unit: Unit, matcher: Matcher, numbers: set[float]) -> Result:

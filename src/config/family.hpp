@@ -74,8 +74,10 @@ struct Condition {
   enum class Kind {
     From,      // layer >= key
     Before,    // layer < key
-    Multiple,  // (layer + shift) divides by key; never where key is 0 or null
-    Phase,     // layer % key == other
+    UpTo,      // layer <= key; -1 is the last layer
+    Multiple,  // (layer + shift) divides by key; never where key is 0 or null. A list in place of
+               // the number has one entry for each layer: 0 or false, or anything else
+    Phase,     // layer >= shift and (layer - shift) % key == other
     Step,      // layers are spread evenly: count / key apart (switch_transformers)
     Listed,    // key is a list of layer numbers (or a string "3,4,5") that has this layer
     Typed,    // key is a list of strings or integers, one for each layer; this layer's is in values
@@ -83,6 +85,7 @@ struct Condition {
     Above,    // key > shift (an integer, or a list with this layer's)
     Flag,     // key is true
     Exactly,  // layer numbers in `layers` (for class defaults)
+    Any,      // one of the conditions in `otherwise` holds; there is no key
   };
   Kind kind;
   std::vector<std::string_view> keys = {};
@@ -99,12 +102,16 @@ struct Condition {
   // Read in place of this condition where the key is absent or null; all must hold. Without it an
   // absent key without a fallback means: a list that has no layer, a count of zero, false.
   std::vector<Condition> otherwise = {};
+  // A warning where the key is present with another value than the fallback: who reads it.
+  std::string_view note = {};
 };
 
-// Whether the projections have biases: always or never, or as a boolean key says.
+// Whether the projections have biases: always or never, or as a boolean key says. `nullable`: null
+// means false.
 struct BiasRule {
   bool value = false;
   std::vector<std::string_view> keys = {};
+  bool nullable = false;
 };
 
 // What 0 or null means for a value.
@@ -232,6 +239,11 @@ struct RoleRule {
     r.bias = {fallback, {key}};
     return r;
   }
+  RoleRule with_bias_or_null(std::string_view key) const {
+    auto r = *this;
+    r.bias = {false, {key}, true};
+    return r;
+  }
   RoleRule with_keys(Keyed value) const {
     auto r = *this;
     r.keyed = std::move(value);
@@ -350,14 +362,22 @@ inline Condition before(std::string_view key, std::int64_t fallback) {
 inline Condition multiple(std::string_view key, std::int64_t fallback, std::int64_t shift = 0) {
   return {.kind = Condition::Kind::Multiple, .keys = {key}, .fallback = fallback, .shift = shift};
 }
-// layer % period == offset
+// (layer - first) % period == offset, from layer `first` on
 inline Condition phase(std::string_view period, std::int64_t period_fallback,
-                       std::string_view offset, std::int64_t offset_fallback) {
+                       std::string_view offset, std::int64_t offset_fallback,
+                       std::int64_t first = 0) {
   return {.kind = Condition::Kind::Phase,
           .keys = {period},
           .fallback = period_fallback,
           .other = {offset},
-          .other_fallback = offset_fallback};
+          .other_fallback = offset_fallback,
+          .shift = first};
+}
+inline Condition up_to(std::string_view key, std::int64_t fallback) {
+  return {.kind = Condition::Kind::UpTo, .keys = {key}, .fallback = fallback};
+}
+inline Condition any_of(std::vector<Condition> alternatives) {
+  return {.kind = Condition::Kind::Any, .otherwise = std::move(alternatives)};
 }
 inline Condition listed(std::string_view key, std::vector<Condition> otherwise = {}) {
   return {.kind = Condition::Kind::Listed,
@@ -377,11 +397,14 @@ inline Condition typed(std::string_view key, std::vector<std::string_view> value
           .nullable = true,
           .otherwise = std::move(otherwise)};
 }
-// mlp_layer_types says "sparse"; without the list `otherwise` decides.
-inline Condition sparse_types(Condition otherwise) {
-  Condition c = typed("mlp_layer_types", {"sparse"}, {std::move(otherwise)});
+// mlp_layer_types says "sparse"; without the list all conditions of `otherwise` decide.
+inline Condition sparse_types(std::vector<Condition> otherwise) {
+  Condition c = typed("mlp_layer_types", {"sparse"}, std::move(otherwise));
   c.others = {"dense"};
   return c;
+}
+inline Condition sparse_types(Condition otherwise) {
+  return sparse_types(std::vector<Condition>{std::move(otherwise)});
 }
 inline Condition letter(std::string_view key, std::vector<std::string_view> values,
                         std::vector<Condition> otherwise = {}) {

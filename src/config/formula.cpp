@@ -553,7 +553,8 @@ ResolvedActivation RoleFormula::resolve(std::optional<std::int64_t> layer) const
   }
   const bool bias = rule_.bias.keys.empty()
                         ? rule_.bias.value
-                        : context_.section.boolean(rule_.bias.keys).value_or(rule_.bias.value);
+                        : context_.section.boolean(rule_.bias.keys, rule_.bias.nullable)
+                              .value_or(rule_.bias.value);
   Pairing pairing = gated_ ? rule_.pairing : Pairing::None;
   if (gated_ && role_ == Role::Routed && reference_layout_) {
     pairing = rule_.limit ? rule_.limit->reference_pairing.value_or(pairing)

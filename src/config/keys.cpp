@@ -76,7 +76,8 @@ const std::vector<std::string_view>& name_keys() {
                                                      "expert_act",
                                                      "expert_activation",
                                                      "moe_activation",
-                                                     "hidden_activation_function"};
+                                                     "hidden_activation_function",
+                                                     "ff_activation"};
   return keys;
 }
 

@@ -74,9 +74,10 @@ std::optional<std::int64_t> Section::integer(const std::vector<std::string_view>
   return to_integer(found);
 }
 
-std::optional<bool> Section::boolean(const std::vector<std::string_view>& names) const {
+std::optional<bool> Section::boolean(const std::vector<std::string_view>& names,
+                                     bool nullable) const {
   const Found found = find_first(names);
-  if (!found) return std::nullopt;
+  if (!found || (nullable && found.value->is_null())) return std::nullopt;
   const bool* value = found.value->boolean();
   if (value == nullptr) throw wrong_type(found, "true or false");
   return *value;
@@ -154,8 +155,14 @@ class Evaluator {
   }
 
   std::vector<bool> positive(const Condition& c) const {
+    if (c.kind == Kind::Any) return any(c.otherwise);
     const Found found = section_.find_first(c.keys);
     const bool absent = !found || (c.nullable && found.value->is_null());
+    if (!absent && !c.note.empty() &&
+        !(found.value->number() &&
+          found.value->number()->value == static_cast<double>(c.fallback.value_or(0)))) {
+      warnings_.add(found.pointer, c.note);
+    }
     if (absent && !c.otherwise.empty()) return all(c.otherwise);
     switch (c.kind) {
       case Kind::From: {
@@ -166,14 +173,21 @@ class Evaluator {
         const std::int64_t end = number(c, found, absent);
         return each([&](std::int64_t i) { return i < end; });
       }
+      case Kind::UpTo: {
+        const std::int64_t last = number(c, found, absent);
+        return each([&](std::int64_t i) { return i <= last || last == -1; });
+      }
       case Kind::Multiple: {
+        if (!absent && found.value->array()) return flags(found);
         const std::int64_t step = counted(c, found, absent);
         return each([&](std::int64_t i) { return step > 0 && (i + c.shift) % step == 0; });
       }
       case Kind::Phase: {
         const std::int64_t period = counted(c, found, absent);
         const std::int64_t offset = section_.integer(c.other, true).value_or(c.other_fallback);
-        return each([&](std::int64_t i) { return period > 0 && i % period == offset; });
+        return each([&](std::int64_t i) {
+          return period > 0 && i >= c.shift && (i - c.shift) % period == offset;
+        });
       }
       case Kind::Step: {
         const std::int64_t sparse = counted(c, found, absent);
@@ -198,8 +212,29 @@ class Evaluator {
         return each([&](std::int64_t i) {
           return std::find(c.layers.begin(), c.layers.end(), i) != c.layers.end();
         });
+      case Kind::Any:
+        break;
     }
     return {};
+  }
+
+  std::vector<bool> any(const std::vector<Condition>& alternatives) const {
+    std::vector<bool> result(static_cast<std::size_t>(layers_), false);
+    for (const Condition& alternative : alternatives) {
+      const std::vector<bool> holds = one(alternative);
+      for (std::size_t i = 0; i < result.size(); ++i) result[i] = result[i] || holds[i];
+    }
+    return result;
+  }
+
+  // A list with a boolean, or an integer that stands for one, for each layer.
+  std::vector<bool> flags(const Found& found) const {
+    check_layer_list(found.value->array()->size(), layers_, section_, found.pointer, warnings_);
+    return each([&](std::int64_t i) {
+      const Found entry = element(found, static_cast<std::size_t>(i));
+      if (const bool* b = entry.value->boolean()) return *b;
+      return to_integer(entry) != 0;
+    });
   }
 
   std::int64_t number(const Condition& c, const Found& found, bool absent) const {

@@ -53,7 +53,8 @@ class Section {
   // Absent: nullopt. null: nullopt where `nullable`, else an error.
   std::optional<std::int64_t> integer(const std::vector<std::string_view>& names,
                                       bool nullable) const;
-  std::optional<bool> boolean(const std::vector<std::string_view>& names) const;
+  std::optional<bool> boolean(const std::vector<std::string_view>& names,
+                              bool nullable = false) const;
 
  private:
   const json::Value* object_;
