@@ -47,8 +47,8 @@ struct Parameter {
   std::optional<double> default_value = std::nullopt;  // none: must be bound
   Domain domain = {};
   std::vector<std::string> aliases = {};  // short and foreign spellings accepted in configs
-  // For parameters that models learn: the value a new module starts with. `explain` and `eval` use it
-  // with a warning where no checkpoint is at hand; a backend refuses.
+  // For parameters that models learn: the value a new module starts with. `explain` and `eval` use
+  // it with a warning where no checkpoint is at hand; a backend refuses.
   std::optional<double> initial_value = std::nullopt;
 
   friend bool operator==(const Parameter&, const Parameter&) = default;
@@ -57,8 +57,8 @@ struct Parameter {
 // What a function can be printed as.
 enum class Target { Cuda, Triton, Torch, Text };
 
-// One expression in `g`, `u` (gated) or `x` (unary) with named parameters; the only identity that is
-// compiled, linked and cached. Parameter values are passed in the order of parameters().
+// One expression in `g`, `u` (gated) or `x` (unary) with named parameters; the only identity that
+// is compiled, linked and cached. Parameter values are passed in the order of parameters().
 class Function {
  public:
   // The catalogue's (or the registry's) function of this name or alias.
@@ -120,7 +120,8 @@ class Function {
   std::shared_ptr<const Compiled> compiled_;
 };
 
-// The value of one parameter: a number, or a form that says where the number comes from. Forms nest.
+// The value of one parameter: a number, or a form that says where the number comes from. Forms
+// nest.
 class ParameterValue {
  public:
   enum class Kind { Scalar, PerLayer, PerExpert, Tensor };
@@ -128,7 +129,8 @@ class ParameterValue {
   ParameterValue(double scalar);  // NOLINT: a number is a value
   static ParameterValue per_layer(std::vector<ParameterValue> values);
   static ParameterValue per_expert(std::vector<ParameterValue> values);
-  // `name` is a checkpoint tensor's name, with `{layer}` for the absolute layer number; never a path.
+  // `name` is a checkpoint tensor's name, with `{layer}` for the absolute layer number; never a
+  // path.
   static ParameterValue tensor(std::string name);
 
   Kind kind() const noexcept { return kind_; }

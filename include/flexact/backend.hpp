@@ -40,7 +40,8 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
   // nullopt: this backend computes exactly this. Touches no weight.
-  virtual std::optional<Refusal> refuse(const MoeProblem& problem, const Function& function) const = 0;
+  virtual std::optional<Refusal> refuse(const MoeProblem& problem,
+                                        const Function& function) const = 0;
   // Packs the weights into a copy that the plan owns; the caller may free its tensors afterwards.
   // Throws Unsupported with the refusal's reason, InvalidArgument for shapes that contradict.
   virtual std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
@@ -53,11 +54,11 @@ const std::vector<const Backend*>& backends();
 const Backend& backend(const std::string& name);
 
 // act(x[:, :I], x[:, I:]) → out for dense and shared MLPs, on the CPU. x is [M, 2I] (pairing None:
-// [M, I]), out [M, I]; both `dtype` (Float32, BFloat16 or Float16), row strides in elements. A unary f
-// with a gate means f(g) * u. `values` is one row. out may be x with the same stride, else they must not
-// overlap. Arithmetic is fp32, rounded once. Throws InvalidArgument.
-void act_and_mul(const Function& function, const ParameterTable& values, Pairing pairing, DType dtype,
-                 std::int64_t rows, std::int64_t intermediate, const void* x, std::int64_t x_stride,
-                 void* out, std::int64_t out_stride);
+// [M, I]), out [M, I]; both `dtype` (Float32, BFloat16 or Float16), row strides in elements. A
+// unary f with a gate means f(g) * u. `values` is one row. out may be x with the same stride, else
+// they must not overlap. Arithmetic is fp32, rounded once. Throws InvalidArgument.
+void act_and_mul(const Function& function, const ParameterTable& values, Pairing pairing,
+                 DType dtype, std::int64_t rows, std::int64_t intermediate, const void* x,
+                 std::int64_t x_stride, void* out, std::int64_t out_stride);
 
 }  // namespace flexact

@@ -1,5 +1,6 @@
-// config.json → exactly one activation for each layer and role, with the key each fact came from; or
-// an error that names the key, the value and what is allowed. docs/configuration.md states the rules.
+// config.json → exactly one activation for each layer and role, with the key each fact came from;
+// or an error that names the key, the value and what is allowed. docs/configuration.md states the
+// rules.
 #pragma once
 
 #include <cstdint>
@@ -33,13 +34,13 @@ Role parse_role(std::string_view text);
 
 // What one role of one layer computes.
 struct ResolvedActivation {
-  Activation activation;    // lifted to f(g) * u where the layer is gated
-  std::string name;         // catalogue name ("swiglu", "swish_glu", …) or "expr"
+  Activation activation;  // lifted to f(g) * u where the layer is gated
+  std::string name;       // catalogue name ("swiglu", "swish_glu", …) or "expr"
   bool gated = true;
   Pairing pairing = Pairing::Concat;
   bool transposed = false;  // weights stored [E, H, 2I] and [E, I, H]
   bool bias = false;
-  std::string from;         // JSON pointers and defaults that decided, e.g. "/hidden_act"
+  std::string from;  // JSON pointers and defaults that decided, e.g. "/hidden_act"
 };
 
 struct LayerActivations {
@@ -72,7 +73,8 @@ struct ResolveOptions {
 };
 
 // `path` is a model folder or a config file. Throws ConfigError with a JSON pointer, IoError.
-ModelActivations resolve_config(const std::filesystem::path& path, const ResolveOptions& options = {});
+ModelActivations resolve_config(const std::filesystem::path& path,
+                                const ResolveOptions& options = {});
 // The same for JSON text: strict UTF-8 JSON, one object, depth ≤ 128.
 ModelActivations resolve_config_text(std::string_view json, const ResolveOptions& options = {});
 

@@ -1,8 +1,10 @@
 // A mixture-of-experts block as data: sizes, formats, and views of tensors that somebody else owns.
 //
-//   y[m] = scale * Σ_k topk_weights[m, k] * down(act(gate(x[m]), up(x[m])))   over experts topk_ids[m, k]
+//   y[m] = scale * Σ_k topk_weights[m, k] * down(act(gate(x[m]), up(x[m])))   over experts
+//   topk_ids[m, k]
 //
-// GEMM accumulators are fp32; bias, activation and router weight are applied in fp32 before one rounding.
+// GEMM accumulators are fp32; bias, activation and router weight are applied in fp32 before one
+// rounding.
 #pragma once
 
 #include <array>
@@ -42,9 +44,9 @@ struct MoeProblem {
   std::int64_t hidden = 0;        // H
   std::int64_t intermediate = 0;  // I, per rank
   Format format = Format::Bf16;
-  DType io_dtype = DType::BFloat16;     // hidden_states and output
-  Pairing pairing = Pairing::Concat;    // None for a unary function
-  bool bias13 = false;                  // w13_bias is given
+  DType io_dtype = DType::BFloat16;   // hidden_states and output
+  Pairing pairing = Pairing::Concat;  // None for a unary function
+  bool bias13 = false;                // w13_bias is given
   bool bias2 = false;
   bool router_weight_on_input = false;  // multiplies x, not the output
   bool combine = true;                  // false: [M, k, H] without the router weight
@@ -75,7 +77,8 @@ struct MoeInputs {
   void* output = nullptr;    // [M, H], or [M, k, H] without combine; io_dtype, contiguous
 };
 
-// Parameter values: row-major [rows, columns] fp32; rows is 1 or E. columns is the function's count.
+// Parameter values: row-major [rows, columns] fp32; rows is 1 or E. columns is the function's
+// count.
 struct ParameterTable {
   const float* data = nullptr;
   std::int64_t rows = 1;

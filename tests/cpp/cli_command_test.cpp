@@ -1,7 +1,6 @@
 // The `flexact` command, called in process: values on stdout, one message on stderr, exit status.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-
 #include <unistd.h>
 
 #include <algorithm>
