@@ -19,8 +19,8 @@ struct StackContext {
   const ActivationParams& params;
   const std::string& from_stack;
   Warnings& warnings;
-  std::string model_type;  // for messages
-  std::optional<std::int64_t> layers;
+  std::string model_type;              // for messages
+  std::optional<std::int64_t> layers;  // of the longest stack, for lists over layers
   std::optional<std::int64_t> experts;
   bool has_routed = false;
 };

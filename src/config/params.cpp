@@ -11,6 +11,9 @@ constexpr std::array<std::string_view, 3> kRoles = {"routed", "shared", "dense"}
 constexpr std::string_view kForms =
     R"(a number, {"per_layer": […]}, {"per_expert": […]}, {"tensor": "…"} or {"routed": …, "shared": …, "dense": …})";
 
+// Every layer holds its own copy of such a list.
+constexpr std::size_t kMaxExpertValues = 1'000'000;
+
 bool is_role(std::string_view key) {
   return std::find(kRoles.begin(), kRoles.end(), key) != kRoles.end();
 }
@@ -157,6 +160,11 @@ class Checker {
                                                : "this model has no routed experts");
         }
         inside.expert = true;
+        if (scope_.layers &&
+            list.size() * static_cast<std::size_t>(*scope_.layers) > kMaxExpertValues) {
+          throw config_error("the list has more entries over all layers than any model has experts",
+                             where);
+        }
         const auto size = static_cast<std::int64_t>(list.size());
         if (scope_.experts && size != *scope_.experts) {
           throw config_error("the list has " + std::to_string(size) + " entries for " +

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <map>
 #include <set>
 
 #include "config/formula.hpp"
@@ -524,40 +525,66 @@ void check_unused(const StackContext& context, Role role, const RoleRule& rule) 
   RoleFormula(bare, role, rule);
 }
 
-ResolvedStack resolve_stack(const Family& family, const LayerCount& count,
-                            const std::vector<Condition>& sparse, const Section& section,
-                            const std::vector<Section>& outer, const std::string& model_type,
-                            const std::string& from_stack, Warnings& warnings) {
-  const std::optional<std::int64_t> layers = layer_count(count, section);
-  check_zero_keys(family, section, model_type, layers);
+// One stack of layers to resolve.
+struct StackTask {
+  const Family& family;
+  std::string_view name;  // "encoder", "decoder"; empty where there is one stack
+  const std::vector<Condition>& sparse;
+  Section section;
+  std::vector<Section> outer;
+  std::optional<std::int64_t> layers;
+};
+
+// What all stacks of a model share.
+struct ModelTask {
+  std::string model_type;  // as messages call it
+  const std::string& from_stack;
+  Warnings& warnings;
+  std::optional<std::int64_t> longest;  // layers of the longest stack, for lists over layers
+};
+
+std::optional<std::int64_t> expert_count(const IntKey& key, const Section& section) {
+  if (key.names.empty()) return std::nullopt;
+  const Found found = section.find_first(key.names);
+  if (found && key.per_layer && found.value->array()) return std::nullopt;
+  const auto stated = section.integer(key.names, key.nullable);
+  if (stated && *stated < 0) throw config_error("must not be negative", found.pointer);
+  return stated ? stated : key.fallback;
+}
+
+ResolvedStack resolve_stack(const StackTask& task, const ModelTask& model) {
+  const Family& family = task.family;
+  const Section& section = task.section;
+  Warnings& warnings = model.warnings;
+  check_zero_keys(family, section, model.model_type, task.layers);
   const ActivationParams params = read_activation_params(section.find(kParams));
 
   std::array<std::vector<bool>, 3> stands;
-  for (Role role : kRoles)
+  for (Role role : kRoles) {
     stands[static_cast<std::size_t>(role)] =
-        presence(rule_of(family, role), sparse, layers, section, warnings);
-
-  StackContext context{family,     section, params,       from_stack, warnings,
-                       model_type, layers,  std::nullopt, false};
-  const auto& routed = stands[0];
-  context.has_routed = std::find(routed.begin(), routed.end(), true) != routed.end();
-  const IntKey& experts = family.experts;
-  if (!experts.names.empty()) {
-    const Found found = section.find_first(experts.names);
-    const bool list = found && experts.per_layer && found.value->array();
-    const auto stated = list ? std::nullopt : section.integer(experts.names, experts.nullable);
-    if (stated && *stated < 0) throw config_error("must not be negative", found.pointer);
-    if (!list) context.experts = stated ? stated : experts.fallback;
+        presence(rule_of(family, role), task.sparse, task.layers, section, warnings);
   }
+  const auto anywhere = [](const std::vector<bool>& layers) {
+    return std::find(layers.begin(), layers.end(), true) != layers.end();
+  };
+  const StackContext context{family,
+                             section,
+                             params,
+                             model.from_stack,
+                             warnings,
+                             model.model_type,
+                             model.longest,
+                             expert_count(family.experts, section),
+                             anywhere(stands[0])};
 
-  UnreadKeys unread(family, model_type, warnings);
+  UnreadKeys unread(family, model.model_type, warnings);
   for (Role role : kRoles) unread.read(rule_of(family, role));
   unread.read(family.zero_keys);
-  unread.check_spellings(section, params, from_stack);
+  unread.check_spellings(section, params, model.from_stack);
   std::array<std::optional<RoleFormula>, 3> formulas;
   for (Role role : kRoles) {
     const auto i = static_cast<std::size_t>(role);
-    if (std::find(stands[i].begin(), stands[i].end(), true) == stands[i].end()) {
+    if (!anywhere(stands[i])) {
       check_unused(context, role, rule_of(family, role));
       continue;
     }
@@ -567,19 +594,20 @@ ResolvedStack resolve_stack(const Family& family, const LayerCount& count,
   }
 
   ResolvedStack result;
-  result.known = layers.has_value();
-  for (std::int64_t index = 0; index < layers.value_or(1); ++index) {
+  result.known = task.layers.has_value();
+  for (std::int64_t index = 0; index < task.layers.value_or(1); ++index) {
     LayerActivations layer;
     layer.index = index;
     for (Role role : kRoles) {
       const auto i = static_cast<std::size_t>(role);
       if (!stands[i][static_cast<std::size_t>(index)]) continue;
-      slot_of(layer, role) = formulas[i]->resolve(layers ? std::optional(index) : std::nullopt);
+      slot_of(layer, role) =
+          formulas[i]->resolve(task.layers ? std::optional(index) : std::nullopt);
     }
     result.layers.push_back(std::move(layer));
   }
   unread.judge(section);
-  for (const Section& level : outer) unread.judge_outer(level, section);
+  for (const Section& level : task.outer) unread.judge_outer(level, section);
   return result;
 }
 
@@ -590,16 +618,16 @@ bool agree(const std::optional<ResolvedActivation>& a, const std::optional<Resol
 }
 
 // Layer i of encoder and decoder is one layer here, so both must compute the same.
-void join_stacks(ResolvedStack& first, const ResolvedStack& second, const Family& family) {
+void join_stacks(ResolvedStack& first, const ResolvedStack& second, const StackTask& task,
+                 std::string_view first_name) {
   const std::size_t common = std::min(first.layers.size(), second.layers.size());
   for (std::size_t i = 0; i < common; ++i) {
     for (Role role : kRoles) {
       if (agree(first.layers[i].role(role), second.layers[i].role(role))) continue;
-      throw config_error("layer " + std::to_string(i) + " of the " +
-                             std::string(family.stacks[0].name) + " and of the " +
-                             std::string(family.stacks[1].name) + " differ in their " +
+      throw config_error("layer " + std::to_string(i) + " of the " + std::string(first_name) +
+                             " and of the " + std::string(task.name) + " differ in their " +
                              std::string(to_string(role)) + " activation",
-                         "", "both stacks must compute the same in a layer");
+                         task.section.pointer(), "both stacks must compute the same in a layer");
     }
   }
   for (std::size_t i = common; i < second.layers.size(); ++i)
@@ -608,45 +636,50 @@ void join_stacks(ResolvedStack& first, const ResolvedStack& second, const Family
 }
 
 // ---- the whole
-// ------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------
+
+ResolvedStack resolve_stacks(const std::vector<StackTask>& tasks, const std::string& model_type,
+                             const std::string& from_stack, Warnings& warnings) {
+  ModelTask model{model_type, from_stack, warnings, std::nullopt};
+  for (const StackTask& task : tasks) {
+    if (task.layers) model.longest = std::max(model.longest.value_or(0), *task.layers);
+  }
+  ResolvedStack result = resolve_stack(tasks.front(), model);
+  for (std::size_t i = 1; i < tasks.size(); ++i)
+    join_stacks(result, resolve_stack(tasks[i], model), tasks[i], tasks.front().name);
+  return result;
+}
 
 ResolvedStack resolve_model(const TextModel& model, const std::string& from_stack,
                             Warnings& warnings) {
+  const Section& section = *model.section;
   if (model.family == nullptr) {
-    const Family family = unknown_family(*model.section, model.model_type, warnings);
+    const Family family = unknown_family(section, model.model_type, warnings);
     const std::string name =
-        model.model_type.empty() ? "a model of unknown type" : model.model_type;
-    return resolve_stack(family, family.layers, {}, *model.section, model.outer, name, from_stack,
-                         warnings);
+        model.model_type.empty() ? "a model of unknown type" : json::quote(model.model_type);
+    return resolve_stacks(
+        {{family, {}, family.sparse, section, model.outer, layer_count(family.layers, section)}},
+        name, from_stack, warnings);
   }
   const Family& family = *model.family;
   if (!family.refusal.empty())
     throw config_error(model.model_type + " is refused: " + std::string(family.refusal),
                        "/model_type");
   if (!family.caution.empty()) warnings.add({}, family.caution);
-  if (family.stacks.empty()) {
-    return resolve_stack(family, family.layers, family.sparse, *model.section, model.outer,
-                         model.model_type, from_stack, warnings);
-  }
-  std::optional<ResolvedStack> result;
+  std::vector<StackTask> tasks;
+  if (family.stacks.empty())
+    tasks.push_back(
+        {family, {}, family.sparse, section, model.outer, layer_count(family.layers, section)});
   for (const Stack& stack : family.stacks) {
-    Section section = *model.section;
-    std::vector<Section> outer = model.outer;
-    for (std::string_view key : stack.path) {
-      TextModel at;
-      bool missing = false;
-      outer.push_back(section);
-      section = descend(at, section, key, missing);
-    }
-    ResolvedStack one = resolve_stack(family, stack.layers, stack.sparse, section, outer,
-                                      model.model_type, from_stack, warnings);
-    if (result) {
-      join_stacks(*result, one, family);
-    } else {
-      result = std::move(one);
-    }
+    TextModel below;
+    below.outer = model.outer;
+    Section at = section;
+    bool missing = false;
+    for (std::string_view key : stack.path) at = descend(below, at, key, missing);
+    tasks.push_back(
+        {family, stack.name, stack.sparse, at, below.outer, layer_count(stack.layers, at)});
   }
-  return std::move(*result);
+  return resolve_stacks(tasks, model.model_type, from_stack, warnings);
 }
 
 ModelActivations resolve(std::string_view text, const ResolveOptions& options) {
@@ -681,26 +714,29 @@ ModelActivations resolve(std::string_view text, const ResolveOptions& options) {
 }  // namespace
 
 std::vector<std::string_view> families_with_default(std::string_view function) {
-  std::vector<std::string_view> found;
-  for (const Family* family : families()) {
-    for (std::string_view type : family->model_types) {
-      try {
-        const ModelActivations model = resolve("{\"model_type\": " + json::quote(type) + '}', {});
-        const bool has = std::any_of(
-            model.layers.begin(), model.layers.end(), [&](const LayerActivations& layer) {
-              return std::any_of(kRoles.begin(), kRoles.end(), [&](Role role) {
-                const auto& resolved = layer.role(role);
-                return resolved && (resolved->name == function ||
-                                    resolved->activation.function().name() == function);
-              });
-            });
-        if (has) found.push_back(type);
-      } catch (const Error&) {
-        // A family without a usable default has none.
+  // What each family's empty config resolves to, by function; rows do not change.
+  static const std::map<std::string, std::vector<std::string_view>, std::less<>> index = [] {
+    std::map<std::string, std::vector<std::string_view>, std::less<>> found;
+    for (const Family* family : families()) {
+      for (std::string_view type : family->model_types) {
+        std::set<std::string> names;
+        try {
+          for (const LayerActivations& layer :
+               resolve("{\"model_type\": " + json::quote(type) + '}', {}).layers) {
+            for (Role role : kRoles) {
+              if (const auto& resolved = layer.role(role)) names.insert(resolved->name);
+            }
+          }
+        } catch (const Error&) {
+          continue;  // a family without a usable default has none
+        }
+        for (const std::string& name : names) found[name].push_back(type);
       }
     }
-  }
-  return found;
+    return found;
+  }();
+  const auto found = index.find(function);
+  return found == index.end() ? std::vector<std::string_view>() : found->second;
 }
 
 }  // namespace config

@@ -52,7 +52,7 @@ TEST(Shape, both_stacks_of_an_encoder_decoder_must_agree) {
       config(
           "t5gemma",
           R"("encoder": {"hidden_activation": "silu"}, "decoder": {"hidden_activation": "gelu"})"),
-      "", "differ");
+      "/decoder", "differ");
   expect_refused(
       config(
           "nllb-moe",
