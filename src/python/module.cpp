@@ -5,6 +5,8 @@
 #include "flexact/version.hpp"
 
 NB_MODULE(_core, module) {
+  // Objects that Python still holds when it ends are no leak to report to a user's terminal.
+  nb::set_leak_warnings(false);
   module.doc() = "flexact's compiled core";
   module.def("version", &flexact::version, "The version of the library.");
   flexact::python::bind_errors(module);
