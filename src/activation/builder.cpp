@@ -193,14 +193,29 @@ std::optional<bool> Builder::fold_condition(Ref condition) const {
   return apply(node(condition).op, node(a).value, node(b).value, 0, 0) != 0;
 }
 
+// -r where r is written with a sign: -a, -2*a, -2/a.
+std::optional<Builder::Ref> Builder::without_sign(Ref r) {
+  if (is(r, Op::Neg)) return operand(r, 0);
+  if (!is(r, Op::Mul) && !is(r, Op::Div)) return std::nullopt;
+  const Ref lead = operand(r, 0);
+  if (!is_constant(lead) || !std::signbit(node(lead).value)) return std::nullopt;
+  const Ref rest = operand(r, 1);
+  const Ref positive = constant(-node(lead).value);
+  return is(r, Op::Mul) ? make_product(positive, rest) : make_quotient(positive, rest);
+}
+
+// (+-a) + (+-b), with the signs of the operands taken out first.
 Builder::Ref Builder::make_sum(Op op, Ref a, Ref b) {
-  if (op == Op::Sub && is_constant(b)) return make_sum(Op::Add, a, constant(-node(b).value));
-  if (op == Op::Sub && is(b, Op::Neg)) return make_sum(Op::Add, a, operand(b, 0));
-  if (op == Op::Add && is(b, Op::Neg) && !is_constant(b))
-    return make_sum(Op::Sub, a, operand(b, 0));
-  if (op == Op::Add && is(a, Op::Neg)) return make_sum(Op::Sub, b, operand(a, 0));
-  if (op == Op::Add && before(b, a, op)) std::swap(a, b);
-  return intern(op, {a, b, -1});
+  bool minus_a = false;
+  bool minus_b = op == Op::Sub;
+  if (const auto positive = without_sign(a)) a = *positive, minus_a = true;
+  if (const auto positive = without_sign(b)) b = *positive, minus_b = !minus_b;
+  if (is_constant(b) && minus_b) b = constant(-node(b).value), minus_b = false;
+  if (minus_a != minus_b) return intern(Op::Sub, minus_a ? Operands{b, a, -1} : Operands{a, b, -1});
+  if (before(b, a, Op::Add)) std::swap(a, b);
+  if (minus_a) return intern(Op::Sub, {unary(Op::Neg, a), b, -1});
+  if (is_constant(b, 0) && std::signbit(node(b).value)) return a;
+  return intern(Op::Add, {a, b, -1});
 }
 
 Builder::Ref Builder::make_product(Ref a, Ref b) {

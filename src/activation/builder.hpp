@@ -2,17 +2,18 @@
 // that costs no accuracy.
 //
 // Rules that change no bit of any value:
-//   constants fold (+ - * / sqrt abs floor sign min max clamp relu powers, comparisons), never to
-//   NaN x*1, x/1, x^1 → x      x^0 → 1      -(-x) → x       x*x → x^2      x/2^k → 2^-k*x a-c →
-//   a+(-c)           a+(-b) → a-b                 a-(-b) → a+b
-//   (-a)*b, a/(-b), … → -(a*b), -(a/b), …               c*(-a) → (-c)*a
-//   operands of + * == != in one order; a constant on the right of a comparison; where(constant, …)
+//   constants fold where IEEE 754 fixes the result, and never to NaN
+//   x*1, x/1, x-0, x^1 → x;  x^0 → 1;  -(-x) → x;  x*x → x^2;  x/2^k → 2^-k*x
+//   a-c → a+(-c);  a+(-b) → a-b;  a-(-b) → a+b;  c*(-a) → (-c)*a
+//   (-a)*b, a*(-b), (-a)/b, a/(-b) → -(a*b), -(a/b)
+//   one order for the operands of + * == !=; constants stand on the right of a comparison
+//   where() with a constant condition → the side it selects
 // Rules with a stated error:
-//   min and max in one order                 the sign of a zero chosen among zeros of either sign
-//   v*sigmoid(v) → silu(v)                   none in fp64 (the definition of silu)
-//   0.5*v*(1+erf(v/sqrt(2))) → gelu(v)       removes the cancellation of 1+erf, nothing added
-//   0.5*(1+tanh(z)) → sigmoid(2*z)           removes the cancellation of 1+tanh, nothing added
-//   c^y → exp2(y), exp(y), exp(log(c)*y)     relative error at most 2^-52 (1 + |y log c|)
+//   min, max: one order of operands        the sign of a zero chosen among zeros of either sign
+//   v*sigmoid(v) → silu(v)                 none in fp64 (the definition of silu)
+//   0.5*v*(1+erf(v/sqrt(2))) → gelu(v)     removes the cancellation of 1+erf, adds nothing
+//   0.5*(1+tanh(z)) → sigmoid(2*z)         removes the cancellation of 1+tanh, adds nothing
+//   c^y → exp2(y), exp(y), exp(log(c)*y)   relative error at most 2^-52 (1 + |y log c|)
 // Nothing else: sums and products are never re-associated, and x*0 or x-x stay.
 #pragma once
 
@@ -68,6 +69,7 @@ class Builder {
   Ref intern(Op op, Operands operands, int index = 0, double value = 0);
   bool fold(Op op, const Operands& operands, int index, Ref& folded);
   std::optional<bool> fold_condition(Ref condition) const;
+  std::optional<Ref> without_sign(Ref r);
   Ref make_sum(Op op, Ref a, Ref b);
   Ref make_product(Ref a, Ref b);
   Ref make_quotient(Ref a, Ref b);

@@ -418,13 +418,13 @@ std::int32_t Parser::parse_call(Op op, std::string_view name, std::size_t column
     }
     const bool condition = op == Op::Where && i == 0;
     operands[i] = parse_expression(kComparison, condition);
+    if (at("=")) fail(column_, "'=' defines a name", "equality is written '=='");
     if (condition && !expr(operands[i]).condition) {
       fail(expr(operands[i]).column, "the first argument of where() is a comparison",
            "for example where(x > 0, a, b)");
     }
   }
   if (at(",")) fail(column_, count);
-  if (at("=")) fail(column_, "'=' defines a name", "equality is written '=='");
   expect(")", "to close " + std::string(name) + "(");
   return make_apply(op, operands, column);
 }

@@ -35,7 +35,7 @@ Piece apply_piece(Op op, const std::array<Piece, 3>& in, int exponent) {
     case Op::Add:
     case Op::Sub: {
       // A sum with a negative number reads as a difference.
-      if (op == Op::Add && in[1].text[0] == '-' && in[1].strength == kNegation) {
+      if (op == Op::Add && in[1].strength == kNegation && in[1].text[1] != '(') {
         return {at_least(in[0], kSum) + in[1].text, kSum};
       }
       return {at_least(in[0], kSum) + name + at_least(in[1], kProduct), kSum};
