@@ -1,0 +1,130 @@
+"""act_and_mul: the activation of dense and shared MLPs."""
+
+import flexact
+import pytest
+import torch
+import torch.nn.functional as F
+from flexact import ActivationRegistry, act_and_mul
+from moe_reference import split
+
+SWISH = ActivationRegistry.get_activation("swish", {"beta": 1.5})
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 1e-12}
+
+
+def swish(g):
+    return g * torch.sigmoid(1.5 * g)
+
+
+def assert_near(actual, expected):
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=TOLERANCE[actual.dtype], atol=TOLERANCE[actual.dtype]
+    )
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("pairing", ["concat", "up_first", "interleaved"])
+@pytest.mark.parametrize("shape", [(1, 2), (5, 64), (2, 3, 70), (130,)], ids=str)
+def test_gate_and_up_are_read_by_the_pairing(shape, pairing, dtype):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    actual = act_and_mul(x, SWISH, pairing=pairing)
+    g, u = split(x.double(), pairing)
+    assert actual.shape == (*shape[:-1], shape[-1] // 2)
+    assert actual.dtype == dtype
+    assert_near(actual, swish(g) * u)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_unary_form(dtype):
+    x = torch.randn(7, 33).to(dtype)
+    assert_near(
+        act_and_mul(x, ActivationRegistry.get_activation("relu2"), pairing="none"), F.relu(x.double()) ** 2
+    )
+
+
+@pytest.mark.parametrize("name", ActivationRegistry.list())
+def test_kernel_and_torch_path_agree_for_every_function(name):
+    function = ActivationRegistry.get_function(name)
+    values = {
+        each.name: next(
+            v for v in (each.default, each.initial, 1.25, 0.5) if v is not None and each.allows(v)
+        )
+        for each in function.parameters
+    }
+    act = ActivationRegistry.get_activation(name, values)
+    x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)) * 3
+    pairing = "concat" if function.is_gated else "none"
+    actual = act_and_mul(x, act, pairing=pairing)
+    expected = act(*(split(x.double(), pairing) if function.is_gated else (x.double(),)))
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-4, atol=2e-5)
+
+
+def test_gradients_flow():
+    x = torch.randn(4, 10, dtype=torch.float64, requires_grad=True)
+    for pairing in ("concat", "up_first", "interleaved"):
+        assert torch.autograd.gradcheck(lambda v, pairing=pairing: act_and_mul(v, SWISH, pairing=pairing), x)
+    single = torch.randn(4, 10, requires_grad=True)
+    act_and_mul(single, SWISH).sum().backward()
+    assert single.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not act_and_mul(single, SWISH).requires_grad
+
+
+def test_strided_rows_and_empty_tensors():
+    wide = torch.randn(6, 40)
+    g, u = split(wide[:, :20], "concat")
+    assert_near(act_and_mul(wide[:, :20], SWISH), swish(g) * u)
+    turned = torch.randn(20, 6).t()
+    assert_near(act_and_mul(turned, SWISH), act_and_mul(turned.contiguous(), SWISH))
+    assert act_and_mul(torch.empty(0, 8), SWISH).shape == (0, 4)
+    assert act_and_mul(torch.empty(3, 0), SWISH).shape == (3, 0)
+
+
+def test_out_is_written_and_nothing_beside_it():
+    x = torch.randn(5, 16)
+    memory = torch.full((7, 8), float("nan"))
+    assert act_and_mul(x, SWISH, out=memory[1:6]).data_ptr() == memory[1:6].data_ptr()
+    assert_near(memory[1:6], act_and_mul(x, SWISH))
+    assert memory[[0, 6]].isnan().all()
+    strided = torch.zeros(5, 16)[:, ::2]
+    act_and_mul(x, SWISH, out=strided)
+    assert_near(strided, memory[1:6])
+
+
+def test_out_may_lie_on_the_input():
+    x = torch.randn(5, 16)
+    expected = act_and_mul(x.clone(), SWISH)
+    assert_near(act_and_mul(x, SWISH, out=x[:, :8]), expected)
+    flat = torch.randn(4, 8)
+    expected = act_and_mul(flat.clone(), SWISH, pairing="none")
+    assert_near(act_and_mul(flat, SWISH, pairing="none", out=flat), expected)
+
+
+def test_values_by_layer():
+    act = ActivationRegistry.get_activation("swish", {"beta": {"per_layer": [1.0, 1.5]}})
+    x = torch.randn(3, 8)
+    assert_near(act_and_mul(x, act, layer=1), act_and_mul(x, SWISH))
+    with pytest.raises(flexact.InvalidArgument, match="differs by layer"):
+        act_and_mul(x, act)
+
+
+@pytest.mark.parametrize(
+    ("x", "act", "options"),
+    [
+        (torch.ones(3, 7), SWISH, {}),
+        (torch.tensor(1.0), SWISH, {}),
+        (torch.ones(3, 8), SWISH, {"pairing": "separate"}),
+        (torch.ones(3, 8), ActivationRegistry.get_activation("swiglu"), {"pairing": "none"}),
+        (torch.ones(3, 8), SWISH, {"out": torch.ones(3, 8)}),
+        (torch.ones(3, 8), SWISH, {"out": torch.ones(3, 4, dtype=torch.float64)}),
+        (torch.ones(3, 8, requires_grad=True), SWISH, {"out": torch.ones(3, 4)}),
+        (torch.ones(3, 8, dtype=torch.int64), SWISH, {}),
+        (
+            torch.ones(3, 8),
+            ActivationRegistry.get_activation("swish", {"beta": {"per_expert": [1.0, 2.0]}}),
+            {},
+        ),
+    ],
+)
+def test_contradictions_are_refused(x, act, options):
+    with pytest.raises(flexact.InvalidArgument):
+        act_and_mul(x, act, **options)
