@@ -253,6 +253,7 @@ class Selection {
   // Constants and parameters are finite or at least ordered: they can bound without a NaN check.
   bool is_bound(const Value& value) const {
     const Op op = node(value).op;
+    if (op == Op::Neg) return is_bound(operand(value, 0));
     return (op == Op::Constant && !std::isnan(node(value).value)) || op == Op::Parameter;
   }
 

@@ -1,0 +1,181 @@
+// The block with one function after another, round after round.
+#include "bench.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <ctime>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "case.hpp"
+#include "flexact/error.hpp"
+#include "matrix.hpp"
+#include "sample_values.hpp"
+
+namespace flexact::conformance {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Entry {
+  std::string name;
+  Function function;
+  std::vector<float> values;
+  std::unique_ptr<Plan> plan;
+  std::vector<double> milliseconds;
+};
+
+// bf16 numbers near ±scale.
+std::vector<std::uint16_t> random_bf16(std::int64_t count, float scale, std::mt19937& random) {
+  std::vector<std::uint16_t> values(static_cast<std::size_t>(count));
+  std::uniform_real_distribution<float> uniform(-scale, scale);
+  for (std::uint16_t& value : values) {
+    value = static_cast<std::uint16_t>(__builtin_bit_cast(std::uint32_t, uniform(random)) >> 16);
+  }
+  return values;
+}
+
+TensorView tensor(const void* data, DType dtype, std::vector<std::int64_t> shape) {
+  TensorView view;
+  view.data = data;
+  view.dtype = dtype;
+  view.rank = static_cast<int>(shape.size());
+  std::int64_t stride = 1;
+  for (int i = view.rank - 1; i >= 0; --i) {
+    view.shape[static_cast<std::size_t>(i)] = shape[static_cast<std::size_t>(i)];
+    view.strides[static_cast<std::size_t>(i)] = stride;
+    stride *= shape[static_cast<std::size_t>(i)];
+  }
+  return view;
+}
+
+// Processor time of all threads: on a machine that others use as well, a preempted run is not a
+// slow one.
+double processor_milliseconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) * 1e-6;
+}
+
+}  // namespace
+
+int bench(const BenchOptions& options) {
+  std::vector<Variant> all = variants();
+  const auto chosen = std::find_if(all.begin(), all.end(), [&](const Variant& variant) {
+    return variant.name == options.variant;
+  });
+  if (!options.variant.empty() && chosen == all.end()) {
+    throw Error(ErrorCode::InvalidArgument, "no variant '" + options.variant + "' here");
+  }
+  const Variant variant = options.variant.empty() ? all.back() : *chosen;
+  select(variant);
+
+  MoeProblem p;
+  p.experts = options.experts;
+  p.top_k = options.top_k;
+  p.hidden = options.hidden;
+  p.intermediate = options.intermediate;
+  std::mt19937 random(1);
+  const std::vector<std::uint16_t> hidden = random_bf16(options.tokens * p.hidden, 1.7f, random);
+  const float scale13 = 2.6f / std::sqrt(static_cast<float>(p.hidden));
+  const std::vector<std::uint16_t> w13 =
+      random_bf16(p.experts * 2 * p.intermediate * p.hidden, scale13, random);
+  const std::vector<std::uint16_t> w2 =
+      random_bf16(p.experts * p.hidden * p.intermediate, 0.05f, random);
+  std::vector<float> router(static_cast<std::size_t>(options.tokens * p.top_k), 0.5f);
+  std::vector<std::int64_t> ids(router.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int64_t>(i) % p.experts;
+
+  std::vector<Entry> entries;
+  for (const Subject& subject : subjects()) {
+    if (!options.function.empty() && subject.name != options.function &&
+        subject.name != "bilinear" && subject.name != "linear") {
+      continue;
+    }
+    const bool unary = subject.function.arity() == Arity::Unary;
+    p.pairing = unary ? Pairing::None : Pairing::Concat;
+    MoeWeights weights;
+    weights.w13 = tensor(w13.data(), DType::BFloat16,
+                         {p.experts, unary ? p.intermediate : 2 * p.intermediate, p.hidden});
+    weights.w2 = tensor(w2.data(), DType::BFloat16, {p.experts, p.hidden, p.intermediate});
+    entries.push_back({subject.name,
+                       subject.function,
+                       test::sample_parameters(subject.function, 1)[0],
+                       variant.backend->plan(p, subject.function, weights),
+                       {}});
+  }
+
+  std::vector<std::uint16_t> output(hidden.size());
+  MoeInputs inputs;
+  inputs.tokens = options.tokens;
+  inputs.hidden_states = tensor(hidden.data(), DType::BFloat16, {options.tokens, p.hidden});
+  inputs.topk_weights = tensor(router.data(), DType::Float32, {options.tokens, p.top_k});
+  inputs.topk_ids = tensor(ids.data(), DType::Int64, {options.tokens, p.top_k});
+  inputs.output = output.data();
+  for (int round = -1; round < options.rounds; ++round) {  // the first one warms up
+    for (Entry& entry : entries) {
+      const std::size_t bytes = entry.plan->workspace_bytes(inputs.tokens);
+      static std::vector<std::byte> memory;
+      memory.resize(std::max(memory.size(), bytes + 64));
+      void* workspace = memory.data();
+      std::size_t space = memory.size();
+      std::align(64, bytes, workspace, space);
+      const ParameterTable values{entry.values.data(), 1,
+                                  static_cast<std::int64_t>(entry.values.size())};
+      const double begin = processor_milliseconds();
+      entry.plan->run(inputs, values, workspace, bytes, nullptr);
+      const double taken = processor_milliseconds() - begin;
+      if (round >= 0) entry.milliseconds.push_back(taken);
+    }
+  }
+
+  // The fastest round is the least disturbed one; ratios of those are steadier than of medians.
+  std::map<Arity, double> base;
+  for (Entry& entry : entries) {
+    std::sort(entry.milliseconds.begin(), entry.milliseconds.end());
+    if (entry.name == "bilinear" || entry.name == "linear") {
+      base[entry.function.arity()] = entry.milliseconds.front();
+    }
+  }
+  std::printf("%s %s, %s\n", variant.backend->name().c_str(), variant.name.c_str(),
+              device_name().c_str());
+  std::printf("%-24s %10s %10s %10s %12s\n", "function", "best ms", "median ms", "GFLOP/s",
+              "over identity");
+  Json rows = Json::object();
+  for (const Entry& entry : entries) {
+    const double best = entry.milliseconds.front();
+    const double median = entry.milliseconds[entry.milliseconds.size() / 2];
+    const double matrices = entry.function.arity() == Arity::Gated ? 3 : 2;
+    const double flops = 2.0 * matrices * static_cast<double>(options.tokens * p.top_k) *
+                         static_cast<double>(p.hidden * p.intermediate);
+    const double over = best / base[entry.function.arity()] - 1;
+    std::printf("%-24s %10.3f %10.3f %10.1f %11.1f%%\n", entry.name.c_str(), best, median,
+                flops / best * 1e-6, 100 * over);
+    rows[entry.name] = {{"best_ms", best},
+                        {"median_ms", median},
+                        {"gflops", flops / best * 1e-6},
+                        {"over_identity", over}};
+  }
+  if (!options.output.empty()) {
+    Json json;
+    json["device"] = device_name();
+    json["commit"] = commit();
+    json["variant"] = variant.backend->name() + " " + variant.name;
+    json["plan"] = entries.front().plan->describe();
+    json["problem"] = {{"experts", p.experts},     {"top_k", p.top_k},
+                       {"hidden", p.hidden},       {"intermediate", p.intermediate},
+                       {"tokens", options.tokens}, {"format", "bf16"}};
+    json["rounds"] = options.rounds;
+    json["unit"] = "milliseconds of processor time, all threads";
+    json["results"] = rows;
+    std::ofstream(options.output) << json.dump(1) << "\n";
+  }
+  return 0;
+}
+
+}  // namespace flexact::conformance
