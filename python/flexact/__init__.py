@@ -1,7 +1,8 @@
 """One definition of an activation, correct and fast in every MoE kernel.
 
 Reading configurations and looking activations up needs nothing but the standard library. Whatever
-computes on tensors imports torch when it is first used.
+computes on tensors imports torch when it is first used. Importing the package loads nothing at all: a
+host that finds `flexact.sglang` by entry point must be able to import it whatever else is broken.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flexact._core import Activation, ActivationRegistry, Function, Parameter, version
-from flexact.activation import register_function
-from flexact.config import resolve_config
 from flexact.errors import (
     ConfigError,
     DeviceError,
@@ -24,13 +22,26 @@ from flexact.errors import (
 )
 
 if TYPE_CHECKING:
+    from flexact._core import Activation, ActivationRegistry, Function, Parameter
+    from flexact.activation import register_function
+    from flexact.config import resolve_config
     from flexact.dense import act_and_mul
     from flexact.moe import fused_moe
 
-__version__ = version()
+    __version__: str
 
-_NEEDS_TORCH = {"act_and_mul": "flexact.dense", "fused_moe": "flexact.moe"}
-_SUBMODULES = ("dense", "moe", "torch_functions")
+# Where each name is defined; those of dense and moe need torch.
+_HOMES = {
+    "Activation": "flexact._core",
+    "ActivationRegistry": "flexact._core",
+    "Function": "flexact._core",
+    "Parameter": "flexact._core",
+    "act_and_mul": "flexact.dense",
+    "fused_moe": "flexact.moe",
+    "register_function": "flexact.activation",
+    "resolve_config": "flexact.config",
+}
+_SUBMODULES = ("activation", "config", "dense", "moe", "torch_functions")
 
 __all__ = [
     "Activation",
@@ -54,13 +65,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
-        value = getattr(importlib.import_module(_NEEDS_TORCH[name]), name)
-        globals()[name] = value
-        return value
-    if name in _SUBMODULES:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name == "__version__":
+        value = importlib.import_module("flexact._core").version()
+    elif name in _SUBMODULES:
         return importlib.import_module(f"flexact.{name}")
-    raise AttributeError(f"module 'flexact' has no attribute '{name}'")
+    else:
+        raise AttributeError(f"module 'flexact' has no attribute '{name}'")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -71,6 +71,7 @@ def install() -> None:
     from flexact.sglang import _switches
 
     _switches.check()
+    importlib.import_module("flexact._core")  # what cannot be loaded is found out here, not in a layer
     wanted = []
     for hook in HOOKS:
         try:

@@ -66,6 +66,8 @@ def wait_for_scheduler_ready(original: Callable[..., Any], readers: list[Any], p
             f"{len(silent)} of {len(expected)} scheduler processes started without the plugin"
             f" (process ids {', '.join(map(str, silent))}): their layers would run SGLang's own activation"
         )
+    # From now on nobody waits here: a process that ends prints its own reason.
+    start.close()
     return infos
 
 

@@ -31,11 +31,6 @@ def plugin_absence() -> str | None:
     allowed = os.environ.get("SGLANG_PLUGINS")
     if allowed and NAME not in {name.strip() for name in allowed.split(",")}:
         return f"SGLANG_PLUGINS={allowed!r} leaves it out: add {NAME}"
-    platform = os.environ.get("SGLANG_PLATFORM")
-    if platform and any(
-        entry.dist and entry.dist.name == NAME for entry in entry_points(group="sglang.srt.platforms")
-    ):
-        return f"SGLANG_PLATFORM={platform!r} leaves it out"
     return None
 
 
