@@ -2,6 +2,8 @@
 JOBS ?= $(shell nproc)
 PY := .venv/bin/python
 PYTEST_ARGS ?=
+# The CMake preset whose build `make test` runs the C++ tests of.
+PRESET ?= developer
 # COVERAGE=1 measures the Python lines that the tests reach, subprocesses included.
 PYTEST := $(PY) -m $(if $(COVERAGE),coverage run -m )pytest
 CTEST := ctest --output-on-failure -j$(JOBS)
@@ -10,7 +12,7 @@ CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test test-cpp test-python test-asan test-tsan coverage coverage-cpp coverage-report \
+.PHONY: setup test test-cpp test-python test-asan test-tsan coverage coverage-report \
   demo bench format lint clean
 
 setup:
@@ -19,9 +21,10 @@ setup:
 test: setup test-cpp test-python
 
 test-cpp:
-	cmake --preset developer
-	cmake --build --preset developer -j$(JOBS)
-	$(CTEST) --test-dir build/developer
+	cmake --preset $(PRESET)
+	cmake --build --preset $(PRESET) -j$(JOBS)
+	$(if $(COVERAGE),find build/$(PRESET) -name '*.gcda' -delete)
+	$(CTEST) --test-dir build/$(PRESET)
 
 test-python:
 	$(if $(COVERAGE),$(PY) -m coverage erase)
@@ -33,19 +36,14 @@ test-asan test-tsan: test-%: setup
 	cmake --build --preset $* -j$(JOBS)
 	$(CTEST) --test-dir build/$*
 
-coverage: setup coverage-cpp
-	$(MAKE) test-python coverage-report COVERAGE=1
+# All tests on instrumented builds, then what they reached.
+coverage:
+	$(MAKE) test PRESET=coverage COVERAGE=1
+	$(MAKE) coverage-report
 
-coverage-cpp:
-	cmake --preset coverage
-	cmake --build --preset coverage -j$(JOBS)
-	find build/coverage -name '*.gcda' -delete
-	$(CTEST) --test-dir build/coverage
-	gcovr --root . --filter include/ --filter src/ --object-directory build/coverage \
-	  --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
-
-# What the last run of test-python with COVERAGE=1 measured.
 coverage-report:
+	gcovr --root . --filter include/ --filter src/ --exclude src/python/ --object-directory build/coverage \
+	  --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --fail-under=$(COVERAGE_GATE)
 

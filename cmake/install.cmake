@@ -6,7 +6,8 @@ configure_package_config_file(
   ${PROJECT_SOURCE_DIR}/cmake/flexactConfig.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/flexactConfig.cmake
   INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/flexact)
 
-set_target_properties(flexact PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+# No macro tells a shared build's objects from a static one's: a compiler cache serves both.
+set_target_properties(flexact PROPERTIES DEFINE_SYMBOL "" VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
 install(TARGETS flexact EXPORT flexactTargets COMPONENT development
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
