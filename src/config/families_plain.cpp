@@ -22,9 +22,9 @@ void add_gated(std::vector<Family>& out) {
       {.model_types = {"emu3_text_model"},
        .layers = count(32),
        .dense = biased},  // mlp_bias is not declared but read
-      {.model_types = {"exaone4", "granite4_vision_text", "hunyuan_v1_dense", "hunyuan_vl_text",
-                       "idefics", "ministral", "mistral", "olmo", "olmo2", "olmo3", "olmo_hybrid",
-                       "qwen2", "qwen3", "qwen3_5_text", "qwen3_vl_text", "stablelm", "youtu"},
+      {.model_types = {"exaone4", "hunyuan_v1_dense", "hunyuan_vl_text", "idefics", "ministral",
+                       "mistral", "olmo", "olmo2", "olmo3", "olmo_hybrid", "qwen2", "qwen3",
+                       "qwen3_5_text", "qwen3_vl_text", "stablelm", "youtu"},
        .layers = count(32),
        .dense = mlp()},
       {.model_types = {"ministral3"}, .layers = count(34), .dense = mlp()},
@@ -43,6 +43,11 @@ void add_gated(std::vector<Family>& out) {
        .layers = count(32),
        .dense = biased},
       {.model_types = {"smollm3"}, .layers = count(36), .dense = biased},
+      {.model_types = {"granite4_vision_text", "ultrabert"}, .layers = count(32), .dense = biased},
+      {.model_types = {"eurobert"}, .layers = count(12), .dense = biased},
+      {.model_types = {"esmc"}, .layers = count(80), .dense = biased},
+      {.model_types = {"nomic_bert"}, .layers = count(12), .dense = mlp()},
+      {.model_types = {"gte"}, .layers = count(12), .dense = mlp().defaults_to("gelu").with_bias()},
       {.model_types = {"minicpm3"}, .layers = count(62), .dense = biased},
       {.model_types = {"cwm", "seed_oss"}, .layers = count(64), .dense = biased},
       {.model_types = {"iquestcoder"}, .layers = count(80), .dense = biased},
@@ -72,7 +77,7 @@ void add_gated(std::vector<Family>& out) {
        .layers = count(22),
        .dense = joined.reads("hidden_activation", "gelu").with_bias("mlp_bias")},
       {.model_types = {"pix2struct_text_model"},
-       .layers = count(12, {"num_layers", "num_hidden_layers"}),
+       .layers = count(12, {"num_hidden_layers", "num_layers"}),
        .dense = mlp().reads("dense_act_fn", "gelu_new")},
   };
   out.insert(out.end(), rows.begin(), rows.end());
@@ -84,23 +89,43 @@ void add_plain(std::vector<Family>& out) {
   const RoleRule relu2 = plain_mlp().defaults_to("relu2");
   const RoleRule by_function = plain_mlp().reads("activation_function", "gelu").with_bias();
   const RoleRule gpt = plain_mlp().reads("activation_function", "gelu_new").with_bias();
-  const Names n_layer = {"n_layer", "num_hidden_layers"};
+  const Names n_layer = {"num_hidden_layers", "n_layer"};
   const std::vector<Family> rows = {
       // the BERT line
       {.model_types = {"git"}, .layers = count(6), .dense = gelu},
-      {.model_types = {"bert", "blip_text_model", "camembert", "data2vec-text", "electra", "ernie",
-                       "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta",
-                       "xmod"},
+      {.model_types =
+           {"bert",          "blip_text_model", "bros",        "canine",     "convbert",
+            "deberta",       "ibert",           "layoutlm",    "layoutlmv2", "layoutlmv3",
+            "lilt",          "longformer",      "luke",        "markuplm",   "mpnet",
+            "mra",           "squeezebert",     "tapas",       "yoso",       "camembert",
+            "data2vec-text", "electra",         "ernie",       "roberta",    "roberta-prelayernorm",
+            "roc_bert",      "roformer",        "xlm-roberta", "xmod"},
        .layers = count(12),
        .dense = gelu},
-      {.model_types = {"bert-generation", "biogpt", "megatron-bert"},
+      {.model_types = {"bert-generation", "deberta-v2", "jina_embeddings_v3", "biogpt",
+                       "megatron-bert"},
        .layers = count(24),
        .dense = gelu},
       {.model_types = {"rembert"}, .layers = count(32), .dense = gelu},
       {.model_types = {"xlm-roberta-xl"}, .layers = count(36), .dense = gelu},
-      {.model_types = {"big_bird", "albert"},
+      {.model_types = {"albert", "big_bird", "fnet", "nystromformer"},
        .layers = count(12),
        .dense = gelu.defaults_to("gelu_new")},
+      {.model_types = {"clip_text_model"},
+       .layers = count(12),
+       .dense = gelu.defaults_to("quick_gelu")},
+      {.model_types = {"tipsv2_text_model"},
+       .layers = count(12),
+       .dense = gelu.defaults_to("relu")},
+      {.model_types = {"mobilebert"}, .layers = count(24), .dense = gelu.defaults_to("relu")},
+      {.model_types = {"distilbert"},
+       .layers = count(6, {"num_hidden_layers", "n_layers"}),
+       .dense = gelu.reads("activation", "gelu")},
+      {.model_types = {"esm"},
+       .layers = count(12),
+       .dense = plain_mlp().always("gelu").with_bias()},
+      // layers in blocks; the first stands for all
+      {.model_types = {"funnel"}, .layers = {.names = {}}, .dense = gelu.defaults_to("gelu_new")},
       {.model_types = {"reformer"},
        .layers = {.names = {"num_hidden_layers"}, .fallback = 6, .length_of = {"attn_layers"}},
        .dense = gelu.defaults_to("relu")},
@@ -113,7 +138,7 @@ void add_plain(std::vector<Family>& out) {
        .layers = count(12, n_layer),
        .dense = gpt.defaults_to("gelu_pytorch_tanh")},
       {.model_types = {"gpt_neo"},
-       .layers = count(24, {"num_layers", "num_hidden_layers"}),
+       .layers = count(24, {"num_hidden_layers", "num_layers"}),
        .dense = gpt},
       {.model_types = {"codegen", "gptj"}, .layers = count(28, n_layer), .dense = gpt},
       {.model_types = {"gpt_neox"}, .layers = count(44), .dense = gelu},
@@ -124,6 +149,15 @@ void add_plain(std::vector<Family>& out) {
       {.model_types = {"starcoder2"},
        .layers = count(30),
        .dense = plain_mlp().defaults_to("gelu_pytorch_tanh").with_bias("use_bias", true)},
+      {.model_types = {"xlm", "flaubert"},
+       .layers = count(12, {"num_hidden_layers", "n_layers"}),
+       .dense =
+           [&] {
+             RoleRule r = gelu.reads("gelu_activation", "gelu");
+             r.when_true = "gelu";
+             r.when_false = "relu";
+             return r;
+           }()},
       {.model_types = {"ctrl"},
        .layers = count(48, n_layer),
        .dense = plain_mlp().always("relu").with_bias()},
@@ -131,6 +165,9 @@ void add_plain(std::vector<Family>& out) {
        .layers = count(12),
        .dense = plain_mlp().reads("activation_function", "relu").with_bias("enable_bias", true)},
       // squared relu
+      {.model_types = {"neomme"},
+       .layers = count(17),
+       .dense = plain_mlp().always("relu2").with_bias("mlp_bias")},
       {.model_types = {"nanochat"}, .layers = count(12), .dense = relu2},
       {.model_types = {"cosmos3_edge_text"},
        .layers = count(28),
@@ -146,13 +183,13 @@ void add_plain(std::vector<Family>& out) {
        .layers = count(8, {"decoder_layers"}),
        .dense = by_function},
       {.model_types = {"trocr"},
-       .layers = count(12, {"decoder_layers", "num_hidden_layers"}),
+       .layers = count(12, {"num_hidden_layers", "decoder_layers"}),
        .dense = by_function},
       {.model_types = {"xglm"},
-       .layers = count(24, {"num_layers", "num_hidden_layers"}),
+       .layers = count(24, {"num_hidden_layers", "num_layers"}),
        .dense = by_function},
       {.model_types = {"kosmos_2_text_model", "kosmos_2_5_text_model"},
-       .layers = count(24, {"layers", "num_hidden_layers"}),
+       .layers = count(24, {"num_hidden_layers", "layers"}),
        .dense = by_function},
   };
   out.insert(out.end(), rows.begin(), rows.end());
@@ -166,7 +203,7 @@ Family encoder_decoder(Names types, std::int64_t encoder, std::int64_t decoder,
   return {.model_types = std::move(types),
           .dense = plain_mlp().reads("activation_function", function).with_bias(),
           .stacks = {{.name = "encoder",
-                      .layers = count(encoder, {"encoder_layers", "num_hidden_layers"})},
+                      .layers = count(encoder, {"num_hidden_layers", "encoder_layers"})},
                      {.name = "decoder", .layers = count(decoder, {"decoder_layers"})}}};
 }
 
@@ -183,7 +220,7 @@ void add_encoder_decoders(std::vector<Family>& out) {
        .dense = plain_mlp().reads("activation_function", "relu").with_bias(),
        .stacks = {{.name = "text encoder", .layers = count(24, {"encoder_layers"})},
                   {.name = "text decoder",
-                   .layers = count(24, {"decoder_layers", "num_hidden_layers"})}}},
+                   .layers = count(24, {"num_hidden_layers", "decoder_layers"})}}},
       {.model_types = {"prophetnet"},
        .dense = plain_mlp().reads("activation_function", "gelu").with_bias(),
        .stacks = {{.name = "encoder", .layers = count(12, {"num_encoder_layers"})},
@@ -207,7 +244,7 @@ void add_encoder_decoders(std::vector<Family>& out) {
 void add_hybrids(std::vector<Family>& out) {
   const auto hybrid = [](std::vector<Condition> otherwise) {
     Condition c = typed("layers_block_type", {"hybrid"}, std::move(otherwise));
-    c.keys = {"layers_block_type", "layer_types"};
+    c.keys = {"layer_types", "layers_block_type"};
     return std::vector<Condition>{c};
   };
   const std::vector<Family> rows = {
@@ -566,20 +603,23 @@ Family wrapper(Names types, std::string_view inner, bool flat = false) {
   return {.model_types = std::move(types), .text = {"text_config"}, .inner = inner, .flat = flat};
 }
 
+// The class has a text model of its own size where the file has none.
+Family sized_wrapper(Names types, std::string_view inner, std::int64_t layers) {
+  Family row = wrapper(std::move(types), inner);
+  row.layers = count(layers);
+  return row;
+}
+
 void add_wrappers(std::vector<Family>& out) {
   const std::vector<Family> rows = {
-      wrapper({"deepseek_vl", "deepseek_vl_hybrid", "glmasr", "idefics3", "janus", "llava",
-               "llava_next", "llava_next_video", "perception_lm", "smolvlm", "video_llava",
-               "vipllava", "voxtral"},
+      wrapper({"deepseek_vl", "deepseek_vl_hybrid", "idefics3", "janus", "llava", "llava_next",
+               "llava_next_video", "perception_lm", "smolvlm", "video_llava", "vipllava"},
               "llama"),
-      wrapper(
-          {"audioflamingo3", "fast_vlm", "got_ocr2", "internvl", "llava_onevision", "musicflamingo",
-           "ovis2", "pp_chart2table", "qwen2_audio", "vibevoice_asr", "video_llama_3"},
-          "qwen2"),
-      wrapper(
-          {"fun_asr_nano", "lighton_ocr", "moss_transcribe_diarize", "qianfan_ocr", "qwen3_asr"},
-          "qwen3"),
-      wrapper({"idefics2", "mistral3"}, "mistral"),
+      wrapper({"audioflamingo3", "fast_vlm", "internvl", "llava_onevision", "musicflamingo",
+               "ovis2", "qwen2_audio", "vibevoice_asr", "video_llama_3"},
+              "qwen2"),
+      wrapper({"qianfan_ocr"}, "qwen3"),
+      wrapper({"idefics2"}, "mistral"),
       wrapper({"blip-2", "instructblip", "instructblipvideo"}, "opt"),
       wrapper({"aya_vision", "cohere2_vision"}, "cohere2"),
       wrapper({"glm46v", "glm4v", "glmga"}, "glm4v_text"),
@@ -587,6 +627,15 @@ void add_wrappers(std::vector<Family>& out) {
       wrapper({"minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5"}, "qwen3_5_text"),
       wrapper({"cosmos3_omni", "qwen3_vl"}, "qwen3_vl_text"),
       wrapper({"nemo_speechlm", "nemotron_h_omni"}, "nemotron_h"),
+      sized_wrapper({"glmasr"}, "llama", 28),
+      sized_wrapper({"voxtral"}, "llama", 30),
+      wrapper({"modernvbert"}, "modernbert"),
+      wrapper({"ultravbert"}, "ultrabert"),
+      sized_wrapper({"mistral3"}, "mistral", 40),
+      sized_wrapper({"got_ocr2", "pp_chart2table"}, "qwen2", 24),
+      sized_wrapper({"fun_asr_nano", "lighton_ocr", "moss_transcribe_diarize", "qwen3_asr"},
+                    "qwen3", 28),
+      sized_wrapper({"paligemma"}, "gemma", 18),
       wrapper({"blip"}, "blip_text_model"),
       wrapper({"cohere_compass"}, "cohere_compass_text"),
       wrapper({"cosmos3_edge"}, "cosmos3_edge_text"),
@@ -616,7 +665,6 @@ void add_wrappers(std::vector<Family>& out) {
       wrapper({"muse_glimmer"}, "muse_glimmer_text"),
       wrapper({"muse_spark"}, "muse_spark_text"),
       wrapper({"paddleocr_vl"}, "paddleocr_vl_text", true),
-      wrapper({"paligemma"}, "gemma"),
       wrapper({"pix2struct"}, "pix2struct_text_model"),
       wrapper({"pp_formulanet"}, "pp_formulanet_text"),
       wrapper({"qwen2_5_omni_thinker"}, "qwen2_5_omni_text"),
@@ -631,8 +679,17 @@ void add_wrappers(std::vector<Family>& out) {
       {.model_types = {"qwen2_5_omni"},
        .text = {"thinker_config", "text_config"},
        .inner = "qwen2_5_omni_text"},
-      {.model_types = {"pi0"}, .text = {"vlm_config", "text_config"}, .inner = "gemma"},
-      {.model_types = {"vision-encoder-decoder"}, .text = {"decoder"}, .inner = "bert"},
+      {.model_types = {"pi0"},
+       .text = {"vlm_config", "text_config"},
+       .inner = "gemma",
+       .layers = count(18)},
+      {.model_types = {"vision-encoder-decoder", "speech-encoder-decoder"},
+       .text = {"decoder"},
+       .inner = "bert"},
+      {.model_types = {"encoder-decoder"},
+       .inner = "bert",
+       .stacks = {{.name = "encoder", .path = {"encoder"}},
+                  {.name = "decoder", .path = {"decoder"}}}},
   };
   out.insert(out.end(), rows.begin(), rows.end());
 }
@@ -659,7 +716,7 @@ void add_published(std::vector<Family>& out) {
        .dense = mlp().with_bias("mlp_bias"),
        .reference = sglang},
       {.model_types = {"exaone"},
-       .layers = count(32, {"num_layers", "num_hidden_layers"}),
+       .layers = count(32, {"num_hidden_layers", "num_layers"}),
        .dense = mlp().reads("activation_function", "silu"),
        .reference = sglang},
       // no key: silu
@@ -668,7 +725,7 @@ void add_published(std::vector<Family>& out) {
        .dense = mlp().always("silu"),
        .reference = sglang},
       {.model_types = {"chatglm"},
-       .layers = count(28, {"num_layers", "num_hidden_layers"}),
+       .layers = count(28, {"num_hidden_layers", "num_layers"}),
        .dense = mlp().always("silu").with(Pairing::Concat).with_bias("add_bias_linear"),
        .reference = sglang},
       {.model_types = {"spark2_5"},

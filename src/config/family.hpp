@@ -78,8 +78,9 @@ struct Condition {
     Multiple,  // (layer + shift) divides by key; never where key is 0 or null. A list in place of
                // the number has one entry for each layer: 0 or false, or anything else
     Phase,     // layer >= shift and (layer - shift) % key == other
-    Step,      // layers are spread evenly: count / key apart (switch_transformers)
-    Listed,    // key is a list of layer numbers (or a string "3,4,5") that has this layer
+    Step,     // layers are spread evenly, layers / key apart from layer 1 on (switch_transformers);
+              // the second key, where present, is that distance
+    Listed,   // key is a list of layer numbers (or a string "3,4,5") that has this layer
     Typed,    // key is a list of strings or integers, one for each layer; this layer's is in values
     Letter,   // key is a string, one character for each layer; this layer's is in values
     Above,    // key > shift (an integer, or a list with this layer's)
@@ -90,7 +91,7 @@ struct Condition {
   Kind kind;
   std::vector<std::string_view> keys = {};
   std::optional<std::int64_t> fallback = std::nullopt;  // where the key is absent (or null)
-  std::vector<std::string_view> other = {};             // Phase: the second key
+  std::vector<std::string_view> other = {};             // Phase, Step: the second key
   std::int64_t other_fallback = 0;
   std::int64_t shift = 0;
   std::vector<std::string_view> values = {};  // Typed, Letter; integers and booleans as text
@@ -183,6 +184,9 @@ struct RoleRule {
   std::vector<Condition> conditions = {};
   std::vector<std::string_view> keys = {"hidden_act"};
   std::string_view default_name = "silu";
+  // The key is a boolean: what true and false mean (xlm's gelu_activation).
+  std::string_view when_true = {};
+  std::string_view when_false = {};
   std::string_view fixed = {};  // catalogue function; the role reads no name
   NameStyle style = NameStyle::Plain;
   bool gated = true;
@@ -285,13 +289,17 @@ struct Family {
   bool inner_always = false;                // `inner` whatever model type the inner config says
   bool flat = false;  // without that object the text model's keys are read from this level
 
+  // In a wrapper: the number of layers where that object is missing, if it is not the text model's
+  // default.
   LayerCount layers = {};
   std::vector<Condition> sparse = {};  // empty: no layer is sparse
   RoleRule routed = {};
   RoleRule shared = {};
   RoleRule dense = {};
-  IntKey experts = {};             // number of routed experts, for per_expert lists
-  std::vector<Stack> stacks = {};  // encoder-decoder models: both stacks, in place of `layers`
+  IntKey experts = {};  // number of routed experts, for per_expert lists
+  // Encoder-decoder models: both stacks, in place of `layers`. With `inner`, each stack is a model
+  // of its own type.
+  std::vector<Stack> stacks = {};
 
   std::vector<Rename> renames = {};
   // Names that published files of the family carry in keys that nothing reads: no warning.
@@ -418,6 +426,10 @@ inline Condition letter(std::string_view key, std::vector<std::string_view> valu
 inline Condition positive(std::string_view key, std::int64_t fallback, bool nullable = false) {
   return {
       .kind = Condition::Kind::Above, .keys = {key}, .fallback = fallback, .nullable = nullable};
+}
+// The same where the key has several spellings.
+inline Condition positive_any(std::vector<std::string_view> keys, std::int64_t fallback) {
+  return {.kind = Condition::Kind::Above, .keys = std::move(keys), .fallback = fallback};
 }
 inline Condition above(std::string_view key, std::int64_t bound, std::int64_t fallback,
                        bool nullable = false) {

@@ -101,6 +101,17 @@ void RoleFormula::replace_base(const RoleParams& own) {
   }
 }
 
+// The name that a boolean key means; empty where the key holds names.
+std::string_view RoleFormula::by_flag(const Found& found) const {
+  if (rule_.when_true.empty()) return {};
+  const bool* value = found.value->boolean();
+  if (value == nullptr)
+    throw config_error("expected true or false, found " + std::string(found.value->type_name()) +
+                           ' ' + json::brief(*found.value),
+                       found.pointer);
+  return *value ? rule_.when_true : rule_.when_false;
+}
+
 void RoleFormula::read_base_name() {
   const RoleParams& own = context_.params.of(role_);
   Found found = context_.section.find_first(rule_.keys);
@@ -121,7 +132,8 @@ void RoleFormula::read_base_name() {
                 : named_function(read_name_, context_.family, {}, found.pointer, context_.warnings);
     return;
   }
-  const std::string* text = found.value->string();
+  const std::string flag_name(by_flag(found));
+  const std::string* text = rule_.when_true.empty() ? found.value->string() : &flag_name;
   if (text == nullptr) {
     throw config_error("expected the name of an activation, found " +
                            std::string(found.value->type_name()) + ' ' + json::brief(*found.value),

@@ -59,6 +59,7 @@ class RoleFormula {
            rule_.style == NameStyle::FeedForwardProjExact;
   }
   void replace_base(const RoleParams& own);
+  std::string_view by_flag(const Found& found) const;
   void read_base_name();
   Function t5_function(const std::string& text, const std::string& where);
   void bind_params();

@@ -47,6 +47,8 @@ struct TextModel {
   std::optional<Section> section;
   const Family* family = nullptr;  // null: unknown
   std::string model_type;          // the family's, for messages
+  // The number of layers where a wrapper says so and the config nothing.
+  std::optional<std::int64_t> default_layers;
 };
 
 const std::string* model_type_of(const json::Value& object, const std::string& pointer) {
@@ -79,11 +81,11 @@ Section descend(TextModel& model, const Section& from, std::string_view key, boo
   return {*value, pointer};
 }
 
-TextModel find_text_model(const json::Value& root, Warnings& warnings) {
+// From `section` on; `fallback` is the model type where the section does not say one.
+TextModel find_text_model(Section section, std::string_view fallback, Warnings& warnings) {
   TextModel model;
-  Section section(root, "");
-  const std::string* stated = model_type_of(root, "");
-  std::string type = stated ? *stated : "";
+  const std::string* stated = model_type_of(section.object(), section.pointer());
+  std::string type = stated ? *stated : std::string(fallback);
   const Family* family = find_family(type);
   constexpr int kMaxWrappers = 4;
   for (int depth = 0; depth < kMaxWrappers; ++depth) {
@@ -110,6 +112,7 @@ TextModel find_text_model(const json::Value& root, Warnings& warnings) {
       break;
     }
     for (std::string_view key : wrapper->text) section = descend(model, section, key, missing);
+    model.default_layers = missing ? wrapper->layers.fallback : std::nullopt;
     const std::string* inner = model_type_of(section.object(), section.pointer());
     const Family* named = inner && !wrapper->inner_always ? find_family(*inner) : nullptr;
     if (named == nullptr && inner != nullptr && !wrapper->inner.empty() && !wrapper->inner_always &&
@@ -127,6 +130,10 @@ TextModel find_text_model(const json::Value& root, Warnings& warnings) {
   model.family = family;
   model.model_type = type;
   return model;
+}
+
+TextModel find_text_model(const json::Value& root, Warnings& warnings) {
+  return find_text_model(Section(root, ""), {}, warnings);
 }
 
 // ---- overrides that reach the text model
@@ -666,10 +673,14 @@ ResolvedStack resolve_model(const TextModel& model, const std::string& from_stac
     throw config_error(model.model_type + " is refused: " + std::string(family.refusal),
                        "/model_type");
   if (!family.caution.empty()) warnings.add({}, family.caution);
+  if (family.stacks.empty()) {
+    LayerCount count = family.layers;
+    if (model.default_layers) count.fallback = model.default_layers;
+    return resolve_stacks(
+        {{family, {}, family.sparse, section, model.outer, layer_count(count, section)}},
+        model.model_type, from_stack, warnings);
+  }
   std::vector<StackTask> tasks;
-  if (family.stacks.empty())
-    tasks.push_back(
-        {family, {}, family.sparse, section, model.outer, layer_count(family.layers, section)});
   for (const Stack& stack : family.stacks) {
     TextModel below;
     below.outer = model.outer;
@@ -679,7 +690,19 @@ ResolvedStack resolve_model(const TextModel& model, const std::string& from_stac
     tasks.push_back(
         {family, stack.name, stack.sparse, at, below.outer, layer_count(stack.layers, at)});
   }
-  return resolve_stacks(tasks, model.model_type, from_stack, warnings);
+  if (family.inner.empty()) return resolve_stacks(tasks, model.model_type, from_stack, warnings);
+  // Each stack is a model of its own type.
+  std::optional<ResolvedStack> result;
+  for (const StackTask& task : tasks) {
+    ResolvedStack one =
+        resolve_model(find_text_model(task.section, family.inner, warnings), from_stack, warnings);
+    if (result) {
+      join_stacks(*result, one, task, tasks.front().name);
+    } else {
+      result = std::move(one);
+    }
+  }
+  return std::move(*result);
 }
 
 ModelActivations resolve(std::string_view text, const ResolveOptions& options) {

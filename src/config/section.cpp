@@ -191,7 +191,8 @@ class Evaluator {
       }
       case Kind::Step: {
         const std::int64_t sparse = counted(c, found, absent);
-        const std::int64_t step = sparse > 0 ? layers_ / sparse : layers_;
+        const std::int64_t step =
+            section_.integer(c.other, false).value_or(sparse > 0 ? layers_ / sparse : layers_);
         return each([&](std::int64_t i) { return step == 1 || (step > 0 && i % step == 1); });
       }
       case Kind::Listed:
