@@ -168,7 +168,7 @@ void doctor(std::ostream& out) {
   doctor_python(out);
 }
 
-// A matrix is {"columns": […], "rows": [[…], …]} beside what else the run recorded.
+// A matrix is {"columns": […], "rows": [[…], …]} beside what the run recorded of itself.
 void matrix(const MatrixOptions& options, std::ostream& out) {
   const std::string text =
       options.file.empty() ? std::string(built_in_matrix()) : read_file(options.file);
@@ -183,6 +183,9 @@ void matrix(const MatrixOptions& options, std::ostream& out) {
   if (options.json) {
     out << parsed.dump(2) << "\n";
     return;
+  }
+  for (const char* fact : {"device", "commit", "command", "runs"}) {
+    if (parsed.contains(fact)) out << fmt::format("{:<8} {}\n", fact, cell(parsed[fact]));
   }
   std::vector<std::vector<std::string>> table(1);
   for (const Json& column : parsed["columns"]) table[0].push_back(cell(column));

@@ -186,7 +186,7 @@ def test_emitted_text_does_not_depend_on_parameter_values():
 def test_matrix_prints_what_a_run_wrote(tmp_path):
     path = tmp_path / "matrix.json"
     path.write_text(json.dumps({"columns": ["function", "claimed"], "rows": [["silu", True]], "commit": "c"}))
-    assert output("matrix", "--file", str(path)) == "function  claimed\nsilu      true\n"
+    assert output("matrix", "--file", str(path)) == "commit   c\nfunction  claimed\nsilu      true\n"
     assert json.loads(output("matrix", "--json", "--file", str(path)))["commit"] == "c"
 
 
