@@ -39,7 +39,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
-  // nullopt: this backend computes exactly this. Touches no weight.
+  // nullopt: this backend computes exactly this. Touches no weight. Throws InvalidArgument for a
+  // problem with values outside their documented ranges.
   virtual std::optional<Refusal> refuse(const MoeProblem& problem,
                                         const Function& function) const = 0;
   // Packs the weights into a copy that the plan owns; the caller may free its tensors afterwards.

@@ -49,7 +49,10 @@ struct MoeProblem {
   bool bias13 = false;                // w13_bias is given
   bool bias2 = false;
   bool router_weight_on_input = false;  // multiplies x, not the output
-  bool combine = true;                  // false: [M, k, H] without the router weight
+  // false: the output is [M, k, H], each slot its expert's result without the router weight and the
+  // scaling factor (a router weight on the input stays applied); slots of ids outside 0 … E-1 are
+  // 0.
+  bool combine = true;
   float routed_scaling_factor = 1.0f;
 };
 
@@ -69,9 +72,10 @@ struct MoeWeights {
 };
 
 // One call. topk_ids: Int32 or Int64; an id outside 0 … E-1 contributes nothing and is never read.
+// With combine, the output may be the memory of contiguous hidden_states itself.
 struct MoeInputs {
   std::int64_t tokens = 0;   // M, may be 0
-  TensorView hidden_states;  // [M, H]
+  TensorView hidden_states;  // [M, H], last stride 1
   TensorView topk_weights;   // [M, k] Float32
   TensorView topk_ids;       // [M, k]
   void* output = nullptr;    // [M, H], or [M, k, H] without combine; io_dtype, contiguous

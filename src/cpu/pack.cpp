@@ -15,11 +15,12 @@ std::int64_t element_bytes(Element type) noexcept {
 // Where a block's 16 source rows begin; null: a column beyond the matrix.
 using BlockRows = const std::byte* [kColumns];
 
-void load(const std::byte* row, std::int64_t offset, std::int64_t bytes, std::byte* to) noexcept {
+template <typename Word>
+void copy_word(const std::byte* row, std::int64_t offset, std::byte* to) noexcept {
   if (row != nullptr) {
-    std::memcpy(to, row + offset, static_cast<std::size_t>(bytes));
+    std::memcpy(to, row + offset, sizeof(Word));
   } else {
-    std::memset(to, 0, static_cast<std::size_t>(bytes));
+    std::memset(to, 0, sizeof(Word));
   }
 }
 
@@ -29,27 +30,41 @@ void pack_pairs_of_rows(const BlockRows& rows, std::int64_t k, std::int64_t step
   for (std::int64_t first = 0; first < k / 2; first += kStretch) {
     const std::int64_t end = std::min(first + kStretch, k / 2);
     for (int c = 0; c < kColumns; ++c) {
-      for (std::int64_t i = first; i < end; ++i) load(rows[c], 4 * i, 4, to + i * step + 4 * c);
+      for (std::int64_t i = first; i < end; ++i) {
+        copy_word<std::uint32_t>(rows[c], 4 * i, to + i * step + 4 * c);
+      }
     }
   }
   if (k % 2 != 0) {
-    for (int c = 0; c < kColumns; ++c) load(rows[c], 2 * (k - 1), 2, to + k / 2 * step + 4 * c);
+    for (int c = 0; c < kColumns; ++c) {
+      copy_word<std::uint16_t>(rows[c], 2 * (k - 1), to + k / 2 * step + 4 * c);
+    }
   }
 }
 
-// Any strides. With pairs, value k of column c goes to half k % 2 of word c of step k / 2.
+// Any strides: value k of column c goes to line k, or to half k % 2 of word c of line k / 2.
+template <typename Word>
+void pack_any(const BlockRows& rows, std::int64_t k_count, std::int64_t k_stride, bool pairs,
+              std::int64_t step, std::byte* to) {
+  const std::int64_t size = sizeof(Word);
+  for (std::int64_t k = 0; k < k_count; ++k) {
+    std::byte* line = pairs ? to + k / 2 * step + k % 2 * size : to + k * step;
+    const std::int64_t pitch = pairs ? 2 * size : size;
+    for (int c = 0; c < kColumns; ++c) {
+      copy_word<Word>(rows[c], k * k_stride * size, line + c * pitch);
+    }
+  }
+}
+
 void pack_block(const PackedLayout& layout, const BlockRows& rows, std::int64_t k_stride,
                 std::int64_t step, std::byte* to) {
-  const std::int64_t size = element_bytes(layout.type);
   const bool pairs = layout.type == Element::Bf16;
   if (pairs && k_stride == 1) {
     pack_pairs_of_rows(rows, layout.k, step, to);
-    return;
-  }
-  for (std::int64_t k = 0; k < layout.k; ++k) {
-    std::byte* line = pairs ? to + k / 2 * step + k % 2 * size : to + k * step;
-    const std::int64_t pitch = pairs ? 2 * size : size;
-    for (int c = 0; c < kColumns; ++c) load(rows[c], k * k_stride * size, size, line + c * pitch);
+  } else if (layout.type == Element::Fp32) {
+    pack_any<std::uint32_t>(rows, layout.k, k_stride, false, step, to);
+  } else {
+    pack_any<std::uint16_t>(rows, layout.k, k_stride, pairs, step, to);
   }
 }
 

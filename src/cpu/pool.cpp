@@ -93,15 +93,14 @@ int threads_asked_for() {
   return static_cast<int>(value);
 }
 
-// The process's pool. Raw storage, so that a forked child can start over whatever state the
-// parent's threads left these in.
-std::atomic<Pool*> process_pool{nullptr};
-alignas(std::mutex) std::byte creation_storage[sizeof(std::mutex)];
-std::mutex* creation = new (creation_storage) std::mutex;
+// The process's pool. A forked child starts over, whatever state the parent's threads left these
+// in.
+constinit std::atomic<Pool*> process_pool{nullptr};
+constinit std::mutex creation;
 
 void start_over_in_child() {
   process_pool.store(nullptr, std::memory_order_relaxed);
-  creation = new (creation_storage) std::mutex;
+  new (&creation) std::mutex;
 }
 
 }  // namespace
@@ -229,7 +228,7 @@ struct Pool::State {
 Pool& Pool::instance() {
   Pool* pool = process_pool.load(std::memory_order_acquire);
   if (pool != nullptr) return *pool;
-  const std::lock_guard<std::mutex> lock(*creation);
+  const std::lock_guard<std::mutex> lock(creation);
   pool = process_pool.load(std::memory_order_acquire);
   if (pool == nullptr) {
     static const int registered = pthread_atfork(nullptr, nullptr, start_over_in_child);

@@ -333,6 +333,19 @@ TEST_P(MoeBlock, more_tokens_than_a_chunk_give_the_same_bits) {
       std::equal(alone.halves.begin(), alone.halves.end(), all.halves.end() - 40 * p.hidden));
 }
 
+TEST_P(MoeBlock, may_write_over_its_input) {
+  const MoeCase c(small_problem(), gated(), 300);
+  const auto plan = cpu::make_moe_plan(c.problem, c.function, c.moe_weights(), {.isa = GetParam()});
+  MoeCase in_place = c;
+  const std::size_t bytes = plan->workspace_bytes(c.tokens);
+  std::vector<std::uint8_t> memory(bytes + 64);
+  void* workspace = memory.data();
+  std::size_t room = memory.size();
+  std::align(64, bytes, workspace, room);
+  plan->run(in_place.inputs(in_place.hidden.data()), c.table(), workspace, bytes, nullptr);
+  EXPECT_EQ(in_place.hidden.halves, c.run(*plan).halves);
+}
+
 TEST_P(MoeBlock, propagates_nan_to_its_token_alone) {
   MoeCase c(small_problem(), gated(), 8);
   c.hidden.halves[3 * 96 + 5] = 0x7fc0;
