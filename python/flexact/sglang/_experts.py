@@ -356,13 +356,22 @@ def layers_on_other_ranks(model: Any) -> set[int]:
     }
 
 
-def verify(model: Any, current: Any) -> None:
-    """After loading: every layer of ours is packed and proven, every other one proven where it can be."""
+def verify(model: Any, current: Any, *, tokens: int | None = None) -> None:
+    """After loading: every layer of ours is packed and proven, every other one proven where it can be.
+
+    Args:
+        model: The loaded model.
+        current: The `Loading` that its layers were built under.
+        tokens: The most tokens of one step, where known: the workspace is sized before SGLang takes
+            what memory is left for its cache.
+    """
     in_model = {id(module) for module in model.modules()}
     current.experts = [layer for layer in current.experts if id(layer.module) in in_model]
     for layer in current.experts:
         if layer.is_ours:
             layer.pack()
+            if tokens:
+                layer.plan.reserve(tokens)
         elif _is_measurable(layer.module):
             layer.measure(lambda x, weights, ids, layer=layer: _run_host(layer.module, x, weights, ids))
             layer.calls = 0

@@ -82,7 +82,7 @@ def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     previous, _loading = _loading, Loading(plan, is_draft=bool(getattr(self, "is_draft_worker", False)))
     try:
         result = original(self, *args, **kwargs)
-        _experts.verify(self.model, _loading)
+        _experts.verify(self.model, _loading, tokens=_tokens_of_a_step(self.server_args))
         _mlps.install(self.model, _loading, dtype=self.model_config.dtype)
     finally:
         loaded, _loading = _loading, previous
@@ -91,6 +91,15 @@ def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
         _report.announce(loaded)
         report_loaded(_report.summary(loaded))
     return result
+
+
+def _tokens_of_a_step(args: Any) -> int | None:
+    """The most tokens that SGLang computes at once, as far as its arguments say."""
+    limits = (
+        getattr(args, name, None)
+        for name in ("chunked_prefill_size", "max_prefill_tokens", "max_total_tokens")
+    )
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def initialize_model(original: Callable[..., Any], model_config: Any, *args: Any, **kwargs: Any) -> Any:
