@@ -115,6 +115,21 @@ def test_a_unary_mlp_takes_any_function(folder: Callable[[str], Path]) -> None:
     torch.testing.assert_close(module(x)[0], F.linear(h, module.down_proj.weight)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_unary_mlp_of_a_name_in_the_hosts_registry_is_left_alone(folder: Callable[[str], Path]) -> None:
+    """StarCoder2's gelu_pytorch_tanh is a module that SGLang shares between layers: proven, not replaced."""
+    runner = host.load(folder("starcoder2"))
+    assert {row[1:] for row in rows(runner)} == {("dense", "gelu_tanh", "sglang")}
+    module = host.load(folder("starcoder2"), SWISH).model.model.layers[1].mlp
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    h = swish(BETA)(F.linear(x, module.c_fc.weight, module.c_fc.bias))
+    torch.testing.assert_close(
+        module(x), F.linear(h, module.c_proj.weight, module.c_proj.bias), rtol=1e-4, atol=1e-5
+    )
+    assert {row[3] for row in rows(host.load(folder("starcoder2")))} == {
+        "sglang"
+    }  # the shared one is untouched
+
+
 def test_learned_values_come_from_the_checkpoint(folder: Callable[[str], Path]) -> None:
     """xIELU as its paper writes it; SGLang's own module keeps the parameters in bfloat16."""
     module = host.load(folder("apertus")).model.model.layers[1].mlp
