@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <ostream>
 
+#include "cli/checkpoint.hpp"
 #include "cli/commands.hpp"
 #include "flexact/config.hpp"
 #include "flexact/error.hpp"
@@ -51,9 +52,9 @@ void print_values(const Function& function, const std::vector<double>& parameter
 
 // The values of one layer and expert; warns where the model's own are not at hand.
 std::vector<double> values_of(const Activation& activation, std::int64_t layer, std::int64_t expert,
-                              std::ostream& err) {
+                              const TensorReader& tensors, std::ostream& err) {
   std::vector<std::string> missing;
-  const ValueTable table = activation.values(layer, {expert, expert + 1}, nullptr, &missing);
+  const ValueTable table = activation.values(layer, {expert, expert + 1}, tensors, &missing);
   for (const std::string& name : missing) {
     err << "warning: '" << name << "' is learned by the model; its initial value is used\n";
   }
@@ -108,7 +109,9 @@ void eval_layer(const EvalOptions& options, std::ostream& out, std::ostream& err
     fail(gated ? "this layer is gated" : "this layer is unary",
          gated ? "give --g and --u" : "give --x");
   }
-  print_values(activation.function(), values_of(activation, layer, options.expert.value_or(0), err),
+  print_values(activation.function(),
+               values_of(activation, layer, options.expert.value_or(0),
+                         checkpoint_reader(options.config), err),
                options, out);
 }
 
@@ -125,7 +128,7 @@ void eval(const EvalOptions& options, std::ostream& out, std::ostream& err) {
   if (function.arity() == Arity::Gated && !options.g) {
     fail("'" + function.name() + "' is gated", "give --g and --u");
   }
-  print_values(function, values_of(activation, 0, 0, err), options, out);
+  print_values(function, values_of(activation, 0, 0, nullptr, err), options, out);
 }
 
 }  // namespace flexact::cli

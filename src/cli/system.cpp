@@ -105,6 +105,7 @@ for name in ("flexact", "torch", "sglang", "transformers", "triton"):
         found[name] = m.version(name)
     except m.PackageNotFoundError:
         found[name] = None
+found["plugin"] = any(e.name == "flexact" for e in m.entry_points(group="sglang.srt.plugins"))
 print(json.dumps(found))
 )";
 
@@ -143,6 +144,9 @@ void doctor_python(std::ostream& out) {
       line(out, row.package, "not installed", row.advice);
     }
   }
+  const bool plugin = versions.value("plugin", false);
+  line(out, "sglang plugin", plugin ? "registered" : "not registered",
+       plugin ? "" : "SGLang would not load flexact: install flexact with pip beside it");
 }
 
 std::string read_file(const std::string& path) {

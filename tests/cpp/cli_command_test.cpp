@@ -187,6 +187,75 @@ TEST_F(Config, eval_computes_what_a_layer_runs) {
                  "do not go with it");
 }
 
+// A safetensors file with these entries (dtype, shape) over `data`.
+std::string safetensors(const std::string& header, const std::string& data) {
+  std::string file(8, '\0');
+  for (std::size_t i = 0; i < 8; ++i) file[i] = static_cast<char>(header.size() >> (8 * i) & 0xff);
+  return file + header + data;
+}
+
+TEST_F(Config, eval_reads_learned_values_from_the_checkpoint) {
+  write(R"({"model_type": "mixtral", "hidden_act": "swish", "num_hidden_layers": 1,
+            "num_local_experts": 2, "activation_params": {"beta": {"tensor": "m.{layer}.beta"}}})");
+  const auto values = [&](const std::string& expert) {
+    return flexact({"eval", "--config", folder_.string(), "--layer", "0", "--role", "routed",
+                    "--expert", expert, "--g", "1", "--u", "1"});
+  };
+  const auto swish = [](const std::string& beta) {
+    return flexact({"eval", "swish", "-p", "beta=" + beta, "--g", "1", "--u", "1"}).out;
+  };
+  const auto refused = [&](const std::string& reason) {
+    const Result result = values("0");
+    EXPECT_EQ(result.status, 2) << reason;
+    EXPECT_THAT(result.err, HasSubstr(reason));
+  };
+  // No checkpoint: swish has no initial value.
+  refused("needs the checkpoint");
+
+  const auto entry = [](const char* type, const char* shape, int end) {
+    return std::string(R"({"m.0.beta":{"dtype":")") + type + R"(","shape":)" + shape +
+           R"(,"data_offsets":[0,)" + std::to_string(end) + "]}}";
+  };
+  write(safetensors(entry("BF16", "[2]", 4), std::string("\x00\x40\xc0\x3f", 4)),
+        "model.safetensors");
+  EXPECT_EQ(values("0").out, swish("2"));
+  EXPECT_EQ(values("1").out, swish("1.5"));
+  write(safetensors(entry("F32", "[]", 4), std::string("\x00\x00\x40\xc0", 4)),
+        "model.safetensors");
+  EXPECT_EQ(values("0").out, swish("-3"));
+  write(safetensors(entry("F64", "[1]", 8), std::string("\x00\x00\x00\x00\x00\x00\xe0\x3f", 8)),
+        "model.safetensors");
+  EXPECT_EQ(values("0").out, swish("0.5"));
+  for (const auto& [bits, text] :
+       {std::pair{"\x00\x3c", "1"}, {"\x00\xc2", "-3"}, {"\x01\x00", "5.9604644775390625e-08"}}) {
+    write(safetensors(entry("F16", "[1,1]", 2), std::string(bits, 2)), "model.safetensors");
+    EXPECT_EQ(values("0").out, swish(text));
+  }
+
+  write(safetensors(entry("F16", "[1]", 2), std::string("\x00\x7c", 2)), "model.safetensors");
+  refused("cannot be inf");
+  write(safetensors(entry("F16", "[1]", 2), std::string("\x01\x7c", 2)), "model.safetensors");
+  refused("cannot be nan");
+  write(safetensors(entry("I64", "[1]", 8), std::string(8, 'a')), "model.safetensors");
+  refused("has type I64");
+  write(safetensors(entry("F32", "[2,2]", 16), std::string(16, 'a')), "model.safetensors");
+  refused("not a scalar or a vector");
+  write(safetensors(entry("F32", "[3]", 4), std::string(4, 'a')), "model.safetensors");
+  refused("wrong size");
+  write(safetensors(entry("F32", "[1]", 4), "ab"), "model.safetensors");
+  refused("ends early");
+  write(safetensors(R"({"m.0.beta":{"dtype":"F32"}})", ""), "model.safetensors");
+  refused("malformed");
+  write(safetensors("[]", ""), "model.safetensors");
+  refused("not JSON");
+  write("short", "model.safetensors");
+  refused("ends early");
+  write(std::string(8, '\xff') + "x", "model.safetensors");
+  refused("header is too long");
+  write(safetensors("{}", ""), "model.safetensors");
+  refused("no tensor 'm.0.beta'");
+}
+
 TEST_F(Config, explain_prints_every_layer_once) {
   const std::string path = write(
       R"({"model_type": "mixtral", "hidden_act": "swish", "num_hidden_layers": 4,
