@@ -317,17 +317,18 @@ def _short(value: Any) -> Any:
 
 
 def main() -> None:
-    """Runs the derivation and writes both files."""
+    """Runs the derivation and writes both files; with --only, the other families' entries stay."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--facts", type=Path)
-    parser.add_argument("--sweep", type=Path)
-    parser.add_argument("--only", default="", help="comma-separated model types")
+    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("--sweep", type=Path, required=True)
+    parser.add_argument("--only", default="", help="comma-separated model types; the rest is kept")
     arguments = parser.parse_args()
     only = set(arguments.only.split(",")) - {""}
     found, wrappers = families()
+    chosen = [f for f in found if not only or f.name in only]
+    again = {f.carrier for f in chosen} | {n for n in wrappers if not only or n in only}
     deriver = Deriver()
     begin = time.time()
-    chosen = [f for f in found if not only or f.name in only]
     for number, family in enumerate(chosen, 1):
         start = time.time()
         deriver.derive(family)
@@ -337,47 +338,59 @@ def main() -> None:
             file=sys.stderr,
             flush=True,
         )
-    for name, facts in wrappers.items():
-        if not only or name in only:
-            deriver.wrapper(name, facts, deriver.facts.get(facts.get("inner", ""), {}))
+    for name in sorted(again & wrappers.keys()):
+        deriver.wrapper(name, wrappers[name], deriver.facts.get(wrappers[name].get("inner", ""), {}))
     print(f"{time.time() - begin:.0f} s, {deriver.observer.builds} builds", file=sys.stderr)
-    if arguments.facts:
-        import torch
-        import transformers
-
-        document = {
-            "transformers": transformers.__version__,
-            "torch": torch.__version__.split("+")[0],
-            "wrappers": wrappers,
-            "families": deriver.facts,
-        }
-        arguments.facts.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    if arguments.sweep:
-        write_sweep(arguments.sweep, deriver)
+    write_facts(arguments.facts, deriver, wrappers, bool(only), again)
+    write_sweep(arguments.sweep, deriver, bool(only), again)
 
 
-def write_sweep(path: Path, deriver: Deriver) -> None:
+def write_facts(
+    path: Path, deriver: Deriver, wrappers: dict[str, Any], partial: bool, again: set[str]
+) -> None:
+    """Writes what was found about each family and wrapper."""
+    document = {
+        "transformers": models.transformers.__version__,
+        "torch": models.torch.__version__.split("+")[0],
+        "wrappers": {k: v for k, v in wrappers.items() if k in again},
+        "families": deriver.facts,
+    }
+    if partial and path.exists():
+        before = json.loads(path.read_text())
+        for part in ("wrappers", "families"):
+            document[part] = dict(sorted({**before[part], **document[part]}.items()))
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_sweep(path: Path, deriver: Deriver, partial: bool, again: set[str]) -> None:
     """Writes the sweep, one configuration a line, formulas with their values once."""
     points = range(0, GRID_SIZE, 37)
-    formulas: dict[str, Any] = {}
-    for formula in {f for f, _ in deriver.observer.matcher._answers.values() if f is not None}:
-        values = deriver.observer.matcher.values(formula, "a", "b")
-        formulas[formula.text()] = [float(values[i]) for i in points]
+    formulas: dict[str, list[float]] = {}
+    for result in deriver.observer.results.values():
+        if result.formula is not None:
+            values = deriver.observer.matcher.values(result.formula, "a", "b")
+            formulas[result.formula.text()] = [float(values[i]) for i in points]
+    entries = list(deriver.sweep)
+    if partial and path.exists():
+        before = json.loads(path.read_text())
+        formulas = {**before["formulas"], **formulas}
+        entries = [e for e in before["entries"] if e["config"]["model_type"] not in again] + entries
+    entries.sort(key=lambda e: e["config"]["model_type"])
     used = {
-        w.rpartition(") ")[0] + ")"
-        for e in deriver.sweep
-        for r in e["stacks"].values()
-        for f in r.values()
-        for w in f
+        what.rpartition(") ")[0] + ")"
+        for entry in entries
+        for roles in entry["stacks"].values()
+        for found in roles.values()
+        for what in found
     }
-    lines = [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in deriver.sweep]
-    lines = list(dict.fromkeys(lines))
+    lines = [json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in entries]
     head = {
         "g": [float(COLUMNS["a"][i]) for i in points],
         "u": [float(COLUMNS["b"][i]) for i in points],
         "formulas": {k: v for k, v in sorted(formulas.items()) if k in used},
     }
-    text = json.dumps(head, separators=(",", ":"))[:-1] + ',"entries":[\n' + ",\n".join(lines) + "\n]}\n"
+    text = json.dumps(head, separators=(",", ":"))[:-1]
+    text += ',"entries":[\n' + ",\n".join(dict.fromkeys(lines)) + "\n]}\n"
     path.write_text(text)
 
 

@@ -94,7 +94,7 @@ class Observer:
             text = " ".join(str(error).split())
             seen.error = f"{type(error).__name__}: {text[:200]}"
             return seen
-        if any(probe.is_empty(unit) for unit in units):
+        if any(probe.is_empty(unit) for unit in units if unit.kind in ("experts", "dbrx")):
             seen.error = "a bank of experts is empty"
             return seen
         numbers = models.parameter_numbers(config)

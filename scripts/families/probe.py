@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .formulas import COLUMNS, GRID_SIZE, Formula, Matcher
+from .formulas import COLUMNS, GRID_SIZE, TOLERANCE, Formula, Matcher
 
 # Not feed-forward whatever their shape. Matched against class names.
 _NOT_FEED_FORWARD = re.compile(
@@ -219,7 +219,7 @@ def _units_below(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module,
 
 def is_empty(unit: Unit) -> bool:
     """Whether a unit is a bank without experts."""
-    return any(p.shape[0] == 0 for p in unit.module.parameters(recurse=False))
+    return any(p.shape[0] == 0 for p in unit.module.parameters())
 
 
 def _expert_count(layer: nn.Module, unit: nn.Module, path: str) -> int:
@@ -492,7 +492,7 @@ def _match_joined(
             best = best if best[0] or error >= best[1] else (None, error, "")
             continue
         check = matcher.values(formula, second[0], second[1])
-        if ((check - y[:, 1]).abs() / (1 + y[:, 1].abs())).max() < 1e-5:
+        if ((check - y[:, 1]).abs() / (1 + y[:, 1].abs())).max() <= TOLERANCE:
             best = (formula, error, pairing)
     return best
 

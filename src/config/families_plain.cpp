@@ -701,6 +701,12 @@ void add_wrappers(std::vector<Family>& out) {
 void add_published(std::vector<Family>& out) {
   const std::string_view sglang = "published code, SGLang 0.5.23";
   const RoleRule separate_experts = experts().with(Pairing::Separate);
+  // Absent, 0 or null: no limit.
+  const Limit limit{.value = {.names = {"swiglu_limit"},
+                              .parameter = "limit",
+                              .is_limit = true,
+                              .off = Off::Allowed},
+                    .form = LimitForm::Before};
   const std::vector<Family> rows = {
       {.model_types = {"baichuan", "internlm2", "minicpm", "minicpm_sala", "orion", "xverse"},
        .layers = count(32),
@@ -762,6 +768,28 @@ void add_published(std::vector<Family>& out) {
        .shared = shared_mlp().when({positive("n_shared_experts", 0, true)}),
        .dense = mlp(),
        .experts = {{"n_routed_experts"}, std::nullopt, true},
+       .reference = sglang},
+      {.model_types = {"deepseek_v41"},
+       .text = {"text_config"},
+       .inner = "deepseek_v41_text",
+       .inner_always = true,
+       .flat = true,
+       .reference = sglang},
+      {.model_types = {"deepseek_v41_text"},
+       .layers = {},
+       .sparse = every_layer(),
+       .routed = separate_experts.with_limit(limit),
+       .shared = shared_mlp().with_limit(limit),
+       .experts = {{"n_routed_experts"}, std::nullopt, true},
+       .reference = sglang},
+      // SGLang applies a swiglu_limit in some runners only, so a config that has one is refused
+      {.model_types = {"gigachat3_5"},
+       .layers = count(12),
+       .sparse = {from("first_k_dense_replace", 1), multiple("moe_layer_freq", 1)},
+       .routed = separate_experts,
+       .shared = shared_mlp().when({positive("n_shared_experts", 2, true)}),
+       .dense = mlp(),
+       .experts = {{"n_routed_experts"}, 64, true},
        .reference = sglang},
       {.model_types = {"llada2_moe"},
        .layers = {},
