@@ -58,9 +58,13 @@ def main() -> None:
     torch.manual_seed(0)
 
     tokens = [int(t) for t in arguments.tokens.split(",")]
-    w13 = [torch.randn(EXPERTS, 2 * INTERMEDIATE, HIDDEN, dtype=torch.bfloat16).mul_(0.03) for _ in range(LAYERS)]
+    w13 = [
+        torch.randn(EXPERTS, 2 * INTERMEDIATE, HIDDEN, dtype=torch.bfloat16).mul_(0.03) for _ in range(LAYERS)
+    ]
     w2 = [torch.randn(EXPERTS, HIDDEN, INTERMEDIATE, dtype=torch.bfloat16).mul_(0.03) for _ in range(LAYERS)]
-    times: dict[str, dict[int, list[float]]] = {f.__name__: {t: [] for t in tokens} for f in (grouped_mm, loop)}
+    times: dict[str, dict[int, list[float]]] = {
+        f.__name__: {t: [] for t in tokens} for f in (grouped_mm, loop)
+    }
     layer = 0
     with torch.inference_mode():
         for round_number in range(arguments.rounds + 1):
@@ -76,13 +80,23 @@ def main() -> None:
                         times[function.__name__][count].append((time.thread_time() - begin) * 1e3)
     result = {
         "benchmark": "torch_cpu_moe",
-        "processor": platform.processor() or platform.machine(),
+        "processor": next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in open("/proc/cpuinfo")
+                if line.startswith("model name")
+            ),
+            platform.machine(),
+        ),
         "torch": torch.__version__,
         "threads": 1,
         "clock": "processor time",
         "shape": {"experts": EXPERTS, "top_k": TOP_K, "hidden": HIDDEN, "intermediate": INTERMEDIATE},
         "milliseconds": {
-            name: {str(t): {"median": statistics.median(v), "fastest": min(v), "slowest": max(v)} for t, v in rows.items()}
+            name: {
+                str(t): {"median": statistics.median(v), "fastest": min(v), "slowest": max(v)}
+                for t, v in rows.items()
+            }
             for name, rows in times.items()
         },
     }
