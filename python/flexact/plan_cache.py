@@ -79,12 +79,7 @@ class PlanCache:
             entry = self._entries.get(key)
             # The weak reference pins the storage's identity, so an equal key with living storages is
             # the very same memory.
-            if (
-                entry is not None
-                and entry.versions == versions
-                and entry.alive()
-                and entry.sample.unchanged()
-            ):
+            if entry is not None and entry.current(versions):
                 self._entries.move_to_end(key)
                 return entry.plan
             # The old packed copy goes before the new one is made, so that both never exist at once.
