@@ -231,7 +231,8 @@ def _expert_count(layer: nn.Module, unit: nn.Module, path: str) -> int:
     for depth in range(path.count(".") + 1, 0, -1):
         parent = layer.get_submodule(".".join(path.split(".")[:depth]))
         if isinstance(parent, nn.ModuleList | nn.ModuleDict):
-            return len(parent)
+            kinds = [type(child) for child in parent.children()]  # an activation may stand among them
+            return max(kinds.count(kind) for kind in set(kinds))
     return getattr(unit, "num_experts", 0)
 
 

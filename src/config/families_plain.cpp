@@ -487,7 +487,7 @@ void add_experts(std::vector<Family>& out) {
        .sparse = {sparse_types(from_layer(3))},
        .routed = experts(),
        .dense = mlp(),
-       .experts = with_default(num, 128)},
+       .experts = with_default(num, 256)},
       {.model_types = {"hy_v3"},
        .layers = count(80),
        .sparse = {sparse_types([] {

@@ -15,6 +15,7 @@
 #include <sstream>
 #include <string>
 
+#include "config/family.hpp"
 #include "flexact/config.hpp"
 #include "flexact/error.hpp"
 
@@ -243,6 +244,30 @@ TEST(Families, ResolveToWhatTheirClassesCompute) {
   }
   EXPECT_GT(checked, 0U);
   EXPECT_LT(apart * 20, checked) << "too many configurations are set apart";
+}
+
+// The length of a per_expert list is the number of experts, so its key and default matter.
+TEST(Families, CountTheirExpertsAsTheirClassesDo) {
+  std::ifstream in(std::string(FLEXACT_SOURCE_DIR) + "/tests/data/families_transformers.json");
+  const json facts = json::parse(in);
+  // The class has no default; what the facts hold was given to build the model.
+  const std::set<std::string> without_default = {"dots1", "diffusion_gemma_text"};
+  int checked = 0;
+  for (const auto& [type, found] : facts.at("families").items()) {
+    if (!found.contains("experts")) continue;
+    const config::Family* family = config::find_family(type);
+    ASSERT_NE(family, nullptr) << type;
+    const config::IntKey& experts = family->experts;
+    for (const json& key : found.at("experts").at("keys")) {
+      EXPECT_NE(std::find(experts.names.begin(), experts.names.end(), key.get<std::string>()),
+                experts.names.end())
+          << type << " counts its experts by " << key;
+    }
+    if (without_default.contains(type)) continue;
+    EXPECT_EQ(experts.fallback.value_or(-1), found.at("experts").at("default").at(0)) << type;
+    ++checked;
+  }
+  EXPECT_GT(checked, 50);
 }
 
 }  // namespace
