@@ -28,4 +28,13 @@ const Family* find_family(std::string_view model_type) {
   return found == index.end() ? nullptr : found->second;
 }
 
+const Family* find_family_of_architecture(std::string_view architecture) {
+  for (const Family* family : families()) {
+    for (std::string_view name : family->architectures) {
+      if (name == architecture) return family;
+    }
+  }
+  return nullptr;
+}
+
 }  // namespace flexact::config

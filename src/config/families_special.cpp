@@ -452,7 +452,8 @@ std::vector<Family> rows() {
        .dense = mlp(),
        .experts = {{"num_experts"}},
        .reference = "published code"},
-      {.model_types = {"grok-1", "grok", "grok1", "grok-2", "grok2", "git-grok"},
+      {.model_types = {"grok-1", "grok", "grok1", "grok-2", "grok2"},
+       .architectures = {"Grok1ForCausalLM", "Grok1ModelForCausalLM"},
        .refusal = "the published references of Grok disagree about its gelu (tanh or erf form)"},
   };
 }

@@ -282,6 +282,9 @@ struct Stack {
 
 struct Family {
   std::vector<std::string_view> model_types;
+  // Files with one of these in `architectures` are of this family, whatever model type they carry
+  // (Grok 2 is published as "git").
+  std::vector<std::string_view> architectures = {};
 
   // Wrappers only.
   std::vector<std::string_view> text = {};  // {"text_config"}, {"thinker_config", "text_config"}
@@ -321,6 +324,7 @@ struct Family {
 // All rows: special_families() and plain_families(). No model type appears twice.
 const std::vector<const Family*>& families();
 const Family* find_family(std::string_view model_type);
+const Family* find_family_of_architecture(std::string_view architecture);
 // Model types whose default is this catalogue function in some role ("mixtral", …), in table order.
 std::vector<std::string_view> families_with_default(std::string_view function);
 

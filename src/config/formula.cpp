@@ -135,8 +135,7 @@ void RoleFormula::read_base_name() {
   const std::string flag_name(by_flag(found));
   const std::string* text = rule_.when_true.empty() ? found.value->string() : &flag_name;
   if (text == nullptr) {
-    throw config_error("expected the name of an activation, found " +
-                           std::string(found.value->type_name()) + ' ' + json::brief(*found.value),
+    throw config_error("expected the name of an activation, found " + json::described(*found.value),
                        found.pointer);
   }
   if (text->empty()) throw config_error("the name of the activation is empty", found.pointer);
@@ -232,6 +231,12 @@ void RoleFormula::bind_params() {
             found.pointer, "keep one of them");
       }
       check_value(found, *parameter, scope());
+      const json::Number* number = found.value->number();
+      if (parameter->name == "limit" && number != nullptr && number->value > kLargestUsefulLimit) {
+        context_.warnings.add(found.pointer,
+                              json::brief(*found.value) +
+                                  " is beyond any value that fp16 holds; the limit has no effect");
+      }
     }
   };
   take(*base_);
@@ -260,9 +265,7 @@ RoleFormula::Number RoleFormula::scalar(const ValueKey& key, const Parameter& pa
   if (found.value->is_null()) return off("null");
   const json::Number* number = found.value->number();
   if (number == nullptr) {
-    throw config_error("expected a number, found " + std::string(found.value->type_name()) + ' ' +
-                           json::brief(*found.value),
-                       found.pointer);
+    throw config_error("expected a number, found " + json::described(*found.value), found.pointer);
   }
   if (alone && number->integral) {
     context_.warnings.add(
@@ -372,8 +375,7 @@ void RoleFormula::read_limit() {
     const json::Array* list = limit_list_.value->array();
     if (list == nullptr) {
       throw config_error("expected a list with one limit for each layer, found " +
-                             std::string(limit_list_.value->type_name()) + ' ' +
-                             json::brief(*limit_list_.value),
+                             json::described(*limit_list_.value),
                          limit_list_.pointer);
     }
     if (list->empty()) return;

@@ -562,4 +562,9 @@ std::string brief(const Value& value) {
   return out;
 }
 
+std::string described(const Value& value) {
+  if (value.is_null()) return "null";
+  return std::string(value.type_name()) + ' ' + brief(value);
+}
+
 }  // namespace flexact::config::json

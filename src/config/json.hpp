@@ -80,6 +80,8 @@ std::string join(std::string_view pointer, std::string_view key);
 std::string join(std::string_view pointer, std::size_t index);
 // The value as short JSON for a message: long text is cut, control characters are escaped.
 std::string brief(const Value& value);
+// Its type and the value, "a number 1.5", for "expected …, found …".
+std::string described(const Value& value);
 // Text in quotes, cut and escaped likewise.
 std::string quote(std::string_view text);
 

@@ -48,8 +48,7 @@ void collect(RoleParams& role, const Found& object) {
 const std::string& text_of(const Found& found, std::string_view what) {
   const std::string* text = found.value->string();
   if (text == nullptr) {
-    throw config_error("expected " + std::string(what) + ", found " +
-                           std::string(found.value->type_name()) + ' ' + json::brief(*found.value),
+    throw config_error("expected " + std::string(what) + ", found " + json::described(*found.value),
                        found.pointer);
   }
   if (text->empty()) throw config_error("is empty", found.pointer, "expected " + std::string(what));
@@ -127,9 +126,8 @@ class Checker {
     }
     const json::Number* number = found.value->number();
     if (number == nullptr) {
-      throw config_error("expected a number, found " + std::string(found.value->type_name()) + ' ' +
-                             json::brief(*found.value),
-                         found.pointer, std::string(kForms));
+      throw config_error("expected a number, found " + json::described(*found.value), found.pointer,
+                         std::string(kForms));
     }
     if (!parameter_.domain.contains(number->value)) {
       throw config_error(
@@ -203,9 +201,8 @@ ActivationParams read_activation_params(const Found& found) {
   if (!found || found.value->is_null()) return params;
   const json::Object* object = found.value->object();
   if (object == nullptr) {
-    throw config_error("expected an object, found " + std::string(found.value->type_name()) + ' ' +
-                           json::brief(*found.value),
-                       found.pointer, R"(for example {"beta": 1.5})");
+    throw config_error("expected an object, found " + json::described(*found.value), found.pointer,
+                       R"(for example {"beta": 1.5})");
   }
   if (object->empty()) return params;
   params.given = true;

@@ -55,11 +55,20 @@ const std::string* model_type_of(const json::Value& object, const std::string& p
   const json::Value* value = object.find("model_type");
   if (value == nullptr || value->is_null()) return nullptr;
   if (value->string() == nullptr) {
-    throw config_error(
-        "expected a string, found " + std::string(value->type_name()) + ' ' + json::brief(*value),
-        json::join(pointer, "model_type"));
+    throw config_error("expected a string, found " + json::described(*value),
+                       json::join(pointer, "model_type"));
   }
   return value->string();
+}
+
+const Family* family_of_architectures(const json::Value& root) {
+  const json::Value* value = root.find("architectures");
+  if (value == nullptr || value->array() == nullptr) return nullptr;
+  for (const json::Value& name : *value->array()) {
+    if (name.string() == nullptr) continue;
+    if (const Family* family = find_family_of_architecture(*name.string())) return family;
+  }
+  return nullptr;
 }
 
 // Where models keep their text model's config, for wrappers that no row knows.
@@ -74,9 +83,7 @@ Section descend(TextModel& model, const Section& from, std::string_view key, boo
   missing = value == nullptr || value->is_null();
   if (missing) return {empty_object(), pointer};
   if (value->object() == nullptr) {
-    throw config_error(
-        "expected an object, found " + std::string(value->type_name()) + ' ' + json::brief(*value),
-        pointer);
+    throw config_error("expected an object, found " + json::described(*value), pointer);
   }
   return {*value, pointer};
 }
@@ -87,6 +94,10 @@ TextModel find_text_model(Section section, std::string_view fallback, Warnings& 
   const std::string* stated = model_type_of(section.object(), section.pointer());
   std::string type = stated ? *stated : std::string(fallback);
   const Family* family = find_family(type);
+  if (const Family* published = family_of_architectures(section.object())) {
+    family = published;
+    if (stated == nullptr) type = std::string(published->model_types.front());
+  }
   constexpr int kMaxWrappers = 4;
   for (int depth = 0; depth < kMaxWrappers; ++depth) {
     if (family == nullptr) {

@@ -14,9 +14,9 @@ Error config_error(std::string message, std::string where, std::string hint) {
 namespace {
 
 Error wrong_type(const Found& found, std::string_view expected) {
-  return config_error("expected " + std::string(expected) + ", found " +
-                          std::string(found.value->type_name()) + ' ' + json::brief(*found.value),
-                      found.pointer);
+  return config_error(
+      "expected " + std::string(expected) + ", found " + json::described(*found.value),
+      found.pointer);
 }
 
 std::int64_t to_integer(const Found& found) {

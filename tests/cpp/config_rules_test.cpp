@@ -478,6 +478,10 @@ TEST(Limits, warnings_tell_what_is_odd) {
               resolve(config("step3p5", R"("num_hidden_layers": 1, "swiglu_limits": [1e6])"))
                   .layers[0]
                   .dense.has_value());
+  EXPECT_TRUE(
+      warns(resolve(config(
+                "llama", R"("hidden_act": "swiglu_clamp", "activation_params": {"limit": 1e30})")),
+            "no effect"));
   EXPECT_TRUE(warns(resolve(config("gpt_oss")), "default of gpt_oss, 7.0"));
   EXPECT_TRUE(warns(resolve(config("deepseek_v4")), "default of deepseek_v4, 10.0"));
 }
@@ -585,6 +589,9 @@ TEST(Unread, published_decoys_equal_names_and_other_parts_are_silent) {
 
 TEST(Unread, whole_families_are_refused_where_references_disagree_or_rows_matter) {
   expect_refused(config("grok-1", R"("hidden_act": "gelu")"), "/model_type", "disagree");
+  expect_refused(config("git", R"("architectures": ["Grok1ForCausalLM"])"), "/model_type",
+                 "disagree");
+  expect_refused(R"({"architectures": ["Grok1ModelForCausalLM"]})", "/model_type", "disagree");
   expect_refused(config("gemma3n_text"), "/activation_sparsity_pattern", "its default is not");
   expect_refused(
       config(
