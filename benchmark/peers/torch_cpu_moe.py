@@ -45,6 +45,14 @@ def loop(x, w13, w2, ids, weights):
     return out
 
 
+def processor_name() -> str:
+    """The processor's name, as Linux gives it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
 def main() -> None:
     """Measures both and prints or writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -80,14 +88,7 @@ def main() -> None:
                         times[function.__name__][count].append((time.thread_time() - begin) * 1e3)
     result = {
         "benchmark": "torch_cpu_moe",
-        "processor": next(
-            (
-                line.split(":", 1)[1].strip()
-                for line in open("/proc/cpuinfo")
-                if line.startswith("model name")
-            ),
-            platform.machine(),
-        ),
+        "processor": processor_name(),
         "torch": torch.__version__,
         "threads": 1,
         "clock": "processor time",
