@@ -50,10 +50,11 @@ coverage-report:
 demo: setup
 	$(PY) examples/demo/run.py
 
+# Prints; benchmark/record.py writes the files in benchmark/results.
 bench: setup
-	cmake --preset release
-	cmake --build --preset release -j$(JOBS)
-	$(PY) benchmark/benchmark_moe_kernels.py
+	cmake --preset developer
+	cmake --build --preset developer -j$(JOBS)
+	set -e; for program in build/developer/benchmark/bench_*; do $$program; done
 
 format:
 	$(CLANG_FORMAT) -i $(CPP_SOURCES)
