@@ -36,7 +36,7 @@ class _Entry:
         return not any(storage.expired() for storage in self.storages)
 
     def current(self, versions: tuple[int, ...]) -> bool:
-        return self.versions == versions and self.alive() and self.sample.unchanged()
+        return self.versions == versions and self.sample.unchanged()
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -77,8 +77,8 @@ class PlanCache:
         versions = tuple(map(_version, tensors.values()))
         with self._lock:
             entry = self._entries.get(key)
-            # The weak reference pins the storage's identity, so an equal key with living storages is
-            # the very same memory.
+            # The weak references keep a freed storage's identity from being given to another one, so an
+            # equal key is the very same memory.
             if entry is not None and entry.current(versions):
                 self._entries.move_to_end(key)
                 return entry.plan

@@ -94,22 +94,41 @@ def test_optimizer_step_and_load_state_dict_are_noticed():
     assert value(module.w13, module.w2) == 12.0
 
 
-def test_reused_addresses_are_noticed():
-    memory = torch.empty(2 * 12)
+def one_element(w13):
+    """The block's output for an input that meets one element of w13 [1, 64, 64] alone: that element."""
+    x = torch.zeros(1, 64)
+    x[0, 7] = 1.0
+    w2 = torch.zeros(1, 64, 64)
+    w2[0, 0, 5] = 1.0
+    with torch.no_grad():
+        return fused_moe(x, w13, KEPT.setdefault("w2", w2), ONE, FIRST, RELU, pairing="none", format="fp32")[
+            0, 0
+        ].item()
 
-    def at_same_address(w13):
+
+KEPT = {}
+
+
+def test_single_elements_written_in_place_are_noticed_by_the_version():
+    w13 = torch.ones(1, 64, 64)
+    assert one_element(w13) == 1.0
+    w13[0, 5, 7] = 3.0
+    assert one_element(w13) == 3.0
+
+
+def test_reused_addresses_are_noticed_even_where_one_element_differs():
+    memory = torch.ones(64 * 64)
+
+    def at_same_address(element):
         # A tensor of its own storage, on memory that the previous one had.
-        storage = torch.from_numpy(memory.numpy()).untyped_storage()
-        tensor = torch.empty(0).set_(storage, 0, (1, 3, 4))
-        tensor.data.fill_(w13)
-        return tensor
+        memory[5 * 64 + 7] = element
+        return torch.empty(0).set_(torch.from_numpy(memory.numpy()).untyped_storage(), 0, (1, 64, 64))
 
-    w2 = torch.ones(1, 4, 3)
     addresses = set()
     for expected in (1.0, 2.0, 3.0):
         w13 = at_same_address(expected)
-        addresses.add(w13.data_ptr())
-        assert value(w13, w2) == 12.0 * expected
+        addresses.add((w13.data_ptr(), w13._version))
+        assert one_element(w13) == expected
         del w13
         gc.collect()
     assert len(addresses) == 1

@@ -162,7 +162,9 @@ def test_a_plugin_that_cannot_work_stops_the_start(mixtral: Path, prelude: str, 
 def test_a_core_that_cannot_be_loaded_is_found_out_by_register() -> None:
     """SGLang skips a plugin that fails to import; this one imports, and then says what is wrong."""
     code = "import sys; sys.modules['flexact._core'] = None; import flexact.sglang; flexact.sglang.register()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 2
     assert "flexact: the SGLang plugin cannot start" in done.stderr and "flexact._core" in done.stderr
 
