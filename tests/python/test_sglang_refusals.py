@@ -289,5 +289,5 @@ def test_a_model_outside_the_hooked_way_of_loading_is_refused(folders: dict[str,
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.model_loader.loader import _initialize_model
 
-    with pytest.raises(Stop, match="outside ModelRunner.load_model"):
+    with pytest.raises(Stop, match=r"outside ModelRunner\.load_model"):
         _initialize_model(ModelConfig(str(folders["llama"])), LoadConfig())
