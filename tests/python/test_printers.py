@@ -257,6 +257,13 @@ def test_triton_meets_the_numerics_contract(key, triton_results):
     assert_within_contract(got, case.reference(g, u), key)
 
 
+def test_triton_asks_every_minimum_and_maximum_to_pass_nan_on():
+    """Triton's interpreter passes NaN on unasked; devices do not."""
+    for key in all_cases():
+        text = Case(key).emit("triton")
+        assert text.count("tl.minimum(") + text.count("tl.maximum(") == text.count("tl.PropagateNan.ALL")
+
+
 def test_small_inputs_keep_their_relative_accuracy_in_triton(triton_results):
     g, u = inputs()
     small = (np.abs(g) > 1e-30) & (np.abs(g) < 0.5)
