@@ -73,12 +73,17 @@ def test_shared_experts_and_roles(tmp_path: Path) -> None:
 
 
 def test_plain_silu_gives_the_hosts_own_results(tmp_path: Path) -> None:
-    """Qwen3-MoE without an override: the plugin leaves every layer to SGLang, bit for bit."""
+    """Qwen3-MoE without an override: the plugin leaves every layer to SGLang.
+
+    Two starts of SGLang batch the prompts differently and so differ in the last bit of a sum.
+    """
     folder = build("qwen3_moe", tmp_path / "model")
     with_plugin = run(folder, steps=("generate", "report"))
     without = run(folder, stock=True)
     assert with_plugin.code == without.code == 0, with_plugin.stderr[-3000:]
-    assert with_plugin.answers["generate"] == without.answers["generate"]
+    for ours, stock in zip(with_plugin.answers["generate"], without.answers["generate"], strict=True):
+        assert (ours["text"], ours["ids"]) == (stock["text"], stock["ids"])
+        assert ours["logprobs"] == pytest.approx(stock["logprobs"], abs=1e-5)
     (state,) = with_plugin.answers["report"]
     assert {row["computed_by"] for row in state["experts"] + state["mlps"]} == {"sglang"}
 
