@@ -79,7 +79,10 @@ done_with() { mkdir -p $STAMPS; printf '%s\n' "$fresh" > "$STAMPS/$1"; }
 
 # PyPI's Linux torch is a CUDA build: without its CUDA libraries it imports only from a CPU index.
 complete_torch() {
-  $VENV/bin/python -c 'import torch' 2>/dev/null && return
+  local reason
+  reason=$($VENV/bin/python -c 'import torch' 2>&1) && return
+  # Only a missing CUDA library is mended here; anything else is shown, not answered with a download.
+  grep -qE 'lib(cu|nv|nccl)[A-Za-z]*\.so' <<<"$reason" || fail "torch does not import: $reason"
   say "this torch needs its CUDA libraries even on a CPU; installing them (several GB)"
   pip_install torch==2.13.0
   $VENV/bin/python -c 'import torch'
