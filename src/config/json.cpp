@@ -84,6 +84,7 @@ std::string join(std::string_view pointer, std::size_t index) {
 namespace {
 
 constexpr std::size_t kBriefLength = 60;
+constexpr std::string_view kInfinity = "Infinity";
 
 // Length of the UTF-8 sequence at `text[i]`, 0 where it is not valid (overlong forms, surrogates
 // and values above U+10FFFF included).
@@ -385,6 +386,11 @@ class Parser {
   Value number() {
     const std::size_t start = at_;
     if (peek() == '-') ++at_;
+    if (text_.substr(at_, kInfinity.size()) == kInfinity && at_ == start && may_be_infinite()) {
+      at_ += kInfinity.size();
+      warn(pointer() + ": Infinity is no JSON number; published files have it in this key");
+      return Value(Number{.value = HUGE_VAL});
+    }
     for (std::string_view word : {"NaN", "Infinity", "inf", "nan"}) {
       if (text_.substr(at_, word.size()) == word) {
         throw error("has " + std::string(word) + ", which is not a JSON number", start,
@@ -416,6 +422,14 @@ class Parser {
     }
     convert(n, start);
     return Value(n);
+  }
+
+  // Configs of models with Mamba-2 layers were published with a literal Infinity in this key, which
+  // no activation reads; anywhere else it is refused.
+  bool may_be_infinite() const {
+    const auto member = std::find_if(path_.rbegin(), path_.rend(),
+                                     [](const Step& step) { return step.key != nullptr; });
+    return member != path_.rend() && *member->key == "time_step_limit";
   }
 
   void convert(Number& n, std::size_t start) {

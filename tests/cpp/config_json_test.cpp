@@ -69,6 +69,16 @@ TEST(Json, refuses_numbers_that_are_no_json_numbers) {
   }
 }
 
+TEST(Json, admits_infinity_only_where_published_files_have_it) {
+  const json::Document document =
+      json::parse("{\"text_config\": {\"time_step_limit\": [0.0, Infinity]}}", "config");
+  ASSERT_EQ(document.warnings.size(), 1u);
+  EXPECT_NE(document.warnings[0].find("/text_config/time_step_limit/1"), std::string::npos);
+  EXPECT_THROW(json::parse("{\"time_step_limit\": [0.0, -Infinity]}", "config"), Error);
+  EXPECT_THROW(json::parse("{\"time_step_limit\": NaN}", "config"), Error);
+  EXPECT_THROW(json::parse("{\"time_step_limit\": [{\"beta\": Infinity}]}", "config"), Error);
+}
+
 TEST(Json, refuses_numbers_that_overflow_and_reads_tiny_ones_as_zero) {
   const std::string digits(400, '9');
   for (const std::string& number : {std::string("1e400"), std::string("-1e400"),
