@@ -41,8 +41,9 @@ coverage:
 	$(MAKE) test PRESET=coverage COVERAGE=1
 	$(MAKE) coverage-report
 
+# gcov prints a negative count for a branch that threads counted at once; such lines are passed over.
 coverage-report:
-	gcovr --root . --filter include/ --filter src/ --exclude src/python/ --object-directory build/coverage \
+	gcovr --gcov-ignore-parse-errors --root . --filter include/ --filter src/ --exclude src/python/ --object-directory build/coverage \
 	  --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --fail-under=$(COVERAGE_GATE)
