@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +42,24 @@ def test_an_absent_sgl_kernel_can_be_imported_and_not_used(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "sgl_kernel.anything" in done.stdout and "stand-in" in done.stdout
     assert done.stdout.endswith("False\n")
+
+
+def test_the_finders_supply_sgl_kernel_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.delitem(sys.modules, "flexact.sglang.cpu_support.finder", raising=False)
+    finder = importlib.import_module("flexact.sglang.cpu_support.finder")
+    operators, stand_in = sys.meta_path[0], sys.meta_path[-1]
+    assert isinstance(operators, finder.TorchvisionOperators)
+    assert isinstance(stand_in, finder.KernelStandIn)
+    assert operators.find_spec("numpy") is None and stand_in.find_spec("numpy") is None
+    operators.declare(None)  # no torchvision: nothing to declare
+    assert not hasattr(operators, "library")
+    spec = stand_in.find_spec("sgl_kernel")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(NotImplementedError, match=r"sgl_kernel\.silu_and_mul"):
+        module.silu_and_mul()
+    assert not hasattr(module, "__path__")
 
 
 def test_an_installed_sgl_kernel_wins(tmp_path: Path) -> None:
