@@ -3,7 +3,6 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,12 +15,6 @@
 namespace flexact::activation {
 
 namespace {
-
-struct Helper {
-  std::string_view name;
-  std::vector<std::string_view> needs;
-  std::string_view text;
-};
 
 // Order matters: a helper stands after what it needs.
 const std::vector<Helper>& helpers() {
@@ -216,9 +209,7 @@ class CudaPrinter {
   std::string print() {
     const std::string body = print_body();
     std::string text = head();
-    for (const Helper& helper : helpers()) {
-      if (used_.contains(helper.name)) text += helper.text;
-    }
+    text += helpers_.text();
     const bool gated = graph_.gated;
     const std::string in = gated ? "float g, float u" : "float x";
     text += "\nFLEXACT_HELPER float flexact_value(" + in + ", const float* parameters) {\n" + body +
@@ -248,15 +239,6 @@ class CudaPrinter {
     return text +
            "#ifndef FLEXACT_ACT\n#define FLEXACT_ACT extern \"C\" __device__\n#endif\n"
            "#define FLEXACT_HELPER [[maybe_unused]] static __device__ __forceinline__\n";
-  }
-
-  std::string use(std::string_view name) {
-    for (const Helper& helper : helpers()) {
-      if (helper.name != name) continue;
-      used_.insert(helper.name);
-      for (std::string_view needed : helper.needs) use(needed);
-    }
-    return "flexact_" + std::string(name);
   }
 
   std::string print_body() {
@@ -304,18 +286,13 @@ class CudaPrinter {
     if (by.op == Op::Constant && std::fabs(by.value) > 1e-30 && std::fabs(by.value) < 1e30) {
       return in(n, 0) + " * " + literal(1 / by.value);
     }
-    return use(uniform_[divisor] ? "scale" : "div") + "(" + in(n, 0) + ", " + in(n, 1) + ")";
+    return helpers_.use(uniform_[divisor] ? "scale" : "div") + "(" + in(n, 0) + ", " + in(n, 1) +
+           ")";
   }
 
-  // Squaring from the lowest bit, as the reference does.
   std::string integer_power(const Node& n) {
-    std::string square = in(n, 0);
-    std::string product;
-    for (int e = n.index < 0 ? -n.index : n.index; e != 0; e >>= 1) {
-      if (e & 1) product = product.empty() ? square : "(" + product + " * " + square + ")";
-      square = "(" + square + " * " + square + ")";
-    }
-    return n.index < 0 ? use("div") + "(1.0f, " + product + ")" : product;
+    const std::string product = power_text(in(n, 0), n.index);
+    return n.index < 0 ? helpers_.use("div") + "(1.0f, " + product + ")" : product;
   }
 
   std::string expression(const Node& n) {
@@ -343,10 +320,10 @@ class CudaPrinter {
       case Op::Erf:
         return "erff(" + in(n, 0) + ")";
       case Op::Relu:
-        return use("max") + "(" + in(n, 0) + ", 0.0f)";
+        return helpers_.use("max") + "(" + in(n, 0) + ", 0.0f)";
       case Op::Clamp: {
-        const std::string below = use("max") + "(" + in(n, 0) + ", " + in(n, 1) + ")";
-        return use("min") + "(" + below + ", " + in(n, 2) + ")";
+        const std::string below = helpers_.use("max") + "(" + in(n, 0) + ", " + in(n, 1) + ")";
+        return helpers_.use("min") + "(" + below + ", " + in(n, 2) + ")";
       }
       case Op::Where:
         return in(n, 0) + " ? " + in(n, 1) + " : " + in(n, 2);
@@ -354,7 +331,7 @@ class CudaPrinter {
         break;
     }
     if (is_comparison(n.op)) return in(n, 0) + " " + op_name(n.op) + " " + in(n, 1);
-    std::string text = use(op_name(n.op)) + "(" + in(n, 0);
+    std::string text = helpers_.use(op_name(n.op)) + "(" + in(n, 0);
     for (int k = 1; k < operand_count(n.op); ++k) text += ", " + in(n, k);
     return text + ")";
   }
@@ -363,7 +340,7 @@ class CudaPrinter {
   const Graph& graph_;
   std::vector<std::string> names_;
   std::vector<bool> uniform_;
-  std::set<std::string_view> used_;
+  UsedHelpers helpers_{helpers(), "flexact_"};
 };
 
 }  // namespace

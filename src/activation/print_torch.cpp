@@ -14,14 +14,6 @@ namespace flexact::activation {
 
 namespace {
 
-std::string literal(double value) {
-  if (std::isnan(value)) return "float(\"nan\")";
-  if (std::isinf(value)) return value > 0 ? "float(\"inf\")" : "float(\"-inf\")";
-  std::string text = number_text(value);
-  if (text.find_first_of(".e") == std::string::npos) text += ".0";
-  return text[0] == '-' ? "(" + text + ")" : text;
-}
-
 // One Python function computing one graph.
 class TorchPrinter {
  public:
@@ -57,7 +49,7 @@ class TorchPrinter {
     }
     shaped_.push_back(shaped);
     if (n.op == Op::Constant) {
-      value_.push_back(literal(n.value));
+      value_.push_back(python_literal(n.value));
       return {};
     }
     if (n.op == Op::Parameter) {
@@ -107,7 +99,7 @@ class TorchPrinter {
         // Two numbers meet only where folding them would give NaN, which Python would refuse.
         return (is_number(n, 1) ? tensor(n, 0) : in(n, 0)) + " " + op_name(n.op) + " " + in(n, 1);
       case Op::Powi:
-        return tensor(n, 0) + " ** " + literal(n.index);
+        return tensor(n, 0) + " ** " + python_literal(n.index);
       case Op::Where:
         return "torch.where(" + in(n, 0) + ", " + tensor(n, 1) + ", " + tensor(n, 2) + ")";
       case Op::Min:

@@ -3,7 +3,6 @@
 // device whose exp and log are good to 2 ulp.
 #include <array>
 #include <cmath>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -15,12 +14,6 @@
 namespace flexact::activation {
 
 namespace {
-
-struct Helper {
-  std::string_view name;
-  std::vector<std::string_view> needs;
-  std::string_view text;
-};
 
 const std::vector<Helper>& helpers() {
   static const std::vector<Helper> list = {
@@ -97,14 +90,6 @@ def _flexact_gelu_tanh(a):
   return list;
 }
 
-std::string literal(double value) {
-  if (std::isnan(value)) return "float(\"nan\")";
-  if (std::isinf(value)) return value > 0 ? "float(\"inf\")" : "float(\"-inf\")";
-  std::string text = number_text(value);
-  if (text.find_first_of(".e") == std::string::npos) text += ".0";
-  return text[0] == '-' ? "(" + text + ")" : text;
-}
-
 class TritonPrinter {
  public:
   explicit TritonPrinter(const Function& function)
@@ -114,9 +99,7 @@ class TritonPrinter {
     const std::string body = print_body();
     std::string text =
         "# " + function_.canonical() + "\nimport triton\nimport triton.language as tl\n";
-    for (const Helper& helper : helpers()) {
-      if (used_.contains(helper.name)) text += "\n" + std::string(helper.text);
-    }
+    text += helpers_.text("\n");
     text += "\n\n@triton.jit\ndef flexact_act(" + std::string(graph_.gated ? "g, u" : "x");
     for (std::size_t i = 0; i < function_.parameters().size(); ++i)
       text += ", p" + std::to_string(i);
@@ -128,15 +111,6 @@ class TritonPrinter {
   }
 
  private:
-  std::string use(std::string_view name) {
-    for (const Helper& helper : helpers()) {
-      if (helper.name != name) continue;
-      used_.insert(helper.name);
-      for (std::string_view needed : helper.needs) use(needed);
-    }
-    return "_flexact_" + std::string(name);
-  }
-
   std::string in(const Node& n, int k) const {
     return names_[static_cast<std::size_t>(n.operands[k])];
   }
@@ -153,7 +127,7 @@ class TritonPrinter {
       }
       block.push_back(shaped);
       if (n.op == Op::Constant) {
-        names_.push_back(literal(n.value));
+        names_.push_back(python_literal(n.value));
       } else if (n.op == Op::Parameter) {
         names_.push_back("p" + std::to_string(n.index));
       } else if (leaf) {
@@ -171,12 +145,7 @@ class TritonPrinter {
   }
 
   std::string integer_power(const Node& n) const {
-    std::string square = in(n, 0);
-    std::string product;
-    for (int e = n.index < 0 ? -n.index : n.index; e != 0; e >>= 1) {
-      if (e & 1) product = product.empty() ? square : "(" + product + " * " + square + ")";
-      square = "(" + square + " * " + square + ")";
-    }
+    const std::string product = power_text(in(n, 0), n.index);
     return n.index < 0 ? "1.0 / " + product : product;
   }
 
@@ -218,13 +187,13 @@ class TritonPrinter {
         break;
     }
     if (is_comparison(n.op)) return in(n, 0) + " " + op_name(n.op) + " " + in(n, 1);
-    return use(op_name(n.op)) + "(" + in(n, 0) + ")";
+    return helpers_.use(op_name(n.op)) + "(" + in(n, 0) + ")";
   }
 
   const Function& function_;
   const Graph& graph_;
   std::vector<std::string> names_;
-  std::set<std::string_view> used_;
+  UsedHelpers helpers_{helpers(), "_flexact_"};
 };
 
 }  // namespace

@@ -23,6 +23,10 @@ namespace flexact::cpu {
 
 enum class Element : std::uint8_t { Fp32, Bf16, Fp16 };
 
+constexpr std::int64_t bytes_of(Element element) noexcept {
+  return element == Element::Fp32 ? 4 : 2;
+}
+
 inline constexpr int kColumns = 16;      // of a block
 inline constexpr int kMaxBlocks = 4;     // of a panel
 inline constexpr int kMaxRows = 6;       // of a tile

@@ -42,9 +42,6 @@ constexpr double kBytesPerMicrosecond = 40e3;
 constexpr double kFlopsPerMicrosecond = 200e3;
 constexpr double kMicrosecondsPerThread = 15;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept {
-  return (a + b - 1) / b;
-}
 std::int64_t round_up(std::int64_t a, std::int64_t b) noexcept {
   return ceil_div(a, b) * b;
 }
@@ -75,38 +72,12 @@ Element element_of(DType dtype) noexcept {
   }
 }
 
-Element element_of(Format format) noexcept {
-  switch (format) {
-    case Format::Bf16:
-      return Element::Bf16;
-    case Format::Fp16:
-      return Element::Fp16;
-    default:
-      return Element::Fp32;
-  }
-}
-
-DType dtype_of(Element element) noexcept {
-  switch (element) {
-    case Element::Bf16:
-      return DType::BFloat16;
-    case Element::Fp16:
-      return DType::Float16;
-    default:
-      return DType::Float32;
-  }
-}
-
-std::int64_t bytes_of(Element element) noexcept {
-  return element == Element::Fp32 ? 4 : 2;
-}
-
 const GemmKernels& choose_kernels(const MoeProblem& problem, const IsaKernels& isa) {
-  switch (problem.format) {
-    case Format::Bf16:
+  switch (element_of(moe::plain_dtype(problem.format))) {
+    case Element::Bf16:
       return isa.bf16_rows != nullptr && problem.io_dtype == DType::BFloat16 ? *isa.bf16_rows
                                                                              : isa.bf16;
-    case Format::Fp16:
+    case Element::Fp16:
       return isa.fp16;
     default:
       return isa.fp32;
@@ -543,7 +514,7 @@ std::unique_ptr<Plan> make_moe_plan(const MoeProblem& problem, const Function& f
   if (const auto refusal = backend().refuse(problem, function)) {
     throw Error(ErrorCode::Unsupported, refusal->reason, "cpu", refusal->hint);
   }
-  moe::validate_plain_weights(problem, weights, dtype_of(element_of(problem.format)));
+  moe::validate_plain_weights(problem, weights);
   return std::make_unique<CpuPlan>(problem, function, weights, options);
 }
 

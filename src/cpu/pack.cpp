@@ -8,10 +8,6 @@ namespace flexact::cpu {
 
 namespace {
 
-std::int64_t element_bytes(Element type) noexcept {
-  return type == Element::Fp32 ? 4 : 2;
-}
-
 // Where a block's 16 source rows begin; null: a column beyond the matrix.
 using BlockRows = const std::byte* [kColumns];
 
@@ -126,7 +122,7 @@ PairRows source_rows(Pairing pairing, std::int64_t column, std::int64_t columns)
 
 void pack_panel(const PackedLayout& layout, const TensorView& source, Pairing pairing,
                 std::int64_t expert, std::int64_t panel, std::byte* to) {
-  const std::int64_t size = element_bytes(layout.type);
+  const std::int64_t size = bytes_of(layout.type);
   const int blocks = layout.blocks_of(panel);
   const std::int64_t block_step = layout.block_bytes(layout.type == Element::Bf16 ? 2 : 1);
   const auto* base = static_cast<const std::byte*>(source.data) + expert * source.strides[0] * size;

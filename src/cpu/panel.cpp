@@ -22,17 +22,9 @@ constexpr std::int64_t kStretch = 256;
 constexpr std::int64_t kLongStretch = 512;
 constexpr std::int64_t kAheadBytes = 8192;  // prefetch distance of a lone tile
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept {
-  return (a + b - 1) / b;
-}
-
 // Bytes of the panel for one value of k (half a pair's).
 std::int64_t bytes_per_k(const PanelCall& call) noexcept {
-  return call.blocks * std::int64_t{kColumns} * (call.kernels->weights == Element::Fp32 ? 4 : 2);
-}
-
-std::int64_t input_bytes(const PanelCall& call) noexcept {
-  return call.kernels->inputs == Element::Fp32 ? 4 : 2;
+  return call.blocks * std::int64_t{kColumns} * bytes_of(call.kernels->weights);
 }
 
 // One tile over k [begin, end).
@@ -40,7 +32,8 @@ void run_tile(const PanelCall& call, std::int64_t first_row, int height, std::in
               std::int64_t end, const std::byte* prefetch, std::int64_t lines) noexcept {
   const void* rows[kMaxRows];
   for (int r = 0; r < height; ++r) {
-    rows[r] = static_cast<const std::byte*>(call.rows[first_row + r]) + begin * input_bytes(call);
+    rows[r] = static_cast<const std::byte*>(call.rows[first_row + r]) +
+              begin * bytes_of(call.kernels->inputs);
   }
   TileCall tile{};
   tile.rows = rows;

@@ -8,6 +8,10 @@
 
 namespace flexact::cpu {
 
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) noexcept {
+  return (a + b - 1) / b;
+}
+
 inline constexpr std::int64_t kPanelRows = 192;  // rows that share one pass over a panel
 
 struct PanelCall {

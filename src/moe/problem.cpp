@@ -128,8 +128,19 @@ void check_tensor(const char* name, const TensorView& view, std::initializer_lis
   }
 }
 
-void validate_plain_weights(const MoeProblem& problem, const MoeWeights& weights,
-                            DType weight_dtype) {
+DType plain_dtype(Format format) noexcept {
+  switch (format) {
+    case Format::Bf16:
+      return DType::BFloat16;
+    case Format::Fp16:
+      return DType::Float16;
+    default:
+      return DType::Float32;
+  }
+}
+
+void validate_plain_weights(const MoeProblem& problem, const MoeWeights& weights) {
+  const DType weight_dtype = plain_dtype(problem.format);
   const std::int64_t rows = w13_rows(problem);
   check_tensor("w13", weights.w13, {weight_dtype}, {problem.experts, rows, problem.hidden});
   check_tensor("w2", weights.w2, {weight_dtype},

@@ -33,9 +33,11 @@ std::optional<Refusal> refuse_meaningless(const MoeProblem& problem, const Funct
 void check_tensor(const char* name, const TensorView& view, std::initializer_list<DType> dtypes,
                   std::initializer_list<std::int64_t> shape);
 
-// w13, w2 of `weight_dtype` and the biases; scales must be absent. Throws InvalidArgument.
-void validate_plain_weights(const MoeProblem& problem, const MoeWeights& weights,
-                            DType weight_dtype);
+// The element type of weights in a format without scales: Bf16, Fp16 or Fp32.
+DType plain_dtype(Format format) noexcept;
+
+// w13, w2 in a format without scales and the biases; scales must be absent. Throws InvalidArgument.
+void validate_plain_weights(const MoeProblem& problem, const MoeWeights& weights);
 
 // Throws InvalidArgument. With no tokens, only the count is looked at.
 void validate(const MoeProblem& problem, const MoeInputs& inputs);
