@@ -33,6 +33,10 @@ class Plan {
   virtual std::size_t resident_bytes() const = 0;
   // One line: backend, kernel, tile, function.
   virtual std::string describe() const = 0;
+  // Writes the weights back as they were given: contiguous w13 [E, 2I, H] ([E, I, H]) and w2
+  // [E, H, I] in the format's own dtype. Throws Unsupported where the packed form does not hold
+  // every bit of them; that is the default.
+  virtual void unpack(void* w13, void* w2) const;
 };
 
 class Backend {

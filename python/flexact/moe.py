@@ -33,6 +33,9 @@ plan_cache = PlanCache(max_entries=512)
 # Switches that a backend reads when it makes a plan.
 _PLAN_SWITCHES = ("FLEXACT_NUMERICS", "FLEXACT_CPU_ISA")
 
+# Formats whose packed weights are the given ones in another order.
+_PLAIN_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 _BACKEND_CHOICES = ("auto", "cpu", "triton", "cutlass")
 _OPTIONAL_WEIGHTS = (
     "w13_scale",
@@ -269,6 +272,25 @@ class Plan:
     def workspace_bytes(self, tokens: int) -> int:
         """Scratch bytes that `run` uses for up to `tokens` tokens."""
         return self._core.workspace_bytes(tokens)
+
+    def unpack(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights as they were given, bit for bit.
+
+        Returns:
+            New contiguous tensors w13 [E, 2I, H] ([E, I, H] with pairing "none") and w2 [E, H, I].
+
+        Raises:
+            Unsupported: The packed form does not hold every bit of them.
+        """
+        problem = self.problem
+        rows = problem.intermediate * (1 if problem.pairing == "none" else 2)
+        dtype = _PLAIN_FORMATS.get(problem.format)
+        if dtype is None:
+            raise Unsupported(f"{problem.format} weights are not given back", hint=", ".join(_PLAIN_FORMATS))
+        w13 = torch.empty((problem.experts, rows, problem.hidden), dtype=dtype)
+        w2 = torch.empty((problem.experts, problem.hidden, problem.intermediate), dtype=dtype)
+        self._core.unpack(w13.data_ptr(), w2.data_ptr())
+        return w13, w2
 
     @property
     def resident_bytes(self) -> int:

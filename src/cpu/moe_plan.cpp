@@ -139,6 +139,11 @@ class CpuPlan final : public Plan {
   void run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
            std::size_t workspace_size, void* stream) const override;
 
+  void unpack(void* w13, void* w2) const override {
+    unpack(w13_, problem_.pairing, moe::w13_rows(problem_), static_cast<std::byte*>(w13));
+    unpack(w2_, Pairing::None, problem_.hidden, static_cast<std::byte*>(w2));
+  }
+
  private:
   // One chunk of tokens on its way through the block.
   struct Chunk {
@@ -171,6 +176,7 @@ class CpuPlan final : public Plan {
   int thread_limit(const moe::Routing& routing) const noexcept;
 
   void pack(Packed& packed, const TensorView& source, Pairing pairing);
+  void unpack(const Packed& packed, Pairing pairing, std::int64_t rows, std::byte* to) const;
   void take_biases(const MoeWeights& weights);
 
   void run_chunk(const Chunk& chunk, const MoeInputs& inputs, const ParameterTable& values) const;
@@ -216,6 +222,19 @@ void CpuPlan::pack(Packed& packed, const TensorView& source, Pairing pairing) {
     std::byte* to =
         packed.memory.data() + expert * layout.expert_bytes() + layout.panel_offset(panel);
     pack_panel(layout, source, pairing, expert, panel, to);
+  });
+}
+
+void CpuPlan::unpack(const Packed& packed, Pairing pairing, std::int64_t rows,
+                     std::byte* to) const {
+  const PackedLayout& layout = packed.layout;
+  const std::int64_t panels = layout.panels();
+  const std::int64_t expert_bytes = rows * layout.k * bytes_of(layout.type);
+  Pool::Session session(pool(), pool().threads());
+  session.for_each(problem_.experts * panels, [&](std::int64_t task, std::int64_t) noexcept {
+    const std::int64_t expert = task / panels;
+    const std::int64_t panel = task % panels;
+    unpack_panel(layout, pairing, panel, packed.panel(expert, panel), to + expert * expert_bytes);
   });
 }
 

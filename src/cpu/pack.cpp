@@ -143,6 +143,38 @@ void pack_panel(const PackedLayout& layout, const TensorView& source, Pairing pa
   }
 }
 
+void unpack_panel(const PackedLayout& layout, Pairing pairing, std::int64_t panel,
+                  const std::byte* from, std::byte* to) {
+  constexpr std::int64_t kStretch = 32;  // values of k: a cache line or two of each row at a time
+  const std::int64_t size = bytes_of(layout.type);
+  const int blocks = layout.blocks_of(panel);
+  const bool pairs = layout.type == Element::Bf16;
+  const std::int64_t block_step = layout.block_bytes(pairs ? 2 : 1);
+  const std::int64_t step = blocks * block_step;
+  for (int b = 0; b < blocks; ++b) {
+    const std::int64_t first =
+        panel * layout.columns_per_panel() + (layout.paired ? b / 2 : b) * std::int64_t{kColumns};
+    const std::int64_t count = std::min<std::int64_t>(kColumns, layout.columns - first);
+    const std::byte* block = from + b * block_step;
+    for (std::int64_t begin = 0; begin < layout.k; begin += kStretch) {
+      const std::int64_t end = std::min(begin + kStretch, layout.k);
+      for (std::int64_t c = 0; c < count; ++c) {
+        std::int64_t row = first + c;
+        if (layout.paired) {
+          const PairRows pair = source_rows(pairing, row, layout.columns);
+          row = b % 2 == 0 ? pair.gate : pair.up;
+        }
+        std::byte* line = to + row * layout.k * size;
+        for (std::int64_t k = begin; k < end; ++k) {
+          const std::byte* at =
+              pairs ? block + k / 2 * step + (2 * c + k % 2) * size : block + k * step + c * size;
+          std::memcpy(line + k * size, at, static_cast<std::size_t>(size));
+        }
+      }
+    }
+  }
+}
+
 void widen_bias(const TensorView& bias, std::int64_t expert, std::int64_t first, std::int64_t step,
                 std::int64_t count, float* to) {
   const auto* base = static_cast<const std::byte*>(bias.data);

@@ -32,6 +32,11 @@ struct PackedLayout {
 void pack_panel(const PackedLayout& layout, const TensorView& source, Pairing pairing,
                 std::int64_t expert, std::int64_t panel, std::byte* to);
 
+// The inverse for the matrix of one expert: `from` is the panel, `to` the contiguous matrix
+// [rows, k] of `layout.type`, of which the panel's rows are written.
+void unpack_panel(const PackedLayout& layout, Pairing pairing, std::int64_t panel,
+                  const std::byte* from, std::byte* to);
+
 // The source rows of pair `column`: gate first.
 struct PairRows {
   std::int64_t gate;

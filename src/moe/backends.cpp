@@ -23,4 +23,9 @@ const Backend& backend(const std::string& name) {
               "one of " + known);
 }
 
+void Plan::unpack(void*, void*) const {
+  throw Error(ErrorCode::Unsupported, "the packed weights do not hold the original ones", "",
+              describe());
+}
+
 }  // namespace flexact

@@ -230,6 +230,13 @@ void bind_plan(nb::module_& module) {
           "Sizes the calling thread's scratch memory for calls of up to `tokens` tokens.")
       .def("resident_bytes", &Plan::resident_bytes)
       .def("describe", &Plan::describe)
+      .def(
+          "unpack",
+          [](const Plan& self, std::uintptr_t w13, std::uintptr_t w2) {
+            const nb::gil_scoped_release unlocked;
+            self.unpack(reinterpret_cast<void*>(w13), reinterpret_cast<void*>(w2));
+          },
+          nb::arg("w13"), nb::arg("w2"), "Writes the weights back, contiguous, to two addresses.")
       .def("run", &run, nb::arg("hidden_states"), nb::arg("topk_weights"), nb::arg("topk_ids"),
            nb::arg("output"), nb::arg("values"), nb::arg("rows"), nb::arg("columns"));
 }

@@ -432,6 +432,27 @@ TEST_P(MoeBlock, owns_its_weights_and_little_more) {
   expect_close(*c, c->run(*plan), reference);
 }
 
+TEST_P(MoeBlock, gives_its_weights_back_bit_for_bit) {
+  for (const Format format : {Format::Bf16, Format::Fp16, Format::Fp32}) {
+    for (const Pairing pairing :
+         {Pairing::Concat, Pairing::UpFirst, Pairing::Interleaved, Pairing::None}) {
+      MoeProblem p = small_problem();
+      p.hidden = 75;  // neither a whole block of columns nor whole pairs
+      p.intermediate = 37;
+      p.format = format;
+      p.pairing = pairing;
+      const MoeCase c(p, pairing == Pairing::None ? Function::named("relu2") : gated(), 3);
+      const auto plan = cpu::make_moe_plan(p, c.function, c.moe_weights(), {GetParam()});
+      const std::size_t size = format == Format::Fp32 ? 4 : 2;
+      std::vector<std::byte> w13(c.w13.size() * size, std::byte{0xa5});
+      std::vector<std::byte> w2(c.w2.size() * size, std::byte{0xa5});
+      plan->unpack(w13.data(), w2.data());
+      EXPECT_EQ(std::memcmp(w13.data(), c.w13.data(), w13.size()), 0);
+      EXPECT_EQ(std::memcmp(w2.data(), c.w2.data(), w2.size()), 0);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, MoeBlock, ::testing::ValuesIn(cpu::supported_isas()),
                          [](const auto& isa) { return std::string(to_string(isa.param)); });
 

@@ -474,6 +474,15 @@ def test_plan_holds_at_most_a_fiftieth_more_than_the_weights():
     assert original <= plan.resident_bytes <= 1.02 * original
 
 
+@pytest.mark.parametrize("format", ["bf16", "fp16", "fp32"])
+def test_plan_gives_its_weights_back_bit_for_bit(format):
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[format]
+    w13, w2 = torch.randn(3, 2 * 37, 75).to(dtype), torch.randn(3, 75, 37).to(dtype)
+    made = flexact.moe.plan(w13, w2, SWISH, top_k=1, format=format, pairing="interleaved")
+    for original, back in zip((w13, w2), made.unpack(), strict=True):
+        assert back.is_contiguous() and torch.equal(original, back)
+
+
 def test_plan_writes_where_it_is_told_and_only_there():
     case = Case()
     plan = make_plan(case)
