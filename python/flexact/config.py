@@ -22,6 +22,8 @@ __all__ = [
     "LayerActivations",
     "ModelActivations",
     "ResolvedActivation",
+    "entries",
+    "entry",
     "function_from_stack",
     "known_stacks",
     "resolve_config",
@@ -58,3 +60,27 @@ def resolve_config(
         source = source.to_dict()
     # NaN and Infinity pass through as such: the resolver refuses them and says where they stand.
     return resolve_config_text(json.dumps(source), merged, from_stack)
+
+
+ROLES = ("routed", "shared", "dense")
+
+
+def entry(activations: ModelActivations, layer: int, role: str) -> ResolvedActivation | None:
+    """The activation of `layer` (absolute number) in `role`; None where the layer has no such role."""
+    layers = activations.layers
+    if not activations.layers_known:
+        return getattr(layers[0], role) if layers else None
+    for item in layers if layer >= len(layers) or layers[layer].index != layer else (layers[layer],):
+        if item.index == layer:
+            return getattr(item, role)
+    return None
+
+
+def entries(activations: ModelActivations) -> list[tuple[int, str, ResolvedActivation]]:
+    """All (layer, role, activation) of a model."""
+    return [
+        (item.index, role, found)
+        for item in activations.layers
+        for role in ROLES
+        if (found := getattr(item, role)) is not None
+    ]

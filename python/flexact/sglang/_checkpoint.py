@@ -1,93 +1,18 @@
-"""Parameter values that a checkpoint holds: single tensors of safetensors files, read by name.
-
-A configuration names tensors, never files, so a path cannot be smuggled in; and a file's header is
-checked before anything is read by it.
-"""
+"""Parameter values that a checkpoint holds; what cannot be read safely ends the process."""
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from pathlib import Path
-from typing import Any
-
+import flexact.checkpoint
+from flexact.errors import Error
 from flexact.sglang._stop import stop
 
-_INDEX = "model.safetensors.index.json"
-_HEADER_LIMIT = 100 << 20  # the format's own limit
-_VALUES_LIMIT = 1 << 16  # one value per expert is the largest form
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
-
-class Checkpoint:
-    """The safetensors files of one folder.
-
-    Args:
-        folder: The checkpoint's folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._headers: dict[Path, tuple[dict[str, Any], int]] = {}
+class Checkpoint(flexact.checkpoint.Checkpoint):
+    """The safetensors files of one folder."""
 
     def read(self, name: str) -> list[float]:
-        """The values of tensor `name`; ends the process where it cannot be read safely."""
-        for path in self._files_of(name):
-            header, start = self._header(path)
-            if name in header:
-                return self._values(path, name, header[name], start)
-        stop(f"{self.folder}: no safetensors file holds the tensor {name!r} that activation_params names")
-
-    def _files_of(self, name: str) -> list[Path]:
-        index = self.folder / _INDEX
-        if index.is_file():
-            file = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).get(name)
-            if isinstance(file, str) and Path(file).name == file:
-                return [self.folder / file]
-        return sorted(self.folder.glob("*.safetensors"))
-
-    def _header(self, path: Path) -> tuple[dict[str, Any], int]:
-        if path not in self._headers:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                prefix = file.read(8)
-                length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-                if length > min(_HEADER_LIMIT, size - 8):
-                    stop(f"{path}: not a safetensors file (its header claims {length} bytes)")
-                try:
-                    header = json.loads(file.read(length))
-                except ValueError as error:
-                    stop(f"{path}: not a safetensors file ({error})")
-            if not isinstance(header, dict):
-                stop(f"{path}: not a safetensors file (its header is not an object)")
-            self._headers[path] = (header, 8 + length)
-        return self._headers[path]
-
-    def _values(self, path: Path, name: str, entry: Any, start: int) -> list[float]:
-        where = f"{path}: tensor {name!r}"
+        """The values of tensor `name`, or an end with the reason."""
         try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            count = math.prod(shape)
-            regular = (
-                all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-                and start + end <= path.stat().st_size
-            )
-        except (TypeError, KeyError, ValueError):
-            stop(f"{where} has a malformed entry")
-        if not isinstance(dtype, str):
-            stop(f"{where} has a malformed entry")
-        if dtype not in _BYTES:
-            stop(f"{where} holds {dtype}; an activation's parameter is one of {', '.join(_BYTES)}")
-        if not regular or end - begin != count * _BYTES[dtype] or not 0 < count <= _VALUES_LIMIT:
-            stop(f"{where} does not hold what its shape {shape} says")
-        with path.open("rb") as file:
-            file.seek(start + begin)
-            data = file.read(end - begin)
-        return _decode(dtype, data, count)
-
-
-def _decode(dtype: str, data: bytes, count: int) -> list[float]:
-    if dtype == "BF16":  # the upper half of a float32
-        data = b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
-    return list(struct.unpack(f"<{count}{ {'F64': 'd', 'F16': 'e'}.get(dtype, 'f') }", data))
+            return super().read(name)
+        except Error as error:
+            stop(str(error))

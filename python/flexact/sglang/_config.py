@@ -54,22 +54,15 @@ class ModelPlan:
 
     def entry(self, layer: int, role: str) -> Any | None:
         """The resolved activation of `layer` (absolute number) in `role`, or None."""
-        layers = self.layers
-        if not self.activations.layers_known:
-            return getattr(layers[0], role) if layers else None
-        for item in layers if layer >= len(layers) or layers[layer].index != layer else (layers[layer],):
-            if item.index == layer:
-                return getattr(item, role)
-        return None
+        from flexact import config
+
+        return config.entry(self.activations, layer, role)
 
     def entries(self) -> list[tuple[int, str, Any]]:
         """All (layer, role, activation) of the model."""
-        return [
-            (item.index, role, entry)
-            for item in self.layers
-            for role in ("routed", "shared", "dense")
-            if (entry := getattr(item, role)) is not None
-        ]
+        from flexact import config
+
+        return config.entries(self.activations)
 
     @functools.cached_property
     def custom(self) -> bool:

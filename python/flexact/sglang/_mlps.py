@@ -15,20 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexact import probe
 from flexact.sglang import _values
 from flexact.sglang._stop import stop
 
-# Parts of a multimodal or hybrid model that have activations of their own, outside the text layers.
-_OTHER_PART = re.compile(
-    r"(^|[._])(visual|vision|audio|image|vit|speech|projector|connector|resampler|tower)", re.I
-)
-# By class name; case matters ("SeedOssMLP" has no state-space model in it).
-_NOT_AN_MLP = re.compile(
-    r"Attention|Attn|Mamba|SSM|Conv|Delta|Router|Indexer|Compress|Lightning|R[wW][kK][vV]|Retention"
-)
-_DOWN = ("down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "w2", "linear_2", "wo", "dense_out")
-_GATE = ("gate_proj", "w1", "wi_0", "gate")
-_UP = ("up_proj", "w3", "wi_1", "up", "linear_v")
 _SHARED = re.compile(r"share", re.I)
 # Two roundings of the format: what a kernel that rounds the gate before the product may differ by.
 _TOLERANCE = {torch.float32: 2e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
@@ -134,22 +124,22 @@ class Mlp:
         """
         width = _width_in(self.down)
         device = next((p.device for p in self.down.parameters()), torch.device("cpu"))
-        gate, up = _probe_values(width, dtype, device)
+        gate, up = probe.values(width, dtype, device)
         outputs = _as_projected(self.ups, gate, up, gated=self.entry.gated, where=self._where())
         children = {
             name: child
             for name, child in self.module.named_children()
             if not _is_linear(child) and not any(True for _ in child.children() if _is_linear(_))
         }
-        handles = [child.register_forward_hook(_watch(name, called)) for name, child in children.items()]
+        handles = [child.register_forward_hook(probe.watch(name, called)) for name, child in children.items()]
         try:
             for up_name, output in outputs.items():
                 _pretend(self.ups[up_name], output)
-            self.down.forward = _keep
+            self.down.forward = probe.keep
             with torch.no_grad():
                 self.module(*_arguments(self.module, self.ups, gate, dtype, device))
             raise _Unseen("its down projection was not called")
-        except _Kept as kept:
+        except probe.Kept as kept:
             actual = kept.value
         except Exception as error:
             stop(f"{self._where()} cannot be verified: {type(error).__name__}: {error}")
@@ -161,23 +151,11 @@ class Mlp:
         gate, up = gate.double().cpu(), up.double().cpu()
         h, scale = (torch.cat((gate, up), dim=-1), gate * up) if self.entry.gated else (gate, gate)
         expected = _values.reference(self.entry, self.layer, h, "concat" if self.entry.gated else "none")
-        return _relative_error(actual, expected, scale.abs(), dtype)
+        return probe.relative_error(actual, expected, scale.abs(), dtype)
 
 
 class _Unseen(Exception):
     pass
-
-
-class _Kept(BaseException):
-    """Ends a probed forward at the down projection, whose input it carries."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-
-def _keep(x: Any, *args: Any, **kwargs: Any) -> Any:
-    raise _Kept(x)
 
 
 def _pretend(linear: nn.Module, output: torch.Tensor) -> None:
@@ -188,68 +166,14 @@ def _pretend(linear: nn.Module, output: torch.Tensor) -> None:
     linear.forward = lambda *args, **kwargs: result
 
 
-def _watch(name: str, called: list[tuple[str, str]]) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not (inputs and torch.is_tensor(inputs[0]) and torch.is_tensor(output)):
-            return
-        # Modules that leave their input alone (dropout in inference) are no activation.
-        if output is inputs[0] or (output.shape == inputs[0].shape and torch.equal(output, inputs[0])):
-            return
-        if inputs[0].shape[-1] == 2 * output.shape[-1]:
-            called.append((name, "concat"))
-        elif inputs[0].shape[-1] == output.shape[-1]:
-            called.append((name, "half"))  # unary: the whole of an ungated MLP, or the gate's half
-
-    return hook
-
-
-def _probe_values(width: int, dtype: torch.dtype, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gate and up [n, width]: a dense grid where functions bend, a coarse one out to where limits lie."""
-    grid = torch.cat(
-        [
-            torch.linspace(-12, 12, 961, dtype=torch.float32),
-            torch.logspace(1.1, 3, 40),
-            -torch.logspace(1.1, 3, 40),
-            torch.logspace(-6, -1, 40),
-            -torch.logspace(-6, -1, 40),
-            torch.zeros(1),
-        ]
-    )
-    generator = torch.Generator().manual_seed(1)
-    up = torch.randn(grid.numel(), generator=generator, dtype=torch.float32) * 4
-    up[::17] *= 40  # beyond any limit on the up projection
-    rows = -(-grid.numel() // width)
-    padding = rows * width - grid.numel()
-    gate = torch.cat((grid, torch.ones(padding))).reshape(rows, width)
-    up = torch.cat((up, torch.ones(padding))).reshape(rows, width)
-    return gate.to(dtype=dtype, device=device), up.to(dtype=dtype, device=device)
-
-
-def _relative_error(actual: Any, expected: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> float:
-    """The largest relative error, after the noise that fp32 arithmetic may leave where terms cancel.
-
-    Args:
-        actual: What the MLP computed.
-        expected: The reference, float64.
-        scale: The magnitude of the terms that the reference is made of.
-        dtype: The model's.
-    """
-    if not torch.is_tensor(actual) or actual.shape != expected.shape:
-        return float("inf")
-    noise = 16 * 2.0**-24 * scale + torch.finfo(dtype).tiny
-    error = ((actual.double().cpu() - expected).abs() - noise).clamp_min(0) / expected.abs().clamp_min(1e-300)
-    finite = expected.abs() < torch.finfo(dtype).max
-    return error[finite].nan_to_num(nan=float("inf")).max().item()
-
-
 def _as_projected(
     ups: dict[str, nn.Module], gate: torch.Tensor, up: torch.Tensor, *, gated: bool, where: str
 ) -> dict[str, torch.Tensor]:
     """What each projection going up returns, by name."""
     if len(ups) == 1:
         return dict.fromkeys(ups, torch.cat((gate, up), dim=-1) if gated else gate)
-    gates = [name for name in ups if name in _GATE]
-    others = [name for name in ups if name in _UP]
+    gates = [name for name in ups if name in probe.GATE]
+    others = [name for name in ups if name in probe.UP]
     if gated and len(ups) == 2 and len(gates) == len(others) == 1:
         return {gates[0]: gate, others[0]: up}
     stop(f"{where} cannot be verified: which of {', '.join(ups)} is the gate is not known")
@@ -287,7 +211,9 @@ def _projections(module: nn.Module) -> tuple[dict[str, nn.Module], nn.Module | N
     from sglang.srt.layers.linear import RowParallelLinear
 
     linears = {name: child for name, child in module.named_children() if _is_linear(child)}
-    downs = [name for name, child in linears.items() if isinstance(child, RowParallelLinear) or name in _DOWN]
+    downs = [
+        name for name, child in linears.items() if isinstance(child, RowParallelLinear) or name in probe.DOWN
+    ]
     if len(downs) != 1:
         return {}, None
     ups = {name: child for name, child in linears.items() if name != downs[0]}
@@ -301,48 +227,16 @@ def find(model: nn.Module, layers: int | None) -> Iterator[tuple[str, nn.Module,
         model: SGLang's model.
         layers: How many layers the configuration counts; None where it does not say.
     """
-    for list_name, container in _layer_lists(model, layers):
+    for list_name, container in probe.layer_lists(model, layers):
         for index, layer in enumerate(container):
             for name, module in layer.named_modules(prefix=f"{list_name}.{index}"):
-                if _NOT_AN_MLP.search(type(module).__name__) or any(
-                    _NOT_AN_MLP.search(type(child).__name__) for child in module.children()
+                if probe.NOT_AN_MLP.search(type(module).__name__) or any(
+                    probe.NOT_AN_MLP.search(type(child).__name__) for child in module.children()
                 ):
                     continue
                 ups, down = _projections(module)
-                if ups and down is not None and not _inside_other(name, layer, list_name, index):
+                if ups and down is not None and not probe.inside_other(name, layer, list_name, index):
                     yield name, module, index
-
-
-def _inside_other(name: str, layer: nn.Module, list_name: str, index: int) -> bool:
-    """Whether the module is a part of an attention or state-space block."""
-    path = name.removeprefix(f"{list_name}.{index}").strip(".").split(".")
-    module = layer
-    for part in path[:-1] if path != [""] else ():
-        module = getattr(module, part)
-        if _NOT_AN_MLP.search(type(module).__name__):
-            return True
-    return False
-
-
-def _layer_lists(model: nn.Module, layers: int | None) -> list[tuple[str, nn.ModuleList]]:
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and not _OTHER_PART.search(name)
-    ]
-    if layers is not None:
-        return [
-            (name, module) for name, module in lists if len(module) == layers and not _is_nested(name, lists)
-        ]
-    longest = max((len(module) for _, module in lists), default=0)
-    return [
-        (name, module) for name, module in lists if len(module) == longest and not _is_nested(name, lists)
-    ]
-
-
-def _is_nested(name: str, lists: list[tuple[str, nn.ModuleList]]) -> bool:
-    """Whether this list lies inside a layer of another one (experts as a list, say)."""
-    return any(name.startswith(f"{other}.") for other, _ in lists)
 
 
 def install(model: nn.Module, current: Any, *, dtype: torch.dtype) -> None:

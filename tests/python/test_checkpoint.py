@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 
-from flexact.sglang import Stop  # noqa: E402
-from flexact.sglang._checkpoint import Checkpoint  # noqa: E402
+from flexact.checkpoint import Checkpoint  # noqa: E402
+from flexact.errors import ConfigError, IoError  # noqa: E402
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -40,13 +40,13 @@ def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     safetensors.save_file({"beta": torch.tensor([1.0])}, tmp_path / "outside.safetensors")
     index = {"weight_map": {"beta": "../outside.safetensors"}}
     (inside / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(Stop, match="no safetensors file holds"):
+    with pytest.raises(ConfigError, match="no safetensors file holds"):
         Checkpoint(inside).read("beta")
 
 
 def test_a_name_is_never_a_path(tmp_path: Path) -> None:
     safetensors.save_file({"beta": torch.tensor([1.0])}, tmp_path / "m.safetensors")
-    with pytest.raises(Stop, match="no safetensors file holds"):
+    with pytest.raises(ConfigError, match="no safetensors file holds"):
         Checkpoint(tmp_path).read(str(tmp_path / "m.safetensors"))
 
 
@@ -78,7 +78,7 @@ F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 )
 def test_a_lying_entry_is_refused(tmp_path: Path, entry: object, reason: str) -> None:
     write(tmp_path / "m.safetensors", {"beta": entry})
-    with pytest.raises(Stop, match=reason):
+    with pytest.raises(ConfigError, match=reason):
         Checkpoint(tmp_path).read("beta")
 
 
@@ -88,8 +88,16 @@ def test_a_lying_entry_is_refused(tmp_path: Path, entry: object, reason: str) ->
 )
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, header: bytes, length: int | None) -> None:
     write(tmp_path / "m.safetensors", header, length=length)
-    with pytest.raises(Stop, match="not a safetensors file"):
+    with pytest.raises(IoError, match="not a safetensors file"):
         Checkpoint(tmp_path).read("beta")
     (tmp_path / "m.safetensors").write_bytes(b"123")
-    with pytest.raises(Stop, match="not a safetensors file"):
+    with pytest.raises(IoError, match="not a safetensors file"):
+        Checkpoint(tmp_path).read("beta")
+
+
+def test_sglang_ends_with_the_reason(tmp_path: Path) -> None:
+    from flexact.sglang import Stop
+    from flexact.sglang._checkpoint import Checkpoint
+
+    with pytest.raises(Stop, match="no safetensors file holds"):
         Checkpoint(tmp_path).read("beta")
