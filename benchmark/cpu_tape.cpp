@@ -19,12 +19,13 @@
 namespace {
 
 using flexact::Function;
+using flexact::cpu::Arithmetic;
 using flexact::cpu::Isa;
 using flexact::cpu::Tape;
 
 constexpr std::size_t kElements = 1024;
 
-void run_tape(benchmark::State& state, const Function& function, Isa isa) {
+void run_tape(benchmark::State& state, const Function& function, Isa isa, Arithmetic arithmetic) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 3);
   // Aligned, as a GEMM's tile is.
@@ -32,7 +33,7 @@ void run_tape(benchmark::State& state, const Function& function, Isa isa) {
   for (float& value : g) value = normal(random);
   for (float& value : u) value = normal(random);
   const std::vector<float> parameters = flexact::test::sample_parameters(function, 1)[0];
-  const Tape tape(function.graph(), isa);
+  const Tape tape(function.graph(), isa, arithmetic);
   for (auto _ : state) {
     tape.run(g, u, y, kElements, parameters.data());
     benchmark::ClobberMemory();
@@ -54,10 +55,18 @@ int main(int argc, char** argv) {
     if (isa == Isa::Avx512Bf16) continue;  // the same vector math as avx512
     for (const std::string& name : flexact::ActivationRegistry::instance().list()) {
       const Function function = Function::named(name);
-      benchmark::RegisterBenchmark(
-          ("tape/" + std::string(to_string(isa)) + "/" + name).c_str(),
-          [function, isa](benchmark::State& state) { run_tape(state, function, isa); });
+      benchmark::RegisterBenchmark(("tape/" + std::string(to_string(isa)) + "/" + name).c_str(),
+                                   [function, isa](benchmark::State& state) {
+                                     run_tape(state, function, isa, Arithmetic::Fp32);
+                                   });
     }
+  }
+  for (const std::string& name : flexact::ActivationRegistry::instance().list()) {
+    const Function function = Function::named(name);
+    benchmark::RegisterBenchmark(("tape/precise/" + name).c_str(),
+                                 [function](benchmark::State& state) {
+                                   run_tape(state, function, Isa::Scalar, Arithmetic::Fp64);
+                                 });
   }
   for (const char* name : {"swiglu", "xielu"}) {
     const Function function = Function::named(name);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/backend.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/pool.hpp"
 #include "cpu/tape.hpp"
@@ -145,7 +146,8 @@ void act_and_mul(const Function& function, const ParameterTable& values, Pairing
   if (rows == 0 || intermediate == 0) return;
   const cpu::Isa isa = cpu::selected_isa();
   const Function lifted = pairing == Pairing::None ? function : function.gated();
-  const Tape tape(lifted.graph(), isa);
+  const bool precise = cpu::selected_numerics() == cpu::Numerics::Precise;
+  const Tape tape(lifted.graph(), isa, precise ? cpu::Arithmetic::Fp64 : cpu::Arithmetic::Fp32);
   const Call call{tape, cpu::tape_kernels(isa), values.data, pairing, dtype, intermediate};
 
   // A task is a few whole rows, or a stretch of a long one; not where a stretch's output lies over

@@ -10,11 +10,11 @@ namespace flexact::cpu {
 
 class Pool;
 
-// FLEXACT_NUMERICS. On the CPU fast and precise are the same: fp32 arithmetic at full width.
+// FLEXACT_NUMERICS.
 enum class Numerics {
-  Fast,
-  Precise,
-  Exact,  // gate and up are rounded to the io type before the activation, as unfused hosts do
+  Fast,     // the activation in fp32
+  Precise,  // the activation in fp64, rounded to fp32
+  Exact,    // gate and up are rounded to the io type before the activation, as unfused hosts do
 };
 // Throws InvalidArgument for any other word.
 Numerics selected_numerics();

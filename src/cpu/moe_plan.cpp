@@ -104,7 +104,8 @@ class CpuPlan final : public Plan {
         given_pool_(options.pool),
         rows_(kernels_of(options.isa).rows),
         kernels_(choose_kernels(problem, kernels_of(options.isa))),
-        tape_(function.graph(), options.isa),
+        tape_(function.graph(), options.isa,
+              options.numerics == Numerics::Precise ? Arithmetic::Fp64 : Arithmetic::Fp32),
         parameter_count_(static_cast<std::int64_t>(function.parameters().size())),
         function_text_(function.name() == "expr" ? function.canonical() : function.name()) {
     const bool paired = problem.pairing != Pairing::None;
@@ -133,6 +134,7 @@ class CpuPlan final : public Plan {
         std::string(flexact::to_string(problem_.format)) + " weights " + std::to_string(megabytes) +
         " MiB packed, " + std::to_string(pool().threads()) + " threads, " + function_text_;
     if (numerics_ == Numerics::Exact) text += ", exact";
+    if (numerics_ == Numerics::Precise) text += ", precise";
     return text;
   }
 

@@ -19,6 +19,7 @@ struct Mask {
 };
 
 struct Vec {
+  using Scalar = float;
   static constexpr std::size_t kWidth = 8;
   __m256 v;
 

@@ -18,6 +18,7 @@ struct Mask {
 };
 
 struct Vec {
+  using Scalar = float;
   static constexpr std::size_t kWidth = 1;
   float v;
 

@@ -28,7 +28,7 @@ struct TapeProgram {
   bool gated = false;
   bool reads_gate = false;
   bool reads_up = false;
-  const TapeKernels* kernels = nullptr;
+  TapeRun run = nullptr;
 
   TapeView view() const noexcept {
     return {sources.data(), sources.size(), prologue.data(), prologue.size(), body.data(),
@@ -86,6 +86,8 @@ const char* tape_op_name(TapeOp op) noexcept {
       return "tanh";
     case TapeOp::Erf:
       return "erf";
+    case TapeOp::OnePlusErf:
+      return "one_plus_erf";
     case TapeOp::Softplus:
       return "softplus";
     case TapeOp::Relu:
@@ -173,9 +175,9 @@ bool is_leaf(const Node& node) noexcept {
 // A value during selection: a node of the graph, or a constant that selection added.
 struct Value {
   int node = -1;
-  float constant = 0;
+  double constant = 0;
 
-  static Value number(float value) { return {-1, value}; }
+  static Value number(double value) { return {-1, value}; }
   friend bool operator==(const Value&, const Value&) = default;
 };
 
@@ -264,17 +266,19 @@ class Selection {
   // The z = b * c that a sigmoid reads.
   std::pair<Value, Value> factors(const Value& z) const {
     if (swallows(z, Op::Mul)) return {operand(z, 0), operand(z, 1)};
-    return {Value::number(1.0f), z};
+    return {Value::number(1.0), z};
   }
 
-  // 1 + tanh z = 2 sigmoid(2 z) without cancellation where z is far below 0.
+  // The z of 1 + tanh z = 2 sigmoid(2 z), which does not cancel where z is far below 0.
   std::optional<Value> one_plus_tanh(const Value& sum) const {
     if (!swallows(sum, Op::Add)) return std::nullopt;
-    for (int side : {0, 1}) {
-      const Value other = operand(sum, 1 - side);
-      if (is_constant(operand(sum, side), 1.0) && swallows(other, Op::Tanh)) {
-        return operand(other, 0);
-      }
+    return one_plus(Op::Tanh, operand(sum, 0), operand(sum, 1));
+  }
+
+  // The z where one of two summands is 1 and the other op(z).
+  std::optional<Value> one_plus(Op op, const Value& left, const Value& right) const {
+    for (const auto& [one, other] : {std::pair{left, right}, std::pair{right, left}}) {
+      if (is_constant(one, 1.0) && swallows(other, op)) return operand(other, 0);
     }
     return std::nullopt;
   }
@@ -287,14 +291,14 @@ class Selection {
   std::optional<Gate> as_gate(const Value& value) const {
     if (swallows(value, Op::Sigmoid)) {
       const auto [b, c] = factors(operand(value, 0));
-      return Gate{Value::number(1.0f), b, c};
+      return Gate{Value::number(1.0), b, c};
     }
     if (swallows(value, Op::Silu)) {
       const Value z = operand(value, 0);
-      return Gate{z, Value::number(1.0f), z};
+      return Gate{z, Value::number(1.0), z};
     }
     if (const auto z = one_plus_tanh(value)) {
-      return Gate{Value::number(2.0f), Value::number(2.0f), *z};
+      return Gate{Value::number(2.0), Value::number(2.0), *z};
     }
     return std::nullopt;
   }
@@ -322,18 +326,17 @@ class Selection {
       case Op::Sigmoid: {
         const auto [first, second] = factors(a);
         return emit(TapeOp::SigmoidProduct, index,
-                    {Value::number(1.0f), first, second, Value::number(1.0f)});
+                    {Value::number(1.0), first, second, Value::number(1.0)});
       }
       case Op::Silu:
-        return emit(TapeOp::SigmoidProduct, index,
-                    {a, Value::number(1.0f), a, Value::number(1.0f)});
+        return emit(TapeOp::SigmoidProduct, index, {a, Value::number(1.0), a, Value::number(1.0)});
       case Op::Gelu:
-        return emit(TapeOp::GeluProduct, index, {a, Value::number(1.0f)});
+        return emit(TapeOp::GeluProduct, index, {a, Value::number(1.0)});
       case Op::GeluTanh:
-        return emit(TapeOp::GeluTanhProduct, index, {a, Value::number(1.0f)});
+        return emit(TapeOp::GeluTanhProduct, index, {a, Value::number(1.0)});
       case Op::Tanh:
         if (swallows(a, Op::Softplus)) {
-          return emit(TapeOp::MishProduct, index, {operand(a, 0), Value::number(1.0f)});
+          return emit(TapeOp::MishProduct, index, {operand(a, 0), Value::number(1.0)});
         }
         return emit(TapeOp::Tanh, index, {a});
       case Op::Min:
@@ -362,7 +365,7 @@ class Selection {
       if (swallows(one, Op::Mul)) {
         const Value p = operand(one, 0), q = operand(one, 1);
         for (const auto& [f, x] : {std::pair{p, q}, std::pair{q, p}}) {
-          if (const auto gate = as_gate(f); gate && gate->a == Value::number(1.0f)) {
+          if (const auto gate = as_gate(f); gate && gate->a == Value::number(1.0)) {
             return emit(TapeOp::SigmoidProduct, index, {x, gate->b, gate->c, other});
           }
         }
@@ -370,7 +373,7 @@ class Selection {
     }
     for (const auto& [one, other] : {std::pair{left, right}, std::pair{right, left}}) {
       if (const auto gate = as_gate(one)) {
-        if (gate->a == Value::number(1.0f) && swallows(other, Op::Mul)) {
+        if (gate->a == Value::number(1.0) && swallows(other, Op::Mul)) {
           return emit(TapeOp::SigmoidProduct, index,
                       {operand(other, 0), gate->b, gate->c, operand(other, 1)});
         }
@@ -413,12 +416,12 @@ class Selection {
   }
 
   void select_sum(int index, const Value& left, const Value& right) {
-    for (const auto& [one, other] : {std::pair{left, right}, std::pair{right, left}}) {
-      if (is_constant(one, 1.0) && swallows(other, Op::Tanh)) {
-        return emit(
-            TapeOp::SigmoidProduct, index,
-            {Value::number(2.0f), Value::number(2.0f), operand(other, 0), Value::number(1.0f)});
-      }
+    if (const auto z = one_plus(Op::Tanh, left, right)) {
+      return emit(TapeOp::SigmoidProduct, index,
+                  {Value::number(2.0), Value::number(2.0), *z, Value::number(1.0)});
+    }
+    if (const auto z = one_plus(Op::Erf, left, right)) {
+      return emit(TapeOp::OnePlusErf, index, {*z});
     }
     for (const auto& [one, other] : {std::pair{left, right}, std::pair{right, left}}) {
       if (swallows(one, Op::Mul) && !fuses_alone(one)) {
@@ -433,7 +436,7 @@ class Selection {
     if (!uniform_[index] && node(right).op == Op::Constant) {
       const double value = node(right).value;
       if (std::abs(value) > 0x1p-100 && std::abs(value) < 0x1p100) {
-        const Value inverse = Value::number(static_cast<float>(1.0 / value));
+        const Value inverse = Value::number(1.0 / value);
         if (swallows(left, Op::Mul) && !fuses_alone(left)) {
           // The constant first, so that x*6/6 does not overflow on the way.
           return emit(TapeOp::Mul3, index, {operand(left, 0), inverse, operand(left, 1)});
@@ -541,7 +544,7 @@ class Allocation {
     } else if (value.node < static_cast<int>(graph_.nodes.size())) {
       const Node& node = graph_.nodes[value.node];
       if (node.op == Op::Constant) {
-        source.constant = static_cast<float>(node.value);
+        source.constant = node.value;
       } else if (node.op == Op::Parameter) {
         source.parameter = node.index;
       } else {
@@ -553,8 +556,8 @@ class Allocation {
     for (std::size_t i = 0; i < program_.sources.size(); ++i) {
       const UniformSource& known = program_.sources[i];
       if (known.parameter == source.parameter &&
-          std::bit_cast<std::uint32_t>(known.constant) ==
-              std::bit_cast<std::uint32_t>(source.constant)) {
+          std::bit_cast<std::uint64_t>(known.constant) ==
+              std::bit_cast<std::uint64_t>(source.constant)) {
         remember(value, i);
         return;
       }
@@ -620,7 +623,7 @@ class Allocation {
   const Selection& selection_;
   TapeProgram& program_;
   std::vector<Operand> place_;
-  std::vector<std::pair<float, Operand>> numbers_;
+  std::vector<std::pair<double, Operand>> numbers_;
   std::vector<std::uint16_t> free_;
 };
 
@@ -691,16 +694,18 @@ const TapeKernels& tape_kernels(Isa isa) {
   return kTapeKernelsScalar;
 }
 
-Tape::Tape(const Graph& graph, Isa isa) : isa_(isa) {
+Tape::Tape(const Graph& graph, Isa isa, Arithmetic arithmetic)
+    : isa_(isa), arithmetic_(arithmetic) {
+  const TapeKernels& kernels = tape_kernels(isa);
   auto program = std::make_shared<TapeProgram>();
-  program->kernels = &tape_kernels(isa);
+  program->run = arithmetic == Arithmetic::Fp32 ? kernels.run : run_tape_fp64;
   program->gated = graph.gated;
   Selection selection(graph);
   const std::vector<Selected> selected = selection.take();
   Allocation(graph, selection, selected, *program);
   // Every slot must hold at least one vector, and Operand counts in 16 bits.
   const std::size_t vectors = program->uniforms + program->slots;
-  if (vectors * program->kernels->width > kTapeScratch) {
+  if (vectors * kernels.width > kTapeScratch) {
     throw Error(ErrorCode::Unsupported, "the function needs more scratch than a CPU tape has", {},
                 "write it with fewer live intermediate values");
   }
@@ -709,7 +714,7 @@ Tape::Tape(const Graph& graph, Isa isa) : isa_(isa) {
 
 void Tape::run(const float* g, const float* u, float* y, std::size_t n,
                const float* parameters) const noexcept {
-  program_->kernels->run(program_->view(), g, u, y, n, parameters);
+  program_->run(program_->view(), g, u, y, n, parameters);
 }
 
 bool Tape::gated() const noexcept {

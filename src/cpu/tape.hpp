@@ -19,13 +19,21 @@
 
 namespace flexact::cpu {
 
+// What a tape computes in. Inputs, parameters and results are fp32 either way.
+enum class Arithmetic {
+  Fp32,  // vectors; errors as docs/numerics.md states them
+  Fp64,  // the C library's functions, one element at a time: within 0.6 fp32 ulp for every
+         // function of the catalogue, the same bits on every instruction set
+};
+
 struct TapeProgram;  // see tape_program.hpp
 
 // Immutable; copies share the program; run() may be called from many threads at once.
 class Tape {
  public:
   // Throws Unsupported where this machine lacks `isa`.
-  explicit Tape(const activation::Graph& graph, Isa isa = selected_isa());
+  explicit Tape(const activation::Graph& graph, Isa isa = selected_isa(),
+                Arithmetic arithmetic = Arithmetic::Fp32);
 
   // y[i] = f(g[i], u[i]) for i < n, in fp32. `u` is not read (and may be null) where the function
   // is unary; then `g` is x. `parameters` holds the function's parameters() values (one row of the
@@ -36,6 +44,7 @@ class Tape {
            const float* parameters) const noexcept;
 
   Isa isa() const noexcept { return isa_; }
+  Arithmetic arithmetic() const noexcept { return arithmetic_; }
   bool gated() const noexcept;
   // Instructions run per element, and per run for parameters alone.
   int instruction_count() const noexcept;
@@ -44,6 +53,7 @@ class Tape {
 
  private:
   Isa isa_;
+  Arithmetic arithmetic_;
   std::shared_ptr<const TapeProgram> program_;
 };
 

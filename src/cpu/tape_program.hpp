@@ -37,6 +37,7 @@ enum class TapeOp : std::uint8_t {
   Floor,
   Tanh,
   Erf,
+  OnePlusErf,  // 1 + erf(a)
   Softplus,
   Relu,
   SigmoidProduct,   // a * sigmoid(b * c) * d: sigmoid, silu, swish, glu, swiglu, …
@@ -77,7 +78,7 @@ struct Instruction {
 // Where a uniform comes from before the uniform instructions run.
 struct UniformSource {
   std::int32_t parameter = -1;  // column of the value table, or
-  float constant = 0;
+  double constant = 0;
 };
 
 // What a kernel reads: views into a TapeProgram. Plain arrays, since kernels are compiled for their
@@ -95,11 +96,13 @@ struct TapeView {
   bool reads_up = false;
 };
 
+using TapeRun = void (*)(const TapeView& tape, const float* g, const float* u, float* y,
+                         std::size_t n, const float* parameters) noexcept;
+
 // One instruction set's kernels. Counts are in elements, any alignment.
 struct TapeKernels {
   std::size_t width;
-  void (*run)(const TapeView& tape, const float* g, const float* u, float* y, std::size_t n,
-              const float* parameters) noexcept;
+  TapeRun run;
   // Widening is exact; narrowing rounds to nearest even and keeps NaN.
   void (*from_bf16)(const std::uint16_t* in, float* out, std::size_t n) noexcept;
   void (*from_fp16)(const std::uint16_t* in, float* out, std::size_t n) noexcept;
@@ -112,6 +115,10 @@ struct TapeKernels {
 // The kernels of `isa`. Throws Unsupported where this machine lacks it.
 enum class Isa;
 const TapeKernels& tape_kernels(Isa isa);
+
+// The same in fp64, one element at a time, for every machine.
+void run_tape_fp64(const TapeView& tape, const float* g, const float* u, float* y, std::size_t n,
+                   const float* parameters) noexcept;
 
 extern const TapeKernels kTapeKernelsScalar;
 #if defined(__x86_64__)

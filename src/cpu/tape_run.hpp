@@ -13,18 +13,21 @@ namespace flexact::cpu {
 template <class V>
 class TapeRunner {
  public:
-  static void run(const TapeView& tape, const float* g, const float* u, float* y, std::size_t n,
+  using Scalar = typename V::Scalar;
+
+  static void run(const TapeView& tape, const Scalar* g, const Scalar* u, Scalar* y, std::size_t n,
                   const float* parameters) noexcept {
-    alignas(64) float scratch[kTapeScratch];
-    const std::size_t uniform_floats = tape.uniforms * kWidth;
-    std::size_t block = (kTapeScratch - uniform_floats) / (tape.slots == 0 ? 1 : tape.slots);
+    alignas(64) Scalar scratch[kTapeScratch];
+    const std::size_t uniform_values = tape.uniforms * kWidth;
+    std::size_t block = (kTapeScratch - uniform_values) / (tape.slots == 0 ? 1 : tape.slots);
     block = block < kTapeBlock ? block / kWidth * kWidth : kTapeBlock;
-    Frame frame{g, u, y, scratch, scratch + uniform_floats, block};
+    Frame frame{g, u, y, scratch, scratch + uniform_values, block};
 
     // Broadcast constants and parameters, then compute what depends on them alone.
     for (std::size_t i = 0; i < tape.source_count; ++i) {
       const UniformSource& source = tape.sources[i];
-      const float value = source.parameter < 0 ? source.constant : parameters[source.parameter];
+      const Scalar value = source.parameter < 0 ? static_cast<Scalar>(source.constant)
+                                                : Scalar{parameters[source.parameter]};
       V::set(value).store(scratch + i * kWidth);
     }
     for (std::size_t i = 0; i < tape.prologue_count; ++i) execute(tape.prologue[i], frame, 1);
@@ -41,7 +44,7 @@ class TapeRunner {
     if (done == n) return;
 
     // The ragged end goes through padded copies, so that no instruction needs a mask.
-    alignas(64) float tail[3][kWidth] = {};
+    alignas(64) Scalar tail[3][kWidth] = {};
     for (std::size_t i = done; i < n; ++i) {
       if (tape.reads_gate) tail[0][i - done] = g[i];
       if (tape.reads_up) tail[1][i - done] = u[i];
@@ -57,18 +60,18 @@ class TapeRunner {
   static constexpr std::size_t kWidth = V::kWidth;
 
   struct Frame {
-    const float* g;
-    const float* u;
-    float* y;
-    float* uniforms;
-    float* slots;
-    std::size_t block;  // floats a slot
+    const Scalar* g;
+    const Scalar* u;
+    Scalar* y;
+    Scalar* uniforms;
+    Scalar* slots;
+    std::size_t block;  // values a slot
     std::size_t length = 0;
   };
 
   // Where an operand's first vector lies, and the distance to the next one (0: the same again).
   struct Source {
-    const float* base;
+    const Scalar* base;
     std::size_t step;
   };
 
@@ -87,7 +90,7 @@ class TapeRunner {
     return {frame.slots + operand.index * frame.block, kWidth};
   }
 
-  static float* destination(const Operand& operand, const Frame& frame) noexcept {
+  static Scalar* destination(const Operand& operand, const Frame& frame) noexcept {
     if (operand.place == Place::Output) return frame.y;
     if (operand.place == Place::Uniform) return frame.uniforms + operand.index * kWidth;
     return frame.slots + operand.index * frame.block;
@@ -100,14 +103,14 @@ class TapeRunner {
   template <class F>
   static void map1(const Instruction& in, const Frame& frame, std::size_t vectors, F f) noexcept {
     const Source a = source(in.operands[0], frame);
-    float* y = destination(in.destination, frame);
+    Scalar* y = destination(in.destination, frame);
     for (std::size_t i = 0; i < vectors; ++i) f(V::load(a.base + i * a.step)).store(y + i * kWidth);
   }
 
   template <class F>
   static void map2(const Instruction& in, const Frame& frame, std::size_t vectors, F f) noexcept {
     const Source a = source(in.operands[0], frame), b = source(in.operands[1], frame);
-    float* y = destination(in.destination, frame);
+    Scalar* y = destination(in.destination, frame);
     for (std::size_t i = 0; i < vectors; ++i) {
       f(V::load(a.base + i * a.step), V::load(b.base + i * b.step)).store(y + i * kWidth);
     }
@@ -117,7 +120,7 @@ class TapeRunner {
   static void map3(const Instruction& in, const Frame& frame, std::size_t vectors, F f) noexcept {
     const Source a = source(in.operands[0], frame), b = source(in.operands[1], frame),
                  c = source(in.operands[2], frame);
-    float* y = destination(in.destination, frame);
+    Scalar* y = destination(in.destination, frame);
     for (std::size_t i = 0; i < vectors; ++i) {
       f(V::load(a.base + i * a.step), V::load(b.base + i * b.step), V::load(c.base + i * c.step))
           .store(y + i * kWidth);
@@ -128,7 +131,7 @@ class TapeRunner {
   static void map4(const Instruction& in, const Frame& frame, std::size_t vectors, F f) noexcept {
     const Source a = source(in.operands[0], frame), b = source(in.operands[1], frame),
                  c = source(in.operands[2], frame), d = source(in.operands[3], frame);
-    float* y = destination(in.destination, frame);
+    Scalar* y = destination(in.destination, frame);
     for (std::size_t i = 0; i < vectors; ++i) {
       f(V::load(a.base + i * a.step), V::load(b.base + i * b.step), V::load(c.base + i * c.step),
         V::load(d.base + i * d.step))
@@ -186,6 +189,8 @@ class TapeRunner {
         return map1(in, f, n, [](V a) { return math::tanh(a); });
       case TapeOp::Erf:
         return map1(in, f, n, [](V a) { return math::erf(a); });
+      case TapeOp::OnePlusErf:
+        return map1(in, f, n, [](V a) { return math::one_plus_erf(a); });
       case TapeOp::Softplus:
         return map1(in, f, n, [](V a) { return math::softplus(a); });
       case TapeOp::Relu:
