@@ -1,4 +1,5 @@
-// The kernels for AVX2, FMA and F16C: three rows by 32 columns in twelve of sixteen registers.
+// The kernels for AVX2, FMA and F16C: twelve of sixteen registers hold the sums of three rows by 32
+// columns, or of six rows by 16.
 #include <immintrin.h>
 
 #include "cpu/gemm.hpp"
@@ -30,7 +31,7 @@ void float_to_half(const float* from, void* to, std::int64_t n) {
 struct V {
   using Reg = __m256;
   using Raw = __m256i;
-  static constexpr int kLanes = 8;
+  static constexpr int kLanes = 8, kSums = 12, kGroup = 2;
   static Reg zero() { return _mm256_setzero_ps(); }
   static Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
@@ -54,19 +55,13 @@ struct V {
 
 }  // namespace
 
-#define FLEXACT_TILES(FUNCTION, ...)                             \
-  {                                                              \
-    FLEXACT_TILES_2(FUNCTION, 1 __VA_OPT__(, ) __VA_ARGS__),     \
-        FLEXACT_TILES_2(FUNCTION, 2 __VA_OPT__(, ) __VA_ARGS__), \
-        FLEXACT_TILES_2(FUNCTION, 3 __VA_OPT__(, ) __VA_ARGS__)  \
-  }
-
 extern const IsaKernels kKernelsAvx2 = {
-    .bf16 = {Element::Bf16, Element::Fp32, 3, 2, "vfmadd 256", FLEXACT_TILES(tile_pairs)},
-    .fp16 = {Element::Fp16, Element::Fp32, 3, 2, "vfmadd 256",
-             FLEXACT_TILES(tile_single, Fp16Weights)},
-    .fp32 = {Element::Fp32, Element::Fp32, 3, 2, "vfmadd 256",
-             FLEXACT_TILES(tile_single, Fp32Weights)},
+    .bf16 = {Element::Bf16, Element::Fp32, 6, 2, "vfmadd 256",
+             FLEXACT_TILES(FLEXACT_TILES_2, tile, Bf16Weights)},
+    .fp16 = {Element::Fp16, Element::Fp32, 6, 2, "vfmadd 256",
+             FLEXACT_TILES(FLEXACT_TILES_2, tile, Fp16Weights)},
+    .fp32 = {Element::Fp32, Element::Fp32, 6, 2, "vfmadd 256",
+             FLEXACT_TILES(FLEXACT_TILES_2, tile, Fp32Weights)},
     .bf16_rows = nullptr,
     .rows = {widen, finish, store, combine},
 };

@@ -23,7 +23,7 @@ void float_to_half(const float* from, void* to, std::int64_t n) {
 struct V {
   using Reg = __m512;
   using Raw = __m512i;
-  static constexpr int kLanes = 16;
+  static constexpr int kLanes = 16, kSums = 24, kGroup = 4;
   static Reg zero() { return _mm512_setzero_ps(); }
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
@@ -43,19 +43,21 @@ struct V {
 #include "cpu/gemm_rows.inl"
 #include "cpu/gemm_tile.inl"
 
-#define FLEXACT_TILES(FUNCTION, ...)                             \
-  {                                                              \
-    FLEXACT_TILES_4(FUNCTION, 1 __VA_OPT__(, ) __VA_ARGS__),     \
-        FLEXACT_TILES_4(FUNCTION, 2 __VA_OPT__(, ) __VA_ARGS__), \
-        FLEXACT_TILES_4(FUNCTION, 3 __VA_OPT__(, ) __VA_ARGS__), \
-        FLEXACT_TILES_4(FUNCTION, 4 __VA_OPT__(, ) __VA_ARGS__), \
-        FLEXACT_TILES_4(FUNCTION, 5 __VA_OPT__(, ) __VA_ARGS__), \
-        FLEXACT_TILES_4(FUNCTION, 6 __VA_OPT__(, ) __VA_ARGS__)  \
-  }
-
-constexpr GemmKernels kBf16 = {
-    Element::Bf16, Element::Fp32, 6, 4, "vfmadd 512", FLEXACT_TILES(tile_pairs)};
-constexpr GemmKernels kFp16 = {
-    Element::Fp16, Element::Fp32, 6, 4, "vfmadd 512", FLEXACT_TILES(tile_single, Fp16Weights)};
-constexpr GemmKernels kFp32 = {
-    Element::Fp32, Element::Fp32, 6, 4, "vfmadd 512", FLEXACT_TILES(tile_single, Fp32Weights)};
+constexpr GemmKernels kBf16 = {Element::Bf16,
+                               Element::Fp32,
+                               6,
+                               4,
+                               "vfmadd 512",
+                               FLEXACT_TILES(FLEXACT_TILES_4, tile, Bf16Weights)};
+constexpr GemmKernels kFp16 = {Element::Fp16,
+                               Element::Fp32,
+                               6,
+                               4,
+                               "vfmadd 512",
+                               FLEXACT_TILES(FLEXACT_TILES_4, tile, Fp16Weights)};
+constexpr GemmKernels kFp32 = {Element::Fp32,
+                               Element::Fp32,
+                               6,
+                               4,
+                               "vfmadd 512",
+                               FLEXACT_TILES(FLEXACT_TILES_4, tile, Fp32Weights)};

@@ -59,8 +59,8 @@ void tile_dot(const TileCall& call) {
   s.end(call);
 }
 
-constexpr GemmKernels kBf16Rows = {Element::Bf16, Element::Bf16,          6, 4,
-                                   "vdpbf16ps",   FLEXACT_TILES(tile_dot)};
+constexpr GemmKernels kBf16Rows = {
+    Element::Bf16, Element::Bf16, 6, 4, "vdpbf16ps", FLEXACT_TILES(FLEXACT_TILES_4, tile_dot)};
 
 }  // namespace
 

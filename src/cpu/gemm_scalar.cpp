@@ -62,7 +62,7 @@ struct V {
   struct __attribute__((packed, may_alias)) Memory {
     Reg value;
   };
-  static constexpr int kLanes = 4;
+  static constexpr int kLanes = 4, kSums = 8, kGroup = 4;
   static Reg zero() { return Reg{0, 0, 0, 0}; }
   static Reg load(const float* p) { return reinterpret_cast<const Memory*>(p)->value; }
   static void store(float* p, Reg x) { reinterpret_cast<Memory*>(p)->value = x; }
@@ -87,19 +87,24 @@ struct V {
 }  // namespace
 
 extern const IsaKernels kKernelsScalar = {
-    .bf16 = {Element::Bf16, Element::Fp32, 1, 2, "multiply-add", {FLEXACT_TILES_2(tile_pairs, 1)}},
+    .bf16 = {Element::Bf16,
+             Element::Fp32,
+             1,
+             2,
+             "multiply-add",
+             {FLEXACT_TILES_2(tile, 1, Bf16Weights)}},
     .fp16 = {Element::Fp16,
              Element::Fp32,
              1,
              2,
              "multiply-add",
-             {FLEXACT_TILES_2(tile_single, 1, Fp16Weights)}},
+             {FLEXACT_TILES_2(tile, 1, Fp16Weights)}},
     .fp32 = {Element::Fp32,
              Element::Fp32,
              1,
              2,
              "multiply-add",
-             {FLEXACT_TILES_2(tile_single, 1, Fp32Weights)}},
+             {FLEXACT_TILES_2(tile, 1, Fp32Weights)}},
     .bf16_rows = nullptr,
     .rows = {widen, finish, store, combine},
 };
