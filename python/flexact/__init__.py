@@ -41,7 +41,7 @@ _HOMES = {
     "register_function": "flexact.activation",
     "resolve_config": "flexact.config",
 }
-_SUBMODULES = ("activation", "config", "dense", "moe", "torch_functions")
+_SUBMODULES = ("activation", "config", "dense", "formats", "moe", "testing", "torch_functions")
 
 __all__ = [
     "Activation",

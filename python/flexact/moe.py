@@ -23,6 +23,7 @@ from flexact import _core
 from flexact._core import Activation, Function, MoeProblem
 from flexact.activation import require_scopes
 from flexact.errors import Error, InvalidArgument, Unsupported
+from flexact.formats import FP4_FORMATS
 from flexact.plan_cache import PlanCache
 
 __all__ = ["Plan", "activation_values", "backends", "fused_moe", "invalidate", "plan", "plan_cache"]
@@ -328,7 +329,8 @@ def plan(
         activation_values: The layer's parameter table; see `fused_moe`.
         format: See `fused_moe`.
         pairing: See `fused_moe`.
-        io_dtype: dtype of the hidden states and the result; left out: w13's.
+        io_dtype: dtype of the hidden states and the result; left out: w13's, or bfloat16 beside
+            quantised weights.
         router_weight_on_input: See `fused_moe`.
         routed_scaling_factor: See `fused_moe`.
         combine: See `fused_moe`.
@@ -356,7 +358,7 @@ def plan(
         given,
         top_k=top_k,
         format=format,
-        io_dtype=io_dtype or w13.dtype,
+        io_dtype=io_dtype or (w13.dtype if w13.dtype in _PLAIN_DTYPES else torch.bfloat16),
         pairing=pairing,
         router_weight_on_input=router_weight_on_input,
         routed_scaling_factor=routed_scaling_factor,
@@ -375,10 +377,11 @@ def _problem(
             f"w13 is {list(w13.shape)} and w2 {list(w2.shape)}", hint="w13 [E, 2I, H] and w2 [E, H, I]"
         )
     fields["io_dtype"] = str(fields["io_dtype"]).removeprefix("torch.")
+    packed = 2 if fields["format"] in FP4_FORMATS else 1  # values to an element of the weights
     problem = MoeProblem(
         experts=w13.shape[0],
-        hidden=w13.shape[2],
-        intermediate=w2.shape[2],
+        hidden=packed * w13.shape[2],
+        intermediate=packed * w2.shape[2],
         bias13="w13_bias" in given,
         bias2="w2_bias" in given,
         **fields,
@@ -423,6 +426,7 @@ def _view(tensor: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, .
     return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride()
 
 
+_PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = {
     torch.float32: "float32",
     torch.bfloat16: "bfloat16",

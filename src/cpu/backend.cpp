@@ -7,6 +7,7 @@
 #include "cpu/isa.hpp"
 #include "flexact/error.hpp"
 #include "moe/problem.hpp"
+#include "moe/quantised.hpp"
 
 namespace flexact::cpu {
 
@@ -19,17 +20,13 @@ class CpuBackend final : public Backend {
   std::optional<Refusal> refuse(const MoeProblem& problem,
                                 const Function& function) const override {
     moe::validate(problem);
-    if (auto refusal = moe::refuse_meaningless(problem, function)) return refusal;
-    switch (problem.format) {
-      case Format::Bf16:
-      case Format::Fp16:
-      case Format::Fp32:
-        return std::nullopt;
-      default:
-        break;
+    if (moe::is_quantised(problem.format)) {
+      // Unpacking them here would hold two to four times the bytes that the host holds.
+      return Refusal{"the CPU has no kernels for format " + std::string(to_string(problem.format)),
+                     "dequantise the weights to bf16, fp16 or fp32 where two to four times the "
+                     "bytes fit"};
     }
-    return Refusal{"the CPU has no kernels for format " + std::string(to_string(problem.format)),
-                   "dequantise the weights to bf16, fp16 or fp32"};
+    return moe::refuse_meaningless(problem, function);
   }
 
   std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,

@@ -3,8 +3,10 @@
 
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "flexact/error.hpp"
+#include "moe/quantised.hpp"
 
 namespace flexact::moe {
 
@@ -54,6 +56,63 @@ void check_bias(const char* name, const TensorView& view, bool expected, std::in
   check_tensor(name, view, {DType::Float32, DType::BFloat16, DType::Float16}, {experts, width});
 }
 
+void check_biases(const MoeProblem& problem, const MoeWeights& weights) {
+  check_bias("w13_bias", weights.w13_bias, problem.bias13, problem.experts, w13_rows(problem));
+  check_bias("w2_bias", weights.w2_bias, problem.bias2, problem.experts, problem.hidden);
+}
+
+void check_absent(const MoeProblem& problem, const char* name, const TensorView& view) {
+  if (view) {
+    invalid("a scale is given, but format " + std::string(to_string(problem.format)) + " has none",
+            name);
+  }
+}
+
+// The first shape of the view's rank is the one that it must have.
+void check_shapes(const char* name, const TensorView& view, DType dtype,
+                  std::initializer_list<std::vector<std::int64_t>> shapes) {
+  const std::vector<std::int64_t>* chosen = shapes.begin();
+  for (const auto& shape : shapes) {
+    if (static_cast<int>(shape.size()) == view.rank) {
+      chosen = &shape;
+      break;
+    }
+  }
+  switch (chosen->size()) {
+    case 0:
+      return check_tensor(name, view, {dtype}, {});
+    case 1:
+      return check_tensor(name, view, {dtype}, {(*chosen)[0]});
+    case 2:
+      return check_tensor(name, view, {dtype}, {(*chosen)[0], (*chosen)[1]});
+    default:
+      return check_tensor(name, view, {dtype}, {(*chosen)[0], (*chosen)[1], (*chosen)[2]});
+  }
+}
+
+// Rows of 128 x 128 blocks of w13: gate and up are cut into blocks each for itself, except where
+// their rows alternate.
+std::int64_t w13_block_rows(const MoeProblem& problem) noexcept {
+  const auto blocks = [](std::int64_t rows) { return (rows + kFp8Block - 1) / kFp8Block; };
+  switch (problem.pairing) {
+    case Pairing::None:
+      return blocks(problem.intermediate);
+    case Pairing::Interleaved:
+      return blocks(2 * problem.intermediate);
+    default:
+      return 2 * blocks(problem.intermediate);
+  }
+}
+
+// One fp32 number for each expert's w13: [E], or where gate and up have their own, [E, 2].
+void check_halves(const char* name, const TensorView& view, const MoeProblem& problem) {
+  if (problem.pairing == Pairing::None) {
+    check_shapes(name, view, DType::Float32, {{problem.experts}});
+  } else {
+    check_shapes(name, view, DType::Float32, {{problem.experts, 2}, {problem.experts}});
+  }
+}
+
 }  // namespace
 
 std::int64_t w13_rows(const MoeProblem& problem) noexcept {
@@ -81,6 +140,18 @@ std::optional<Refusal> refuse_meaningless(const MoeProblem& problem, const Funct
   if (problem.router_weight_on_input && has_bias(problem)) {
     return Refusal{"a bias together with the router weight on the input has no agreed meaning",
                    "apply the router weight to the output, or drop the biases"};
+  }
+  if (is_fp4(problem.format)) {
+    const std::pair<const char*, std::int64_t> sizes[] = {{"hidden", problem.hidden},
+                                                          {"intermediate", problem.intermediate}};
+    for (const auto& [name, size] : sizes) {
+      const std::int64_t group = group_of(problem.format, size);
+      if (size % group == 0) continue;
+      return Refusal{std::string(to_string(problem.format)) + " stores groups of " +
+                         std::to_string(group) + " weights, and " + name + " is " +
+                         std::to_string(size),
+                     "pad the weights with zeros to whole groups"};
+    }
   }
   if (problem.pairing == Pairing::Separate) {
     return Refusal{"gate and up come as two tensors, but the block takes them as one w13",
@@ -145,8 +216,7 @@ void validate_plain_weights(const MoeProblem& problem, const MoeWeights& weights
   check_tensor("w13", weights.w13, {weight_dtype}, {problem.experts, rows, problem.hidden});
   check_tensor("w2", weights.w2, {weight_dtype},
                {problem.experts, problem.hidden, problem.intermediate});
-  check_bias("w13_bias", weights.w13_bias, problem.bias13, problem.experts, rows);
-  check_bias("w2_bias", weights.w2_bias, problem.bias2, problem.experts, problem.hidden);
+  check_biases(problem, weights);
   const std::pair<const char*, const TensorView*> scales[] = {
       {"w13_scale", &weights.w13_scale},
       {"w2_scale", &weights.w2_scale},
@@ -155,11 +225,59 @@ void validate_plain_weights(const MoeProblem& problem, const MoeWeights& weights
       {"a13_scale", &weights.a13_scale},
       {"a2_scale", &weights.a2_scale},
   };
-  for (const auto& [name, view] : scales) {
-    if (*view) {
-      invalid(
-          "a scale is given, but format " + std::string(to_string(problem.format)) + " has none",
-          name);
+  for (const auto& [name, view] : scales) check_absent(problem, name, *view);
+}
+
+void validate_weights(const MoeProblem& problem, const MoeWeights& weights) {
+  if (!is_quantised(problem.format)) return validate_plain_weights(problem, weights);
+  const bool fp4 = is_fp4(problem.format);
+  const std::int64_t experts = problem.experts;
+  const std::int64_t rows = w13_rows(problem);
+  const QuantisedLayout up = layout_of(problem.format, rows, problem.hidden);
+  const QuantisedLayout down = layout_of(problem.format, problem.hidden, problem.intermediate);
+  const DType codes = fp4 ? DType::UInt8 : DType::Float8E4M3;
+  check_tensor("w13", weights.w13, {codes}, {experts, rows, up.code_bytes});
+  check_tensor("w2", weights.w2, {codes}, {experts, problem.hidden, down.code_bytes});
+  check_biases(problem, weights);
+
+  switch (problem.format) {
+    case Format::Fp8Block:
+      check_shapes("w13_scale", weights.w13_scale, DType::Float32,
+                   {{experts, w13_block_rows(problem), up.scale_columns}});
+      check_shapes("w2_scale", weights.w2_scale, DType::Float32,
+                   {{experts, down.scale_rows, down.scale_columns}});
+      break;
+    case Format::Fp8Tensor:
+      check_halves("w13_scale", weights.w13_scale, problem);
+      check_shapes("w2_scale", weights.w2_scale, DType::Float32, {{experts}});
+      break;
+    case Format::Fp8Channel:
+      check_shapes("w13_scale", weights.w13_scale, DType::Float32,
+                   {{experts, rows}, {experts, rows, 1}});
+      check_shapes("w2_scale", weights.w2_scale, DType::Float32,
+                   {{experts, problem.hidden}, {experts, problem.hidden, 1}});
+      break;
+    default:
+      check_shapes("w13_scale", weights.w13_scale, up.scale_dtype,
+                   {{experts, rows, up.scale_columns}});
+      check_shapes("w2_scale", weights.w2_scale, down.scale_dtype,
+                   {{experts, problem.hidden, down.scale_columns}});
+  }
+  if (problem.format == Format::Nvfp4) {
+    check_halves("w13_global_scale", weights.w13_global_scale, problem);
+    check_shapes("w2_global_scale", weights.w2_global_scale, DType::Float32, {{experts}});
+  } else {
+    check_absent(problem, "w13_global_scale", weights.w13_global_scale);
+    check_absent(problem, "w2_global_scale", weights.w2_global_scale);
+  }
+  const std::pair<const char*, const TensorView*> inputs[] = {{"a13_scale", &weights.a13_scale},
+                                                              {"a2_scale", &weights.a2_scale}};
+  for (const auto& [name, view] : inputs) {
+    // Left out: the scale is taken from the activations of each call.
+    if (problem.format != Format::Fp8Tensor) {
+      check_absent(problem, name, *view);
+    } else if (*view) {
+      check_shapes(name, *view, DType::Float32, {{1}, {}});
     }
   }
 }

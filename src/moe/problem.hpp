@@ -39,6 +39,10 @@ DType plain_dtype(Format format) noexcept;
 // w13, w2 in a format without scales and the biases; scales must be absent. Throws InvalidArgument.
 void validate_plain_weights(const MoeProblem& problem, const MoeWeights& weights);
 
+// The weights, biases and scales of any format as docs/formats.md states them. Throws
+// InvalidArgument.
+void validate_weights(const MoeProblem& problem, const MoeWeights& weights);
+
 // Throws InvalidArgument. With no tokens, only the count is looked at.
 void validate(const MoeProblem& problem, const MoeInputs& inputs);
 

@@ -12,5 +12,6 @@ NB_MODULE(_core, module) {
   flexact::python::bind_errors(module);
   flexact::python::bind_activation(module);
   flexact::python::bind_config(module);
+  flexact::python::bind_formats(module);
   flexact::python::bind_moe(module);
 }

@@ -10,6 +10,7 @@ namespace flexact::python {
 void bind_errors(nb::module_& module);
 void bind_activation(nb::module_& module);
 void bind_config(nb::module_& module);
+void bind_formats(nb::module_& module);
 void bind_moe(nb::module_& module);
 
 }  // namespace flexact::python

@@ -22,6 +22,7 @@
 #include "flexact/backend.hpp"
 #include "flexact/error.hpp"
 #include "module.hpp"
+#include "moe/problem.hpp"
 
 namespace flexact::python {
 
@@ -269,6 +270,14 @@ void bind_moe(nb::module_& module) {
       },
       nb::arg("backend"), nb::arg("problem"), nb::arg("function"),
       "None where the backend computes exactly this; else the reason and a hint.");
+  module.def(
+      "validate_weights",
+      [](const MoeProblem& problem, const std::map<std::string, Tensor>& tensors) {
+        moe::validate(problem);
+        moe::validate_weights(problem, to_weights(tensors));
+      },
+      nb::arg("problem"), nb::arg("weights"),
+      "Raises InvalidArgument where weights or scales contradict the problem's format.");
   module.def(
       "plan",
       [](const std::string& name, const MoeProblem& problem, const Function& function,
