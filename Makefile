@@ -12,7 +12,7 @@ CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test test-cpp test-python test-asan test-tsan coverage coverage-report \
+.PHONY: setup test test-cpp test-python test-asan test-tsan test-cuda-links coverage coverage-report \
   demo bench format lint clean
 
 setup:
@@ -35,6 +35,12 @@ test-asan test-tsan: test-%: setup
 	cmake --preset $*
 	cmake --build --preset $* -j$(JOBS)
 	$(CTEST) --test-dir build/$*
+
+# Every shipped CUDA kernel with every function: 0 spills, no serialised wgmma. Minutes.
+test-cuda-links: setup
+	cmake --preset developer
+	cmake --build --preset developer -j$(JOBS) --target test_cuda
+	build/developer/tests/cpp/test_cuda --gtest_also_run_disabled_tests --gtest_filter='ShippedKernels.*'
 
 # All tests on instrumented builds, then what they reached.
 coverage:

@@ -5,6 +5,7 @@
 #   PYTHON=…             the interpreter that .venv is made with (3.11 or newer)
 #   FLEXACT_PIP_ARGS=…   more arguments for pip, e.g. an index with CPU builds of torch
 #   FLEXACT_SGLANG=0     leave SGLang out (the demo then runs through transformers)
+#   FLEXACT_CUDA=0       leave the CUDA compiler's packages out (the CUDA kernels are then not built)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -101,11 +102,22 @@ python_packages() {
   done_with packages
 }
 
+cuda_packages() {
+  [ "${FLEXACT_CUDA:-1}" != 0 ] || return 0
+  changed cuda requirements/cuda.txt || return 0
+  say "installing the CUDA compiler's Python packages (240 MB): no GPU is needed for them"
+  if pip_install --no-deps -r requirements/cuda.txt; then
+    done_with cuda
+  else
+    say "they cannot be installed here; the CUDA kernels are not built"
+  fi
+}
+
 package() {
   local sources
   mapfile -t sources < <(find CMakeLists.txt cmake include src python pyproject.toml README.md LICENSE \
     -type f -not -name '*.pyc' | LC_ALL=C sort)
-  changed flexact "${sources[@]}" requirements/dev.txt || return 0
+  changed flexact "${sources[@]}" requirements/dev.txt requirements/cuda.txt || return 0
   say "building flexact"
   CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
     pip_install --no-deps --no-build-isolation --force-reinstall .
@@ -119,6 +131,7 @@ package() {
 system_packages
 virtual_environment
 python_packages
+cuda_packages
 package
 [ -x $VENV/bin/flexact ] || say "the flexact command was not built: CMake found no CLI11 or fmt"
 say "ready: $VENV/bin/python$([ -x $VENV/bin/flexact ] && echo ", $VENV/bin/flexact")"

@@ -16,6 +16,9 @@
 #include "cli/process.hpp"
 #include "cli/support_matrix.hpp"
 #include "cpu/isa.hpp"
+#include "cuda/jit/disk_cache.hpp"
+#include "cuda/jit/kernel_images.hpp"
+#include "cuda/jit/toolchain.hpp"
 #include "flexact/error.hpp"
 #include "flexact/version.hpp"
 
@@ -109,6 +112,33 @@ found["plugin"] = any(e.name == "flexact" for e in m.entry_points(group="sglang.
 print(json.dumps(found))
 )";
 
+// What finishes the CUDA kernels at run time.
+void doctor_cuda_link(std::ostream& out) {
+  const auto images = cuda::kernel_images();
+  if (images.empty()) {
+    line(out, "cuda kernels", "none in this build",
+         "the cutlass backend needs them: build with nvcc 13 and nvidia-cutlass (docs/cuda.md)");
+    return;
+  }
+  line(out, "cuda kernels",
+       fmt::format("{} for sm_90a, built with CUDA {}", images.size(),
+                   to_string(images[0].toolkit)));
+  try {
+    const cuda::Toolchain& tools = cuda::Toolchain::instance();
+    line(out, "nvrtc", to_string(tools.compiler_version()) + "  " + tools.compiler_path());
+    line(out, "nvjitlink", to_string(tools.linker_version()) + "  " + tools.linker_path());
+  } catch (const Error& e) {
+    line(out, "nvrtc, nvjitlink", e.where() + " " + e.message());
+  }
+  const cuda::DiskCache cache = cuda::DiskCache::standard();
+  std::string note;
+  if (cache.usable(note)) {
+    line(out, "link cache", fmt::format("{}  {} entries", cache.folder(), cache.entries()));
+  } else {
+    line(out, "link cache", cache.folder().empty() ? "off" : note, "every start links anew");
+  }
+}
+
 void doctor_python(std::ostream& out) {
   out << "python\n";
   const std::string python = find_python();
@@ -169,6 +199,7 @@ void doctor(std::ostream& out) {
   out << "flexact " << version() << "\n";
   doctor_cpu(out);
   doctor_gpu(out);
+  doctor_cuda_link(out);
   doctor_python(out);
 }
 

@@ -1,11 +1,9 @@
 // What the CPU backend takes, and with which choices it makes its plans.
 #include "cpu/backend.hpp"
 
-#include <cstdlib>
 #include <string>
 
 #include "cpu/isa.hpp"
-#include "flexact/error.hpp"
 #include "moe/problem.hpp"
 #include "moe/quantised.hpp"
 
@@ -37,16 +35,6 @@ class CpuBackend final : public Backend {
 };
 
 }  // namespace
-
-Numerics selected_numerics() {
-  const char* text = std::getenv("FLEXACT_NUMERICS");
-  const std::string word = text == nullptr ? "" : text;
-  if (word.empty() || word == "fast") return Numerics::Fast;
-  if (word == "precise") return Numerics::Precise;
-  if (word == "exact") return Numerics::Exact;
-  throw Error(ErrorCode::InvalidArgument, "unknown numerics '" + word + "'", "FLEXACT_NUMERICS",
-              "fast, precise or exact");
-}
 
 const Backend& backend() {
   static const CpuBackend instance;

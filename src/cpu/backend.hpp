@@ -5,19 +5,14 @@
 
 #include "cpu/isa.hpp"
 #include "flexact/backend.hpp"
+#include "moe/numerics.hpp"
 
 namespace flexact::cpu {
 
 class Pool;
 
-// FLEXACT_NUMERICS.
-enum class Numerics {
-  Fast,     // the activation in fp32
-  Precise,  // the activation in fp64, rounded to fp32
-  Exact,    // gate and up are rounded to the io type before the activation, as unfused hosts do
-};
-// Throws InvalidArgument for any other word.
-Numerics selected_numerics();
+using moe::Numerics;
+using moe::selected_numerics;
 
 struct PlanOptions {
   Isa isa = Isa::Scalar;

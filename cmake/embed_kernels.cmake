@@ -1,0 +1,22 @@
+# Writes OUTPUT, a C++ file with the bytes of IMAGES: cmake -DIMAGES=… -DTOOLKIT=13;0 -DOUTPUT=… -P …
+set(arrays "")
+set(rows "")
+list(LENGTH IMAGES count)
+foreach(image ${IMAGES})
+  get_filename_component(name ${image} NAME_WE)
+  file(READ ${image} bytes HEX)
+  string(REGEX REPLACE "(................................................................)" "\\1\n" bytes "${bytes}")
+  string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${bytes}")
+  string(APPEND arrays "alignas(16) constexpr unsigned char ${name}[] = {\n${bytes}};\n")
+  list(GET TOOLKIT 0 major)
+  list(GET TOOLKIT 1 minor)
+  string(APPEND rows "      {\"${name}\", {${major}, ${minor}}, {reinterpret_cast<const char*>(${name}), sizeof ${name}}},\n")
+endforeach()
+set(text "#include \"cuda/jit/kernel_images.hpp\"\n\n#include <array>\n\nnamespace flexact::cuda {\n\n")
+if(count)
+  string(APPEND text "namespace {\n${arrays}}  // namespace\n\n")
+endif()
+string(APPEND text "std::span<const KernelImage> kernel_images() {\n"
+  "  static const std::array<KernelImage, ${count}> list = {{\n${rows}  }};\n  return list;\n}\n\n"
+  "}  // namespace flexact::cuda\n")
+file(WRITE ${OUTPUT} "${text}")

@@ -1,0 +1,202 @@
+// The kernels around the two GEMMs: token rows to expert order and back. None of them knows an
+// architecture, and none reads an id twice that is outside 0 … E-1.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "arguments.hpp"
+
+namespace flexact::cuda {
+
+__device__ inline std::int64_t id_at(const RouteArguments& r, int slot) {
+  const std::int64_t at = slot / r.top_k * r.id_stride + slot % r.top_k * r.id_step;
+  return r.wide_ids != 0 ? static_cast<const std::int64_t*>(r.ids)[at]
+                         : static_cast<const std::int32_t*>(r.ids)[at];
+}
+
+__device__ inline bool is_ours(const RouteArguments& r, std::int64_t id) {
+  return id >= 0 && id < r.experts;
+}
+
+// The sum of `value` over the threads before this one, and over all threads.
+__device__ inline unsigned long long sum_before(unsigned long long value, unsigned long long& total) {
+  __shared__ unsigned long long of_warp[kRouteThreads / 32];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  unsigned long long inclusive = value;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const unsigned long long below = __shfl_up_sync(0xffffffffu, inclusive, distance);
+    if (lane >= distance) inclusive += below;
+  }
+  if (lane == 31) of_warp[warp] = inclusive;
+  __syncthreads();
+  unsigned long long before = 0;
+  total = 0;
+  for (int i = 0; i < kRouteThreads / 32; ++i) {
+    if (i == warp) before = total;
+    total += of_warp[i];
+  }
+  __syncthreads();
+  return before + inclusive - value;
+}
+
+// One block: counts the slots of each expert, gives each expert its rows and tiles, and each slot its
+// row. Rows of one expert come in no particular order; no result depends on it.
+__device__ inline void route(const RouteArguments& r) {
+  extern __shared__ int count[];  // [experts], then the next free row of each
+  const int slots = r.tokens * r.top_k;
+  for (int e = static_cast<int>(threadIdx.x); e < r.experts; e += kRouteThreads) count[e] = 0;
+  __syncthreads();
+  for (int slot = static_cast<int>(threadIdx.x); slot < slots; slot += kRouteThreads) {
+    const std::int64_t id = id_at(r, slot);
+    if (is_ours(r, id)) atomicAdd(&count[id], 1);
+  }
+  __syncthreads();
+
+  int rows_before = 0;
+  int tiles_before = 0;
+  for (int base = 0; base < r.experts; base += kRouteThreads) {
+    const int e = base + static_cast<int>(threadIdx.x);
+    const int rows = e < r.experts ? count[e] : 0;
+    const int tiles = (rows + kTileRows - 1) / kTileRows;
+    unsigned long long total;
+    const unsigned long long before =
+        sum_before(static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(rows), total);
+    const int first_row = rows_before + static_cast<int>(before & 0xffffffffu);
+    const int first_tile = tiles_before + static_cast<int>(before >> 32);
+    if (e < r.experts) count[e] = first_row;
+    for (int i = 0; i < tiles; ++i) {
+      r.tiles[first_tile + i] = {e, first_row + i * kTileRows, min(kTileRows, rows - i * kTileRows), 0};
+    }
+    rows_before += static_cast<int>(total & 0xffffffffu);
+    tiles_before += static_cast<int>(total >> 32);
+  }
+  if (threadIdx.x == 0) *r.tile_count = tiles_before;
+  __syncthreads();
+
+  for (int slot = static_cast<int>(threadIdx.x); slot < slots; slot += kRouteThreads) {
+    const std::int64_t id = id_at(r, slot);
+    r.slot_row[slot] = is_ours(r, id) ? atomicAdd(&count[id], 1) : -1;
+  }
+}
+
+__device__ inline bool aligned16(const void* address, std::int64_t stride_bytes) {
+  return (reinterpret_cast<std::uintptr_t>(address) % 16 == 0) && stride_bytes % 16 == 0;
+}
+
+// One block a token: its row goes to each of its experts.
+__device__ inline void gather(const GatherArguments& g) {
+  const int token = static_cast<int>(blockIdx.x);
+  const std::int32_t* slot_row = g.slot_row + std::int64_t{token} * g.top_k;
+  const auto* from = static_cast<const __nv_bfloat16*>(g.hidden) + token * g.hidden_stride;
+  auto* rows = static_cast<__nv_bfloat16*>(g.rows);
+  if (g.weights != nullptr) {
+    for (int slot = static_cast<int>(threadIdx.x); slot < g.top_k; slot += static_cast<int>(blockDim.x)) {
+      if (slot_row[slot] >= 0) {
+        g.row_scale[slot_row[slot]] = g.weights[token * g.weight_stride + slot * g.weight_step];
+      }
+    }
+  }
+  const bool vectors = aligned16(g.hidden, g.hidden_stride * 2);
+  for (int piece = static_cast<int>(threadIdx.x); piece < g.width / 8; piece += static_cast<int>(blockDim.x)) {
+    uint4 data;
+    if (vectors) {
+      data = reinterpret_cast<const uint4*>(from)[piece];
+    } else {
+      auto* element = reinterpret_cast<__nv_bfloat16*>(&data);
+      for (int i = 0; i < 8; ++i) element[i] = from[piece * 8 + i];
+    }
+    for (int slot = 0; slot < g.top_k; ++slot) {
+      const int row = slot_row[slot];
+      if (row >= 0) reinterpret_cast<uint4*>(rows + std::int64_t{row} * g.width)[piece] = data;
+    }
+  }
+}
+
+__device__ inline void store8(__nv_bfloat16* to, const float* values, bool vectors) {
+  uint4 data;
+  auto* element = reinterpret_cast<__nv_bfloat16*>(&data);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) element[i] = __float2bfloat16_rn(values[i]);
+  if (vectors) {
+    *reinterpret_cast<uint4*>(to) = data;
+  } else {
+    for (int i = 0; i < 8; ++i) to[i] = element[i];
+  }
+}
+
+// One block a token: the weighted sum of its experts' rows in the order of its slots, in fp32.
+__device__ inline void combine(const CombineArguments& c) {
+  const int token = static_cast<int>(blockIdx.x);
+  const std::int32_t* slot_row = c.slot_row + std::int64_t{token} * c.top_k;
+  const auto* rows = static_cast<const __nv_bfloat16*>(c.rows);
+  auto* output = static_cast<__nv_bfloat16*>(c.output);
+  const bool vectors = aligned16(c.output, 0);
+  for (int piece = static_cast<int>(threadIdx.x); piece < c.width / 8; piece += static_cast<int>(blockDim.x)) {
+    float sum[8] = {};
+    for (int slot = 0; slot < c.top_k; ++slot) {
+      const int row = slot_row[slot];
+      float weight = 0;
+      uint4 data{};
+      if (row >= 0) {
+        data = reinterpret_cast<const uint4*>(rows + std::int64_t{row} * c.width)[piece];
+        weight = c.weights == nullptr ? 1.0f : c.weights[token * c.weight_stride + slot * c.weight_step];
+      }
+      const auto* element = reinterpret_cast<const __nv_bfloat16*>(&data);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float value = weight * __bfloat162float(element[i]);
+        sum[i] = c.combine != 0 ? sum[i] + value : value;
+      }
+      if (c.combine == 0) {
+        store8(output + (std::int64_t{token} * c.top_k + slot) * c.width + piece * 8, sum, vectors);
+      }
+    }
+    if (c.combine != 0) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum[i] *= c.scale;
+      store8(output + std::int64_t{token} * c.width + piece * 8, sum, vectors);
+    }
+  }
+}
+
+// One block an expert: its bias as fp32, gates before ups.
+__device__ inline void order_bias(const BiasArguments& b) {
+  const std::int64_t expert = blockIdx.x;
+  for (int i = static_cast<int>(threadIdx.x); i < b.width; i += static_cast<int>(blockDim.x)) {
+    const std::int64_t at = expert * b.stride + i * b.step;
+    float value;
+    if (b.type == 0) {
+      value = static_cast<const float*>(b.bias)[at];
+    } else if (b.type == 1) {
+      value = __bfloat162float(static_cast<const __nv_bfloat16*>(b.bias)[at]);
+    } else {
+      value = __half2float(static_cast<const __half*>(b.bias)[at]);
+    }
+    const int to = b.interleaved != 0 ? i % 2 * (b.width / 2) + i / 2 : i;
+    b.output[expert * b.width + to] = value;
+  }
+}
+
+}  // namespace flexact::cuda
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRouteThreads, 1)
+    flexact_route(const __grid_constant__ flexact::cuda::RouteArguments arguments) {
+  flexact::cuda::route(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    flexact_gather(const __grid_constant__ flexact::cuda::GatherArguments arguments) {
+  flexact::cuda::gather(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    flexact_combine(const __grid_constant__ flexact::cuda::CombineArguments arguments) {
+  flexact::cuda::combine(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    flexact_order_bias(const __grid_constant__ flexact::cuda::BiasArguments arguments) {
+  flexact::cuda::order_bias(arguments);
+}
