@@ -43,6 +43,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
+  // Where its tensors are: "cpu" or "cuda". Only backends on the CPU make plans from C++.
+  virtual std::string device() const { return "cpu"; }
   // nullopt: this backend computes exactly this. Touches no weight. Throws InvalidArgument for a
   // problem with values outside their documented ranges.
   virtual std::optional<Refusal> refuse(const MoeProblem& problem,

@@ -15,7 +15,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from flexact.activation import require_scopes
 from flexact.errors import Error, InvalidArgument, Unsupported
 from flexact.formats import FP4_FORMATS
 from flexact.plan_cache import PlanCache
+
+if TYPE_CHECKING:
+    from flexact.triton.plan import TritonPlan
 
 __all__ = ["Plan", "activation_values", "backends", "fused_moe", "invalidate", "plan", "plan_cache"]
 
@@ -318,8 +321,8 @@ def plan(
     combine: bool = True,
     backend: str = "auto",
     **weights: torch.Tensor | None,
-) -> Plan:
-    """Makes a layer ready: packs its weights once and compiles its function.
+) -> Plan | TritonPlan:
+    """Makes a layer ready: on the CPU packs its weights once, and compiles its function.
 
     Args:
         w13: As for `fused_moe`, and so are all arguments that are not described here.
@@ -364,9 +367,12 @@ def plan(
         routed_scaling_factor=routed_scaling_factor,
         combine=combine,
     )
-    name = _choose(backend, problem, function)
-    core = _make(name, problem, function, {"w13": w13, "w2": w2, **given})
-    return Plan(core, problem, function, _table(function, activation_values))
+    name = _choose(backend, problem, function, w13.device)
+    tensors = {"w13": w13, "w2": w2, **given}
+    values = _table(function, activation_values)
+    if name == "triton":
+        return _triton().TritonPlan(problem, function, tensors, values)
+    return Plan(_make(name, problem, function, tensors), problem, function, values)
 
 
 def _problem(
@@ -389,16 +395,17 @@ def _problem(
     return problem, function if problem.pairing == "none" else function.gated()
 
 
-def _choose(backend: str, problem: MoeProblem, function: Function) -> str:
-    """The backend that computes exactly this, by preference; else every candidate's reason."""
-    wanted = os.environ.get("FLEXACT_BACKEND", "auto") if backend == "auto" else backend
-    if wanted not in _BACKEND_CHOICES:
-        raise InvalidArgument(f"unknown backend {wanted!r}", hint=", ".join(_BACKEND_CHOICES))
+def _choose(backend: str, problem: MoeProblem, function: Function, device: torch.device) -> str:
+    """The backend that computes exactly this here, by preference; else every candidate's reason."""
+    wanted = _wanted(backend)
     known = _core.backends()
     if wanted != "auto" and wanted not in known:
         raise Unsupported(f"backend {wanted!r} is not part of this build", hint=f"it has {', '.join(known)}")
     reasons = []
-    for name in known if wanted == "auto" else [wanted]:
+    there = [name for name in known if _core.backend_device(name) == device.type]
+    if wanted == "auto" and not there:
+        raise Unsupported(f"no backend computes on {device.type} tensors", hint="CPU or CUDA tensors")
+    for name in there if wanted == "auto" else [wanted]:
         refusal = _core.refuse(name, problem, function)
         if refusal is None:
             return name
@@ -407,6 +414,24 @@ def _choose(backend: str, problem: MoeProblem, function: Function) -> str:
         "; ".join(f"backend {name} refuses: {reason}" for name, reason, _ in reasons),
         hint="; ".join(hint for _, _, hint in reasons if hint),
     )
+
+
+def _wanted(backend: str) -> str:
+    wanted = os.environ.get("FLEXACT_BACKEND", "auto") if backend == "auto" else backend
+    if wanted not in _BACKEND_CHOICES:
+        raise InvalidArgument(f"unknown backend {wanted!r}", hint=", ".join(_BACKEND_CHOICES))
+    return wanted
+
+
+def _triton() -> Any:
+    """The Triton backend's Python side, which needs the package triton."""
+    try:
+        from flexact.triton import plan as module
+    except ImportError as error:
+        raise Unsupported(
+            f"the Triton backend cannot be loaded: {error}", hint="pip install triton"
+        ) from None
+    return module
 
 
 def _make(
@@ -451,8 +476,13 @@ def _as_values(values: torch.Tensor) -> torch.Tensor:
 
 
 def _table(function: Function, values: torch.Tensor | None) -> torch.Tensor:
+    values = _given_values(function, values)
+    return _as_values(values)
+
+
+def _given_values(function: Function, values: torch.Tensor | None) -> torch.Tensor:
     if values is not None:
-        return _as_values(values)
+        return values
     if function.parameters:
         names = ", ".join(each.name for each in function.parameters)
         raise InvalidArgument(
@@ -500,37 +530,26 @@ def _fused_moe_cpu(
     activation: str,
     *,
     activation_values: torch.Tensor | None = None,
-    format: str = "bf16",
-    pairing: str = "concat",
-    router_weight_on_input: bool = False,
-    routed_scaling_factor: float = 1.0,
-    combine: bool = True,
     backend: str = "auto",
-    **weights: torch.Tensor | None,
+    **options: Any,
 ) -> torch.Tensor:
     _check_shapes(hidden_states, topk_weights, topk_ids)
-    given = {name: tensor for name, tensor in weights.items() if tensor is not None}
-    settings = {
-        "top_k": topk_ids.shape[1],
-        "format": format,
-        "io_dtype": hidden_states.dtype,
-        "pairing": pairing,
-        "router_weight_on_input": router_weight_on_input,
-        "routed_scaling_factor": routed_scaling_factor,
-        "combine": combine,
-    }
+    settings, tensors = _settings(hidden_states, w13, w2, topk_ids, options)
     wanted = os.environ.get("FLEXACT_BACKEND", "auto") if backend == "auto" else backend
+    if wanted == "triton":
+        # Triton's interpreter computes on CPU tensors; without it this is refused.
+        arguments = (hidden_states, topk_weights, topk_ids, activation, activation_values, wanted)
+        return _run_triton(*arguments, settings, tensors)
 
     def make() -> Plan:
+        given = {name: each for name, each in tensors.items() if name not in ("w13", "w2")}
         problem, function = _problem(w13, w2, _function(activation), given, **settings)
-        core = _make(_choose(wanted, problem, function), problem, function, {"w13": w13, "w2": w2, **given})
+        core = _make(_choose(wanted, problem, function, w13.device), problem, function, tensors)
         # Values belong to the call: plans of layers that differ only in values are one plan's worth of code.
         return Plan(core, problem, function, torch.empty((1, 0)))
 
     chosen = plan_cache.get(
-        (activation, wanted, *settings.values(), *map(os.environ.get, _PLAN_SWITCHES)),
-        {"w13": w13, "w2": w2, **given},
-        make,
+        (activation, wanted, *settings.values(), *map(os.environ.get, _PLAN_SWITCHES)), tensors, make
     )
     return chosen.run(
         hidden_states,
@@ -541,11 +560,78 @@ def _fused_moe_cpu(
 
 
 @torch.library.impl(_library, "fused_moe", "CUDA")
-def _fused_moe_cuda(*args: Any, backend: str = "auto", **kwargs: Any) -> torch.Tensor:
-    raise Unsupported(
-        "this build has no kernels for CUDA tensors: neither a triton nor a cutlass backend is part of it",
-        hint="move hidden states and weights to the CPU",
+def _fused_moe_cuda(
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    activation: str,
+    *,
+    activation_values: torch.Tensor | None = None,
+    backend: str = "auto",
+    **options: Any,
+) -> torch.Tensor:
+    _check_shapes(hidden_states, topk_weights, topk_ids)
+    settings, tensors = _settings(hidden_states, w13, w2, topk_ids, options)
+    arguments = (hidden_states, topk_weights, topk_ids, activation, activation_values, backend)
+    return _run_triton(*arguments, settings, tensors)
+
+
+def _settings(
+    hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_ids: torch.Tensor, options: Any
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The problem's fields that the arguments name, and the tensors of weights that are given."""
+    named = {name: options.get(name) for name in _OPTIONAL_WEIGHTS}
+    settings = {
+        "top_k": topk_ids.shape[1],
+        "format": options.get("format", "bf16"),
+        "io_dtype": hidden_states.dtype,
+        "pairing": options.get("pairing", "concat"),
+        "router_weight_on_input": options.get("router_weight_on_input", False),
+        "routed_scaling_factor": options.get("routed_scaling_factor", 1.0),
+        "combine": options.get("combine", True),
+    }
+    return settings, {
+        "w13": w13,
+        "w2": w2,
+        **{name: each for name, each in named.items() if each is not None},
+    }
+
+
+# Problems whose weights' shapes were found right, and what computes them.
+_blocks: dict[Any, Any] = {}
+
+
+def _run_triton(
+    hidden_states: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    activation: str,
+    values: torch.Tensor | None,
+    backend: str,
+    settings: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    triton = _triton()
+    key = (
+        activation,
+        backend,
+        *settings.values(),
+        *((name, each.shape, each.dtype) for name, each in tensors.items()),
+        hidden_states.device,
+        *map(os.environ.get, ("FLEXACT_BACKEND", "FLEXACT_NUMERICS")),
     )
+    block = _blocks.get(key)
+    if block is None:
+        given = {name: each for name, each in tensors.items() if name not in ("w13", "w2")}
+        problem, function = _problem(tensors["w13"], tensors["w2"], _function(activation), given, **settings)
+        _choose(backend, problem, function, hidden_states.device)
+        device = triton.check_device(tensors)
+        triton.check_weights(problem, tensors)
+        block = _blocks[key] = triton.block(problem, function, device)
+    table = triton.on_device(_given_values(block.function, values), hidden_states.device)
+    return triton.run(block, hidden_states, tensors, topk_weights, topk_ids, table)
 
 
 @torch.library.register_fake("flexact::fused_moe", lib=_library)

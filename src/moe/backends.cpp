@@ -5,11 +5,12 @@
 #include "cpu/backend.hpp"
 #include "flexact/backend.hpp"
 #include "flexact/error.hpp"
+#include "moe/triton_backend.hpp"
 
 namespace flexact {
 
 const std::vector<const Backend*>& backends() {
-  static const std::vector<const Backend*> table = {&cpu::backend()};
+  static const std::vector<const Backend*> table = {&cpu::backend(), &moe::triton_backend()};
   return table;
 }
 

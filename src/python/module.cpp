@@ -14,4 +14,5 @@ NB_MODULE(_core, module) {
   flexact::python::bind_config(module);
   flexact::python::bind_formats(module);
   flexact::python::bind_moe(module);
+  flexact::python::bind_launch(module);
 }

@@ -12,5 +12,6 @@ void bind_activation(nb::module_& module);
 void bind_config(nb::module_& module);
 void bind_formats(nb::module_& module);
 void bind_moe(nb::module_& module);
+void bind_launch(nb::module_& module);
 
 }  // namespace flexact::python

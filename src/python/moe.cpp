@@ -261,6 +261,9 @@ void bind_moe(nb::module_& module) {
       },
       "The backends of this build in order of preference.");
   module.def(
+      "backend_device", [](const std::string& name) { return backend(name).device(); },
+      nb::arg("name"), "Where a backend's tensors are: 'cpu' or 'cuda'.");
+  module.def(
       "refuse",
       [](const std::string& name, const MoeProblem& problem,
          const Function& function) -> std::optional<std::pair<std::string, std::string>> {

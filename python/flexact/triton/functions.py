@@ -1,0 +1,50 @@
+"""The core's printed functions as Triton JIT functions.
+
+Triton reads the source of what it compiles from a file, so each function's text is written once, under
+FLEXACT_CACHE_DIR, to a file named by its fingerprint. Triton's own cache then goes by the text.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from flexact._core import Function
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can make again: FLEXACT_CACHE_DIR, else ~/.cache/flexact."""
+    root = os.environ.get("FLEXACT_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "flexact"
+    )
+    return Path(root) / "triton"
+
+
+@functools.lru_cache(maxsize=1024)
+def jit_function(function: Function) -> Any:
+    """`flexact_act(g, u, p0, …)` or `(x, p0, …)` as a JIT function on fp32 blocks."""
+    text = function.emit("triton")
+    name = f"flexact_function_{function.fingerprint}"
+    path = cache_folder() / "functions" / f"{name}.py"
+    if not path.is_file() or path.read_text() != text:
+        _write(path, text)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"cannot import {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module.flexact_act
+
+
+def _write(path: Path, text: str) -> None:
+    """Atomically: other processes may read or write the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
+        file.write(text)
+    os.replace(file.name, path)

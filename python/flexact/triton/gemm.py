@@ -1,0 +1,296 @@
+"""The two grouped GEMMs of the block, with everything element-wise in their epilogues.
+
+`gate_up`: the gathered token rows times w13, both halves in one tile; then router weight where it belongs
+to the input, bias, the activation in fp32, one rounding. The 2I-wide product is never written.
+`down`: those rows times w2, bias, router weight, one rounding; a row for each (token, slot) pair, which
+`combine.py` adds up in slot order. `down_and_combine` does both for a handful of tokens.
+
+What depends on the format is OPERANDS (operands.py) and STORE; the activation is ACTIVATION, the function
+that the core printed. Both are constexpr JIT functions: no kernel branches on either.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flexact.triton.numerics import rounded, through
+from flexact.triton.operands import split, split_columns
+from flexact.triton.tiles import direct_tile, ordered, sorted_tile
+
+
+@triton.jit
+def load_values(values, expert, PARAMETERS: tl.constexpr, PER_EXPERT: tl.constexpr):
+    """The activation's parameter values for a tile, fp32 scalars, from the table [E or 1, PARAMETERS]."""
+    row = values
+    if PER_EXPERT:
+        row += expert * PARAMETERS
+    result = ()
+    for i in tl.static_range(PARAMETERS):
+        result = result + (tl.load(row + i),)  # noqa: RUF005
+    return result
+
+
+@triton.jit
+def store_rows(
+    out, stride, extra, rows, columns, keep, value, expert,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """STORE for results that stay in the kernel's own type: rounds once and stores.
+
+    Args:
+        out: Where rows go.
+        stride: Elements between rows.
+        extra: A tuple for formats that store more (scales and their strides); here empty.
+        rows: Row numbers [BLOCK_M].
+        columns: Column numbers [BLOCK_N].
+        keep: Which elements exist [BLOCK_M, BLOCK_N].
+        value: fp32 [BLOCK_M, BLOCK_N].
+        expert: The tile's expert.
+        BLOCK_M: Rows.
+        BLOCK_N: Columns.
+    """
+    at = out + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    tl.store(at, rounded(value, out.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _gate_up_tile(
+    m, n, x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
+    topk_ids, tiles, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
+    OPERANDS: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr, PARAMETERS: tl.constexpr,
+    PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr, BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr,
+    EXACT: tl.constexpr, TOP_K: tl.constexpr, DIRECT: tl.constexpr, TMA_W: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    if DIRECT > 0:
+        expert, pair, valid = direct_tile(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
+        rows = pair
+    else:
+        expert, _, rows, valid = sorted_tile(m, tiles, BLOCK_M)
+        pair = tl.load(pair_of_row + rows)
+    if expert >= 0:
+        accumulator = OPERANDS(
+            x, x_stride, x_extra, pair // TOP_K, 0,
+            w13, w13_strides, w13_extra, expert, n * BLOCK_N, intermediate, hidden,
+            PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, False, TMA_W, EVEN_K,
+        )  # fmt: skip
+        if WEIGHT_INPUT:
+            # w · (W x) for W (w x): the same product, rounded once less.
+            accumulator *= tl.load(topk_weights + pair)[:, None]
+        parameters = load_values(values, expert, PARAMETERS, PER_EXPERT)
+        columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
+        keep = valid[:, None] & (columns < intermediate)[None, :]
+        bias_row = bias
+        if BIAS:
+            bias_row += expert * bias_stride
+        if PAIRING == "none":
+            if BIAS:
+                at = bias_row + tl.minimum(columns, intermediate - 1)
+                accumulator += tl.load(at).to(tl.float32)[None, :]
+            result = ACTIVATION(through(accumulator, h.dtype.element_ty, EXACT), *parameters)
+        else:
+            g, u = split(accumulator, PAIRING, BLOCK_M, BLOCK_N)
+            if BIAS:
+                at_g, at_u = split_columns(n * BLOCK_N, intermediate, PAIRING, BLOCK_N)
+                g += tl.load(bias_row + at_g).to(tl.float32)[None, :]
+                u += tl.load(bias_row + at_u).to(tl.float32)[None, :]
+            g = through(g, h.dtype.element_ty, EXACT)
+            u = through(u, h.dtype.element_ty, EXACT)
+            result = ACTIVATION(g, u, *parameters)
+        STORE(h, h_stride, h_extra, rows, columns, keep, result, expert, BLOCK_M, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=["pairs"])
+def gate_up(
+    x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
+    topk_ids, tiles, tile_count, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
+    OPERANDS: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr, PARAMETERS: tl.constexpr,
+    PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr, BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr,
+    EXACT: tl.constexpr, TOP_K: tl.constexpr, DIRECT: tl.constexpr, TMA_W: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    """Computes h = act(x w13ᵀ): [pairs, I] in sorted order, or by pair where DIRECT.
+
+    Args:
+        x: Hidden states [M, H].
+        x_stride: Elements between their rows.
+        x_extra: What OPERANDS needs beside x.
+        w13: Weights, a descriptor with TMA_W.
+        w13_strides: (expert, row, column).
+        w13_extra: What OPERANDS needs beside w13.
+        bias: [E, 2I] or [E, I] in the order of w13's rows.
+        bias_stride: Elements between its rows.
+        values: Parameter table, fp32.
+        topk_weights: [M, k] fp32, contiguous.
+        topk_ids: [M, k], contiguous.
+        tiles: The tile table (sorted).
+        tile_count: Its length (sorted).
+        pair_of_row: [pairs] (sorted).
+        h: The result.
+        h_stride: Elements between its rows.
+        h_extra: What STORE needs beside h.
+        pairs: M k.
+        hidden: H.
+        intermediate: I.
+        experts: E.
+        OPERANDS: The format's policy.
+        ACTIVATION: The function, on fp32 blocks.
+        STORE: How results are stored.
+        PARAMETERS: Columns of the table.
+        PER_EXPERT: Whether the table has a row for each expert.
+        PAIRING: How gate and up stand in w13.
+        BIAS: Whether there is one.
+        WEIGHT_INPUT: Router weight on the input.
+        EXACT: Round g and u first.
+        TOP_K: k.
+        DIRECT: 0, or a power of two not below the number of pairs.
+        TMA_W: w13 is a descriptor.
+        EVEN_K: H is a multiple of BLOCK_K.
+        BLOCK_M: Rows of a tile.
+        BLOCK_N: Output columns of a tile.
+        BLOCK_K: Step along H.
+        GROUP_M: See tiles.ordered.
+        PERSISTENT: Programs loop over tiles.
+    """
+    tiles_n = tl.cdiv(intermediate, BLOCK_N)
+    if DIRECT > 0:
+        _gate_up_tile(
+            tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n,
+            x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
+            topk_ids, tiles, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
+            OPERANDS, ACTIVATION, STORE, PARAMETERS, PER_EXPERT, PAIRING, BIAS, WEIGHT_INPUT, EXACT, TOP_K,
+            DIRECT, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    else:
+        tiles_m = tl.load(tile_count)
+        end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
+        for index in range(tl.program_id(0), end, tl.num_programs(0)):
+            m, n = ordered(index, tiles_m, tiles_n, GROUP_M)
+            _gate_up_tile(
+                m, n,
+                x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
+                topk_ids, tiles, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
+                OPERANDS, ACTIVATION, STORE, PARAMETERS, PER_EXPERT, PAIRING, BIAS, WEIGHT_INPUT, EXACT,
+                TOP_K, DIRECT, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+
+
+@triton.jit
+def _down_tile(
+    m, n, h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
+    topk_ids, tiles, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
+    OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, DIRECT: tl.constexpr,
+    TMA_H: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    if DIRECT > 0:
+        expert, rows, valid = direct_tile(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
+        first = 0
+    else:
+        expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
+    if expert >= 0:
+        n0 = first_column + n * BLOCK_N
+        accumulator = OPERANDS(
+            h, h_stride, h_extra, rows, first,
+            w2, w2_strides, w2_extra, expert, n0, hidden, intermediate,
+            "none", BLOCK_M, BLOCK_N, BLOCK_K, TMA_H, TMA_W, EVEN_K,
+        )  # fmt: skip
+        pair = rows if DIRECT > 0 else tl.load(pair_of_row + rows)
+        weight = tl.load(topk_weights + pair) if WEIGHT_OUTPUT else 1.0
+        # y holds the columns from first_column on.
+        end = tl.minimum(hidden, first_column + y_stride)
+        if BLOCK_N >= 128:
+            # By halves, which the accumulator's layout gives for nothing: fewer registers are live.
+            HALF: tl.constexpr = BLOCK_N // 2
+            left, right = tl.split(tl.permute(tl.reshape(accumulator, (BLOCK_M, 2, HALF)), (0, 2, 1)))
+            _store_down(left, n0, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert, hidden,
+                        first_column, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+            _store_down(right, n0 + HALF, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert,
+                        hidden, first_column, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+        else:
+            _store_down(accumulator, n0, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert,
+                        hidden, first_column, BIAS, WEIGHT_OUTPUT, BLOCK_M, BLOCK_N)  # fmt: skip
+
+
+@triton.jit
+def _store_down(
+    value, n0, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert, hidden, first_column,
+    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Bias, router weight, one rounding."""
+    columns = n0 + tl.arange(0, BLOCK_N)
+    if BIAS:
+        at = bias + expert * bias_stride + tl.minimum(columns, hidden - 1)
+        value += tl.load(at).to(tl.float32)[None, :]
+    if WEIGHT_OUTPUT:
+        value *= weight[:, None]
+    keep = valid[:, None] & (columns < end)[None, :]
+    store_rows(y, y_stride, (), pair, columns - first_column, keep, value, expert, BLOCK_M, BLOCK_N)
+
+
+@triton.jit(do_not_specialize=["pairs", "first_column"])
+def down(
+    h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
+    topk_ids, tiles, tile_count, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
+    OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, DIRECT: tl.constexpr,
+    TMA_H: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr, PERSISTENT: tl.constexpr,
+):  # fmt: skip
+    """Computes y[pair] = topk_weight · (h w2ᵀ + bias) for y_stride columns from first_column on.
+
+    Args:
+        h: [pairs, I] as gate_up wrote it; a descriptor with TMA_H (sorted order only).
+        h_stride: Elements between its rows.
+        h_extra: What OPERANDS needs beside h.
+        w2: Weights, a descriptor with TMA_W.
+        w2_strides: (expert, row, column).
+        w2_extra: What OPERANDS needs beside w2.
+        bias: [E, H].
+        bias_stride: Elements between its rows.
+        topk_weights: [M, k] fp32, contiguous.
+        topk_ids: [M, k], contiguous.
+        tiles: The tile table (sorted).
+        tile_count: Its length (sorted).
+        pair_of_row: [pairs] (sorted).
+        y: [pairs, y_stride].
+        y_stride: Columns of y.
+        pairs: M k.
+        intermediate: I.
+        hidden: H.
+        experts: E.
+        first_column: The column of the output that y starts with.
+        OPERANDS: The format's policy.
+        BIAS: Whether there is one.
+        WEIGHT_OUTPUT: Multiply by the router weight.
+        DIRECT: See gate_up.
+        TMA_H: h is a descriptor.
+        TMA_W: w2 is a descriptor.
+        EVEN_K: I is a multiple of BLOCK_K.
+        BLOCK_M: Rows of a tile.
+        BLOCK_N: Output columns of a tile.
+        BLOCK_K: Step along I.
+        GROUP_M: See tiles.ordered.
+        PERSISTENT: Programs loop over tiles.
+    """
+    tiles_n = tl.cdiv(tl.minimum(y_stride, hidden - first_column), BLOCK_N)
+    if DIRECT > 0:
+        _down_tile(
+            tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n,
+            h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
+            topk_ids, tiles, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
+            OPERANDS, BIAS, WEIGHT_OUTPUT, DIRECT, TMA_H, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    else:
+        tiles_m = tl.load(tile_count)
+        end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
+        for index in range(tl.program_id(0), end, tl.num_programs(0)):
+            m, n = ordered(index, tiles_m, tiles_n, GROUP_M)
+            _down_tile(
+                m, n,
+                h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
+                topk_ids, tiles, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
+                OPERANDS, BIAS, WEIGHT_OUTPUT, DIRECT, TMA_H, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip

@@ -1,0 +1,409 @@
+"""Launches the kernels of a MoE block. Which tiles and routes is the core's choice (LaunchTable).
+
+    sorted route   route_small, or count + scan + scatter · gate_up · down · combine
+    direct route   gate_up · down · combine, or gate_up · down_and_combine
+
+A call allocates its scratch tensors from torch, never synchronises, and launches the same kernels for the
+same shapes, so it can be captured in a CUDA graph. Tokens go in chunks and the down projection in slabs of
+columns, so that scratch stays bounded however many tokens there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.resources
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from flexact._core import Function, Launch, LaunchTable, MoeProblem, Tile, chunking, token_bucket
+from flexact.triton import combine, gemm, routing
+from flexact.triton.formats import FORMATS
+from flexact.triton.functions import cache_folder, jit_function
+
+__all__ = ["Block", "interpreted", "launch_table"]
+
+_COMBINE_COLUMNS = 512
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1)."""
+    return bool(knobs.runtime.interpret)
+
+
+@functools.lru_cache(maxsize=64)
+def launch_table(device_name: str) -> LaunchTable:
+    """The measured launches of a device: those that `flexact tune` wrote, else those that are shipped."""
+    name = "".join(c if c.isalnum() else "_" for c in device_name) + ".json"
+    own = cache_folder() / "tuned" / name
+    if own.is_file():
+        return LaunchTable.from_json(own.read_text())
+    shipped = importlib.resources.files("flexact.triton") / "tuned" / name
+    if shipped.is_file():
+        return LaunchTable.from_json(shipped.read_text())
+    return LaunchTable()
+
+
+@functools.lru_cache(maxsize=64)
+def _device(index: int | None) -> tuple[str, int, int, bool]:
+    """Name, multiprocessors, shared bytes of a block, and whether there is a tensor copy engine."""
+    if index is None:
+        return "interpreter", 4, 232448, True
+    properties = torch.cuda.get_device_properties(index)
+    shared = getattr(properties, "shared_memory_per_block_optin", 232448)
+    return properties.name, properties.multi_processor_count, shared, properties.major >= 9
+
+
+class Block:
+    """The kernels of one problem and function on one device. It owns no weights."""
+
+    def __init__(
+        self,
+        problem: MoeProblem,
+        function: Function,
+        device: torch.device,
+        table: LaunchTable | None = None,
+    ) -> None:
+        self.problem = problem
+        self.function = function
+        self.device = device
+        index = None
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+        name, self._multiprocessors, self._shared, self._tma = _device(index)
+        self.table = launch_table(name) if table is None else table
+        self._format = FORMATS[problem.format]
+        self._activation = jit_function(function)
+        self._exact = os.environ.get("FLEXACT_NUMERICS") == "exact"
+        self._dtype: torch.dtype = getattr(torch, problem.io_dtype)
+        self._compiled: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def choose(self, tokens: int) -> Launch:
+        """How a call of `tokens` tokens is launched."""
+        return self.table.choose(self.problem, tokens, self._multiprocessors, self._shared)
+
+    def describe(self) -> str:
+        """One line: backend, format, where the launches come from, function."""
+        source = f"{len(self.table)} measured launches" if len(self.table) else "launches by the model"
+        return f"triton {self.problem.format} {self.function.name}, {source}"
+
+    def workspace_bytes(self, tokens: int) -> int:
+        """Scratch bytes of a call of up to `tokens` tokens: h, y and the sort."""
+        problem = self.problem
+        chunk, slab = chunking(problem, max(1, tokens))
+        pairs = chunk * problem.top_k
+        size = torch.finfo(self._dtype).bits // 8
+        blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
+        bins = triton.next_power_of_2(problem.experts + 1)
+        tiles = pairs // 16 + min(problem.experts, pairs)
+        sort = 4 * (4 * tiles + 3 * pairs + 2 * routing.BLOCK_PAIRS + (blocks + 3) * bins + 32)
+        return pairs * (problem.intermediate + slab) * size + sort
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,
+        weights: dict[str, torch.Tensor],
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        values: torch.Tensor,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """Computes the block into `out`. Arguments are validated, and on the device.
+
+        Args:
+            hidden_states: [M, H], last stride 1.
+            weights: w13, w2, biases and scales by name.
+            topk_weights: [M, k] float32.
+            topk_ids: [M, k] int32 or int64.
+            values: [E or 1, P] float32.
+            out: [M, H], or [M, k, H] without combine; contiguous.
+        """
+        tokens = hidden_states.shape[0]
+        if not self.problem.combine:
+            # Slots of absent experts belong to no tile.
+            out.zero_()
+        if tokens == 0:
+            return out
+        if hidden_states.stride(1) != 1:
+            hidden_states = hidden_states.contiguous()
+        topk_weights, topk_ids = topk_weights.contiguous(), topk_ids.contiguous()
+        size, _ = chunking(self.problem, tokens)
+        with self._guard():
+            for start in range(0, tokens, size):
+                end = min(start + size, tokens)
+                launch = self.choose(end - start)
+                key = (start == 0, launch.source, token_bucket(end - start), topk_ids.dtype, values.shape[0])
+                with self._compiling(key):
+                    self._chunk(
+                        launch,
+                        hidden_states[start:end],
+                        weights,
+                        topk_weights[start:end],
+                        topk_ids[start:end],
+                        values,
+                        out[start:end],
+                    )
+        return out
+
+    def warm_up(
+        self,
+        weights: dict[str, torch.Tensor],
+        values: torch.Tensor,
+        tokens: int,
+        id_dtypes: tuple[torch.dtype, ...] = (torch.int32,),
+    ) -> int:
+        """Compiles everything that calls of up to `tokens` tokens can need; returns the token buckets."""
+        problem = self.problem
+        size, _ = chunking(problem, tokens)
+        buckets = []
+        bucket = 1
+        while bucket <= token_bucket(size):
+            buckets.append(bucket)
+            bucket *= 2
+        for bucket in buckets:
+            count = min(bucket, size)
+            x = torch.zeros((count, problem.hidden), dtype=self._dtype, device=self.device)
+            scale = torch.zeros((count, problem.top_k), dtype=torch.float32, device=self.device)
+            for dtype in id_dtypes:
+                # One expert's pairs, so that warming up reads little.
+                ids = torch.full((count, problem.top_k), -1, dtype=dtype, device=self.device)
+                ids[:1, :1] = 0
+                shape = (count, problem.hidden) if problem.combine else (count, problem.top_k, problem.hidden)
+                self.run(x, weights, scale, ids, values, x.new_empty(shape))
+        return len(buckets)
+
+    # --- One chunk --------------------------------------------------------------------------------
+
+    def _chunk(
+        self,
+        launch: Launch,
+        x: torch.Tensor,
+        weights: dict[str, torch.Tensor],
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        values: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        problem = self.problem
+        tokens = x.shape[0]
+        pairs = tokens * problem.top_k
+        direct = 0
+        if launch.direct:
+            # One compiled kernel for a bucket of token counts.
+            direct = max(16, token_bucket(token_bucket(tokens) * problem.top_k))
+        up, down = launch.gate_up, launch.down
+        if direct:
+            route = (topk_ids, topk_ids, topk_ids)
+            bound = pairs
+        else:
+            route, bound = self._sort(topk_ids, up.block_m, pairs)
+        inputs = self._format.inputs(x, weights)
+        h = self._format.intermediate(pairs, problem.intermediate, self._dtype, self.device)
+
+        self._gate_up(up, direct, bound, inputs, weights, topk_weights, topk_ids, route, values, h, pairs)
+        if launch.fuse_combine and problem.combine and self._format.combines:
+            self._down_and_combine(down, h, weights, topk_weights, topk_ids, out, tokens)
+            return
+        if launch.fuse_combine:
+            down = up
+        tile = (direct, bound, h, weights, topk_weights, topk_ids, route)
+        if not problem.combine:
+            y = out.view(pairs, problem.hidden)
+            self._down(down, *tile, y, 0, pairs)
+            return
+        _, slab = chunking(problem, tokens)
+        y = torch.empty((pairs, slab), dtype=self._dtype, device=self.device)
+        for first in range(0, problem.hidden, slab):
+            self._down(down, *tile, y, first, pairs)
+            columns = min(slab, problem.hidden - first)
+            block = min(_COMBINE_COLUMNS, triton.next_power_of_2(columns))
+            combine.combine[(tokens, triton.cdiv(columns, block))](
+                y,
+                y.stride(0),
+                topk_ids,
+                out,
+                out.stride(0),
+                columns,
+                first,
+                problem.experts,
+                problem.routed_scaling_factor,
+                TOP_K=problem.top_k,
+                BLOCK=block,
+                num_warps=max(1, block // 256),
+            )
+
+    def _sort(
+        self, topk_ids: torch.Tensor, block_m: int, pairs: int
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], int]:
+        """(tile table, its length, pairs in expert order), and the most tiles there can be."""
+        experts = self.problem.experts
+        bins = triton.next_power_of_2(experts + 1)
+        bound = pairs // block_m + min(experts, pairs)
+        blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
+        small = pairs <= routing.SMALL_PAIRS
+        padded = routing.SMALL_PAIRS if small else blocks * routing.BLOCK_PAIRS
+        sizes = [4 * bound, 1, pairs, 3 * bins, padded] + ([] if small else [padded, blocks * bins])
+        # Each array starts on 16 bytes.
+        scratch = torch.empty(sum((n + 3) // 4 * 4 for n in sizes), dtype=torch.int32, device=self.device)
+        parts = []
+        offset = 0
+        for n in sizes:
+            parts.append(scratch[offset : offset + n])
+            offset += (n + 3) // 4 * 4
+        tiles, tile_count, pair_of_row, expert_scratch, ids = parts[:5]
+        chunk = max(1, min(64, 16384 // bins))
+        if small:
+            count = max(128, triton.next_power_of_2(pairs))
+            routing.route_small[(1,)](
+                topk_ids, pair_of_row, tiles, tile_count, expert_scratch, ids, pairs, experts, bound,
+                PAIRS=count, EXPERTS=bins, BLOCK_M=block_m, CHUNK=chunk, num_warps=8,
+            )  # fmt: skip
+        else:
+            ranks, counts = parts[5:]
+            routing.count[(blocks,)](
+                topk_ids, counts, ranks, ids, pairs, experts,
+                PAIRS=routing.BLOCK_PAIRS, EXPERTS=bins, CHUNK=32, num_warps=8,
+            )  # fmt: skip
+            routing.scan[(1,)](
+                counts, tiles, tile_count, expert_scratch, experts, blocks, bound,
+                BLOCKS=chunk, EXPERTS=bins, BLOCK_M=block_m, CHUNK=chunk, num_warps=8,
+            )  # fmt: skip
+            routing.scatter[(blocks,)](
+                counts, ranks, ids, expert_scratch, pair_of_row, pairs, experts,
+                PAIRS=routing.BLOCK_PAIRS, EXPERTS=bins, num_warps=8,
+            )  # fmt: skip
+        return (tiles, tile_count, pair_of_row), bound
+
+    def _gate_up(
+        self, tile: Tile, direct: int, bound: int, inputs: Any, weights: dict[str, torch.Tensor],
+        topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any, values: torch.Tensor,
+        h: Any, pairs: int,
+    ) -> None:  # fmt: skip
+        problem = self.problem
+        side = self._format.weights("w13", weights)
+        bias = weights.get("w13_bias")
+        w, tma = self._weight_operand(side.tensor, problem.pairing, problem.intermediate, tile)
+        programs = bound * triton.cdiv(problem.intermediate, tile.block_n)
+        persistent = tile.persistent and not direct
+        if persistent:
+            programs = min(programs, tile.persistent * self._multiprocessors)
+        x = inputs.tensor
+        gemm.gate_up[(programs,)](
+            x, x.stride(0), inputs.extra, w, side.tensor.stride(), side.extra,
+            values if bias is None else bias, 0 if bias is None else bias.stride(0), values, topk_weights,
+            topk_ids, *route, h.tensor, h.tensor.stride(0), h.extra,
+            pairs, problem.hidden, problem.intermediate, problem.experts,
+            OPERANDS=self._format.operands, ACTIVATION=self._activation, STORE=self._format.store,
+            PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
+            PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
+            EXACT=self._exact, TOP_K=problem.top_k, DIRECT=direct, TMA_W=tma,
+            EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k, GROUP_M=tile.group_m, PERSISTENT=bool(persistent),
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    def _down(
+        self, tile: Tile, direct: int, bound: int, h: Any, weights: dict[str, torch.Tensor],
+        topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any, y: torch.Tensor, first: int,
+        pairs: int,
+    ) -> None:  # fmt: skip
+        problem = self.problem
+        side = self._format.weights("w2", weights)
+        bias = weights.get("w2_bias")
+        w, tma_w = self._weight_operand(side.tensor, "none", problem.hidden, tile)
+        a, tma_h = h.tensor, False
+        if not direct and self._tma and a.stride(0) * a.element_size() % 16 == 0:
+            a = TensorDescriptor(a, list(a.shape), list(a.stride()), [tile.block_m, tile.block_k])
+            tma_h = True
+        columns = min(y.shape[1], problem.hidden - first)
+        programs = bound * triton.cdiv(columns, tile.block_n)
+        persistent = tile.persistent and not direct
+        if persistent:
+            programs = min(programs, tile.persistent * self._multiprocessors)
+        gemm.down[(programs,)](
+            a, h.tensor.stride(0), h.extra, w, side.tensor.stride(), side.extra,
+            topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
+            topk_ids, *route, y, y.stride(0),
+            pairs, problem.intermediate, problem.hidden, problem.experts, first,
+            OPERANDS=self._format.operands, BIAS=bias is not None,
+            WEIGHT_OUTPUT=problem.combine and not problem.router_weight_on_input,
+            DIRECT=direct, TMA_H=tma_h, TMA_W=tma_w, EVEN_K=problem.intermediate % tile.block_k == 0,
+            BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+            GROUP_M=tile.group_m, PERSISTENT=bool(persistent),
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    def _down_and_combine(
+        self, tile: Tile, h: Any, weights: dict[str, torch.Tensor], topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor, out: torch.Tensor, tokens: int,
+    ) -> None:  # fmt: skip
+        problem = self.problem
+        w2, bias = weights["w2"], weights.get("w2_bias")
+        combine.down_and_combine[(triton.cdiv(problem.hidden, tile.block_n), tokens)](
+            h.tensor, h.tensor.stride(0), w2, w2.stride(),
+            topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
+            topk_ids, out, out.stride(0),
+            problem.intermediate, problem.hidden, problem.experts, problem.routed_scaling_factor,
+            BIAS=bias is not None, WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
+            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    def _weight_operand(self, w: torch.Tensor, pairing: str, width: int, tile: Tile) -> tuple[Any, bool]:
+        """A descriptor where the copy engine can read the tensor, else the tensor; and which it is."""
+        size = w.element_size()
+        by_half = pairing in ("concat", "up_first")
+        if (
+            not self._tma
+            or w.stride(2) != 1
+            or w.data_ptr() % 16
+            or any(stride * size % 16 for stride in w.stride()[:2])
+            or (by_half and w.stride(0) != 2 * width * w.stride(1))
+            or (by_half and width * w.stride(1) * size % 16)
+        ):
+            return w, False
+        experts, rows, columns = w.shape
+        if by_half:
+            shape, strides = [2 * experts, width, columns], [width * w.stride(1), w.stride(1), 1]
+            box = [2, tile.block_n, tile.block_k]
+        else:
+            shape, strides = [experts, rows, columns], [w.stride(0), w.stride(1), 1]
+            box = [1, tile.block_n * (2 if pairing == "interleaved" else 1), tile.block_k]
+        return TensorDescriptor(w, shape, strides, box), True
+
+    # --- Surroundings -----------------------------------------------------------------------------
+
+    def _guard(self) -> contextlib.AbstractContextManager[Any]:
+        """Triton launches on torch's current device."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _compiling(self, key: Any) -> Iterator[None]:
+        """Has what a first launch compiles cached under FLEXACT_CACHE_DIR, and nothing else."""
+        if key in self._compiled or interpreted():
+            yield
+            return
+        with self._lock, compilation_cache():
+            yield
+            self._compiled.add(key)
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[None]:
+    """Triton's cache folder for the time of a compilation, where FLEXACT_CACHE_DIR is set."""
+    if not os.environ.get("FLEXACT_CACHE_DIR"):
+        yield
+        return
+    before = knobs.cache.dir
+    knobs.cache.dir = str(cache_folder() / "compiled")
+    try:
+        yield
+    finally:
+        knobs.cache.dir = before

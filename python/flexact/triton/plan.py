@@ -1,0 +1,199 @@
+"""Plans and single calls on top of `Block`: checks, values on the device, results."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+
+import torch
+
+from flexact._core import Function, MoeProblem
+from flexact.errors import InvalidArgument, Unsupported
+from flexact.triton.moe import Block, interpreted
+
+__all__ = ["TritonPlan", "block", "check_device", "run"]
+
+
+class TritonPlan:
+    """A layer made ready. The weights stay where they are: this plan refers to the caller's tensors.
+
+    Attributes:
+        problem: What is computed.
+        function: The activation's function.
+    """
+
+    def __init__(
+        self,
+        problem: MoeProblem,
+        function: Function,
+        weights: Mapping[str, torch.Tensor],
+        values: torch.Tensor,
+    ) -> None:
+        self.problem = problem
+        self.function = function
+        self._weights = dict(weights)
+        self._device = check_device(self._weights)
+        check_weights(problem, self._weights)
+        self._values = on_device(values, self._device)
+        self._block = block(problem, function, self._device)
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        *,
+        activation_values: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Computes the block on the current stream; see `flexact.moe.Plan.run`."""
+        values = self._values if activation_values is None else on_device(activation_values, self._device)
+        return run(self._block, hidden_states, self._weights, topk_weights, topk_ids, values, out)
+
+    def warm_up(self, tokens: int) -> int:
+        """Compiles all that calls of up to `tokens` tokens can need, before a graph is captured."""
+        return self._block.warm_up(self._weights, self._values, tokens, (torch.int32, torch.int64))
+
+    def reserve(self, tokens: int) -> None:
+        """Does what a first call of `tokens` tokens would do: compiles, and lets torch's allocator grow."""
+        self.warm_up(tokens)
+
+    def workspace_bytes(self, tokens: int) -> int:
+        """Scratch bytes that `run` takes from torch's allocator for up to `tokens` tokens."""
+        return self._block.workspace_bytes(tokens)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of weights that this plan owns: none, it reads the caller's."""
+        return 0
+
+    def describe(self) -> str:
+        """One line: backend, format, function."""
+        return self._block.describe()
+
+
+def run(
+    compiled: Block,
+    hidden_states: torch.Tensor,
+    weights: dict[str, torch.Tensor],
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    values: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Checks what belongs to the call, and runs it."""
+    problem = compiled.problem
+    device = check_device(
+        {"hidden_states": hidden_states, "topk_weights": topk_weights, "topk_ids": topk_ids, **weights}
+    )
+    tokens = hidden_states.shape[0]
+    expected = (
+        ("hidden_states", hidden_states, (tokens, problem.hidden), (problem.io_dtype,)),
+        ("topk_weights", topk_weights, (tokens, problem.top_k), ("float32",)),
+        ("topk_ids", topk_ids, (tokens, problem.top_k), ("int32", "int64")),
+    )
+    for name, tensor, shape, dtypes in expected:
+        if tuple(tensor.shape) != shape or _name(tensor.dtype) not in dtypes:
+            raise InvalidArgument(
+                f"{list(tensor.shape)} {_name(tensor.dtype)}", name, f"{list(shape)} {' or '.join(dtypes)}"
+            )
+    columns = len(compiled.function.parameters)
+    if (
+        values.dim() != 2
+        or values.shape[1] != columns
+        or (columns and values.shape[0] not in (1, problem.experts))
+    ):
+        raise InvalidArgument(
+            f"{list(values.shape)}", "activation_values", f"[1 or {problem.experts}, {columns}]"
+        )
+    shape = (tokens, problem.hidden) if problem.combine else (tokens, problem.top_k, problem.hidden)
+    if out is None:
+        out = torch.empty(shape, dtype=hidden_states.dtype, device=device)
+    elif (
+        tuple(out.shape) != shape
+        or out.dtype != hidden_states.dtype
+        or not out.is_contiguous()
+        or out.device != hidden_states.device
+    ):
+        raise InvalidArgument(
+            f"out is {list(out.shape)} {out.dtype} on {out.device}",
+            hint=f"a contiguous {list(shape)} {hidden_states.dtype} tensor on {device}",
+        )
+    return compiled.run(hidden_states, weights, topk_weights, topk_ids, values, out)
+
+
+@functools.lru_cache(maxsize=4096)
+def _block(fields: tuple[object, ...], canonical: str, device: str, numerics: str | None) -> Block:
+    problem = MoeProblem(**dict(zip(_FIELDS, fields, strict=True)))
+    return Block(problem, Function.from_canonical(canonical), torch.device(device))
+
+
+_FIELDS = (
+    "experts", "top_k", "hidden", "intermediate", "format", "io_dtype", "pairing", "bias13", "bias2",
+    "router_weight_on_input", "combine", "routed_scaling_factor",
+)  # fmt: skip
+
+
+def block(problem: MoeProblem, function: Function, device: torch.device) -> Block:
+    """The `Block` of a problem; layers that agree in it share one."""
+    fields = tuple(getattr(problem, name) for name in _FIELDS)
+    return _block(fields, function.canonical, str(device), os.environ.get("FLEXACT_NUMERICS"))
+
+
+def check_device(tensors: Mapping[str, torch.Tensor]) -> torch.device:
+    """The device that all of them are on, one that Triton computes on."""
+    name, first = next(iter(tensors.items()))
+    device = first.device
+    for other, tensor in tensors.items():
+        if tensor.device != device:
+            raise InvalidArgument(
+                f"{other} is on {tensor.device}, {name} on {device}", hint="all tensors on one device"
+            )
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        raise Unsupported(
+            f"the Triton kernels do not run on {device.type} tensors",
+            hint="CUDA tensors; on the CPU: backend 'cpu'",
+        )
+    return device
+
+
+@functools.lru_cache(maxsize=4096)
+def _uploaded(rows: tuple[float, ...], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float32).reshape(shape).to(device)
+
+
+def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A parameter table where the kernels read it. A table on the host is copied once, then remembered."""
+    if values.device == device:
+        return values.to(torch.float32).contiguous()
+    if values.device.type != "cpu":
+        raise InvalidArgument(f"activation_values is on {values.device}", hint=f"on {device} or the CPU")
+    rows = values.to(torch.float32).reshape(-1).tolist()
+    return _uploaded(tuple(rows), tuple(values.shape), device)
+
+
+def check_weights(problem: MoeProblem, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raises InvalidArgument where weights contradict the problem."""
+    rows = problem.intermediate * (1 if problem.pairing == "none" else 2)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[problem.format]
+    floating = (torch.float32, torch.bfloat16, torch.float16)
+    expected = {
+        "w13": ((problem.experts, rows, problem.hidden), (dtype,)),
+        "w2": ((problem.experts, problem.hidden, problem.intermediate), (dtype,)),
+        "w13_bias": ((problem.experts, rows), floating),
+        "w2_bias": ((problem.experts, problem.hidden), floating),
+    }
+    for name, tensor in weights.items():
+        if name not in expected:
+            raise InvalidArgument(f"format {problem.format} has no scales", name)
+        shape, dtypes = expected[name]
+        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
+            raise InvalidArgument(
+                f"{list(tensor.shape)} {_name(tensor.dtype)}", name,
+                f"{list(shape)} {' or '.join(map(_name, dtypes))}",
+            )  # fmt: skip
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,72 @@
+"""Which rows of which expert a program computes, and in which order tiles run.
+
+A *pair* p is (token p // k, slot p % k). A tile is up to BLOCK_M pairs of one expert times BLOCK_N output
+columns. There are two ways to find the pairs of a tile:
+
+    sorted   `routing.py` has sorted the pairs by expert; a table lists the tiles. Row r of the sorted
+             order is pair pair_of_row[r], and intermediate results are stored in that order.
+    direct   for few pairs: program m stands for pair m and finds the other pairs of its expert itself.
+             It leads a tile where it is the first of BLOCK_M of them, otherwise there is nothing to do.
+             No kernel runs before the first GEMM, and intermediate results are stored by pair.
+
+An id outside 0 … E-1 belongs to no tile in either.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Fields of a row of the tile table.
+TILE_EXPERT = tl.constexpr(0)
+TILE_FIRST_ROW = tl.constexpr(1)
+TILE_ROWS = tl.constexpr(2)
+TILE_FIELDS = tl.constexpr(4)
+
+
+@triton.jit
+def ordered(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """(row tile, column tile) of the index-th tile to run.
+
+    Column by column within groups of GROUP_M row tiles, so that what runs at the same time reads few
+    distinct rows and weights and the L2 holds them.
+    """
+    group = index // (GROUP_M * tiles_n)
+    first = group * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    within = index % (GROUP_M * tiles_n)
+    return first + within % height, within // height
+
+
+@triton.jit
+def sorted_tile(m, tiles, BLOCK_M: tl.constexpr):
+    """Expert, first sorted row, sorted rows and validity of tile m of the table.
+
+    Rows past the tile's end repeat its first one, so that they can be read.
+    """
+    expert = tl.load(tiles + m * TILE_FIELDS + TILE_EXPERT)
+    first = tl.load(tiles + m * TILE_FIELDS + TILE_FIRST_ROW)
+    count = tl.load(tiles + m * TILE_FIELDS + TILE_ROWS)
+    lane = tl.arange(0, BLOCK_M)
+    valid = lane < count
+    return expert, first, first + tl.where(valid, lane, 0), valid
+
+
+@triton.jit
+def direct_tile(m, topk_ids, pairs, experts, PAIRS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Expert (-1: nothing to do), pairs and validity of the tile that pair m leads."""
+    pair = tl.arange(0, PAIRS)
+    ids = tl.load(topk_ids + pair, mask=pair < pairs, other=-1)
+    mine = tl.load(topk_ids + m)
+    # Compared as int64, an id beyond int32 cannot turn into an expert.
+    same = (ids == mine) & (pair < pairs)
+    before = tl.sum((same & (pair < m)).to(tl.int32), 0)
+    here = (mine >= 0) & (mine < experts)
+    leads = here & (before % BLOCK_M == 0)
+    expert = tl.where(leads, mine, -1).to(tl.int32)
+    # lane[q]: the row of the tile that pair q stands in.
+    lane = tl.cumsum(same.to(tl.int32), 0) - 1 - before
+    hit = same[None, :] & (lane[None, :] == tl.arange(0, BLOCK_M)[:, None])
+    valid = tl.sum(hit.to(tl.int32), 1) > 0
+    members = tl.sum(tl.where(hit, pair[None, :], 0), 1)
+    return expert, tl.where(valid, members, m), valid

@@ -1,0 +1,279 @@
+// Tile shapes and routes.
+#include "moe/launch_policy.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "config/json.hpp"
+#include "flexact/error.hpp"
+#include "moe/problem.hpp"
+
+namespace flexact::moe {
+
+namespace {
+
+namespace json = config::json;
+
+// Bounds of the scratch memory: rows of h in a chunk, and bytes of y in a slab.
+constexpr std::int64_t kChunkPairs = std::int64_t{1} << 18;
+constexpr std::int64_t kSlabBytes = std::int64_t{512} << 20;
+constexpr std::int64_t kColumnStep = 256;  // the widest tile
+
+// Bytes of a weight element as it lies in shared memory.
+std::int64_t weight_bits(Format format) {
+  switch (format) {
+    case Format::Fp8Block:
+    case Format::Fp8Tensor:
+    case Format::Fp8Channel:
+      return 8;
+    case Format::Mxfp4:
+    case Format::Nvfp4:
+    case Format::Mxfp4Fp8:
+      return 4;
+    case Format::Fp32:
+      return 32;
+    default:
+      return 16;
+  }
+}
+
+std::int64_t activation_bits(Format format) {
+  switch (format) {
+    case Format::Fp8Block:
+    case Format::Fp8Tensor:
+    case Format::Fp8Channel:
+    case Format::Mxfp4Fp8:
+      return 8;
+    case Format::Fp32:
+      return 32;
+    default:
+      return 16;
+  }
+}
+
+bool gated(const MoeProblem& problem) {
+  return problem.pairing != Pairing::None;
+}
+
+// Fewer stages until the tile fits; every stage holds one step of both operands.
+Tile fitted(Tile tile, const MoeProblem& problem, bool doubled, const GpuLimits& limits) {
+  const std::int64_t rows = (doubled ? 2 : 1) * tile.block_n;
+  const std::int64_t stage =
+      tile.block_k *
+      (tile.block_m * activation_bits(problem.format) + rows * weight_bits(problem.format)) / 8;
+  const std::int64_t reserve = 4096;  // barriers, and what the compiler keeps for itself
+  while (tile.stages > 2 && tile.stages * stage + reserve > limits.shared_bytes) --tile.stages;
+  return tile;
+}
+
+// The largest power of two that is at most `value`, within [low, high].
+int power_of_two(std::int64_t value, int low, int high) {
+  int power = low;
+  while (power < high && 2 * power <= value) power *= 2;
+  return power;
+}
+
+[[noreturn]] void invalid(const std::string& message, const std::string& where,
+                          std::string hint = {}) {
+  throw Error(ErrorCode::ConfigError, message, where, std::move(hint));
+}
+
+std::int64_t integer(const json::Value& object, const std::string& where, const char* key,
+                     std::int64_t low, std::int64_t high) {
+  const json::Value* value = object.find(key);
+  const json::Number* number = value == nullptr ? nullptr : value->number();
+  if (number == nullptr || !number->fits || number->integer < low || number->integer > high) {
+    invalid("not an integer in range", json::join(where, key),
+            std::to_string(low) + " to " + std::to_string(high));
+  }
+  return number->integer;
+}
+
+bool boolean(const json::Value& object, const std::string& where, const char* key, bool absent) {
+  const json::Value* value = object.find(key);
+  if (value == nullptr) return absent;
+  if (value->boolean() == nullptr) invalid("not true or false", json::join(where, key));
+  return *value->boolean();
+}
+
+const json::Value& member(const json::Value& object, const std::string& where, const char* key) {
+  const json::Value* value = object.find(key);
+  if (value == nullptr) invalid("missing", json::join(where, key));
+  return *value;
+}
+
+int block(const json::Value& object, const std::string& where, const char* key, std::int64_t low) {
+  const std::int64_t value = integer(object, where, key, low, 1024);
+  if ((value & (value - 1)) != 0) invalid("not a power of two", json::join(where, key));
+  return static_cast<int>(value);
+}
+
+Tile read_tile(const json::Value& entry, const std::string& where, const char* key) {
+  const json::Value& object = member(entry, where, key);
+  const std::string at = json::join(where, key);
+  Tile tile;
+  tile.block_m = block(object, at, "block_m", 16);
+  tile.block_n = block(object, at, "block_n", 4);
+  tile.block_k = block(object, at, "block_k", 16);
+  tile.group_m = static_cast<int>(integer(object, at, "group_m", 1, 1024));
+  tile.warps = block(object, at, "warps", 1);
+  tile.stages = static_cast<int>(integer(object, at, "stages", 1, 16));
+  if (object.find("persistent") != nullptr)
+    tile.persistent = static_cast<int>(integer(object, at, "persistent", 0, 32));
+  return tile;
+}
+
+}  // namespace
+
+std::int64_t token_bucket(std::int64_t tokens) {
+  std::int64_t bucket = 1;
+  while (bucket < tokens) bucket *= 2;
+  return bucket;
+}
+
+Chunking chunking(const MoeProblem& problem, std::int64_t tokens) {
+  Chunking result;
+  result.tokens = std::max<std::int64_t>(
+      1, std::min(tokens, std::max<std::int64_t>(1, kChunkPairs / problem.top_k)));
+  const std::int64_t row_bytes = result.tokens * problem.top_k * size_of(problem.io_dtype);
+  const std::int64_t widest =
+      std::max(kColumnStep, kSlabBytes / row_bytes / kColumnStep * kColumnStep);
+  const std::int64_t slabs = (problem.hidden + widest - 1) / widest;
+  const std::int64_t even = (problem.hidden + slabs - 1) / slabs;
+  result.columns =
+      slabs == 1 ? problem.hidden : (even + kColumnStep - 1) / kColumnStep * kColumnStep;
+  return result;
+}
+
+Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& limits) {
+  tokens = token_bucket(tokens);
+  const std::int64_t pairs = tokens * problem.top_k;
+  const std::int64_t rows = std::max<std::int64_t>(1, pairs / problem.experts);
+  const bool doubled = gated(problem);
+  Launch launch;
+  launch.source = "model";
+  launch.direct = pairs <= kDirectPairs;
+  Tile& up = launch.gate_up;
+  Tile& down = launch.down;
+  if (rows <= 32) {
+    // Weights are read once and everything waits for them: small tiles, deep steps, many programs.
+    // A tile can hold no more rows of an expert than there are tokens, unless a token repeats one.
+    up.block_m = down.block_m = rows <= 16 || tokens <= 16 ? 16 : 32;
+    up.block_n = doubled ? 32 : 64;
+    down.block_n = 64;
+    up.block_k = down.block_k = 128;
+    up.warps = down.warps = 4;
+    up.stages = down.stages = 4;
+  } else if (rows <= 64) {
+    up.block_m = down.block_m = 64;
+    up.block_n = doubled ? 64 : 128;
+    down.block_n = 128;
+    up.block_k = down.block_k = 64;
+    up.warps = down.warps = 4;
+    up.stages = down.stages = 4;
+    up.group_m = down.group_m = 4;
+  } else {
+    // Arithmetic is the limit: the largest accumulator that two warp groups hold in registers.
+    up.block_m = down.block_m = 128;
+    up.block_n = doubled ? 128 : 256;
+    down.block_n = 256;
+    up.block_k = down.block_k = 64;
+    up.warps = down.warps = 8;
+    up.stages = down.stages = 4;
+    up.group_m = down.group_m = 8;
+  }
+  // Fewer columns than a tile: less of it is thrown away.
+  up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, 16, 256));
+  down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, 16, 256));
+  launch.fuse_combine = launch.direct && tokens <= 2 && weight_bits(problem.format) == 16;
+  if (launch.fuse_combine) {
+    down.block_n = 8;
+    down.block_k = power_of_two(2 * problem.intermediate - 1, 64, 1024);
+    down.warps = 4;
+    down.stages = 2;
+  } else {
+    down = fitted(down, problem, false, limits);
+  }
+  up = fitted(up, problem, doubled, limits);
+  return launch;
+}
+
+LaunchTable LaunchTable::from_json(std::string_view text) {
+  const json::Document document = json::parse(text, "launch table");
+  LaunchTable table;
+  const json::Value& device = member(document.root, "", "device");
+  if (device.string() == nullptr) invalid("not a text", "/device");
+  table.device_ = *device.string();
+  const json::Value& entries = member(document.root, "", "entries");
+  if (entries.array() == nullptr) invalid("not an array", "/entries");
+  for (std::size_t i = 0; i < entries.array()->size(); ++i) {
+    const json::Value& each = (*entries.array())[i];
+    const std::string where = json::join("/entries", i);
+    Entry entry;
+    const json::Value& format = member(each, where, "format");
+    if (format.string() == nullptr) invalid("not a text", json::join(where, "format"));
+    entry.format = parse_format(*format.string());
+    entry.experts = integer(each, where, "experts", 1, kMaxExperts);
+    entry.top_k = integer(each, where, "top_k", 1, kMaxTopK);
+    entry.hidden = integer(each, where, "hidden", 1, kMaxWidth);
+    entry.intermediate = integer(each, where, "intermediate", 1, kMaxWidth);
+    entry.tokens = integer(each, where, "tokens", 1, kMaxTokens);
+    entry.gated = boolean(each, where, "gated", true);
+    entry.launch.direct = boolean(each, where, "direct", false);
+    entry.launch.fuse_combine = boolean(each, where, "fuse_combine", false);
+    entry.launch.gate_up = read_tile(each, where, "gate_up");
+    entry.launch.down = read_tile(each, where, "down");
+    entry.launch.source = "measured at " + std::to_string(entry.tokens) + " tokens";
+    if (!entry.launch.fuse_combine && entry.launch.down.block_m != entry.launch.gate_up.block_m) {
+      invalid("differs from gate_up's", json::join(json::join(where, "down"), "block_m"));
+    }
+    if (entry.launch.fuse_combine && !entry.launch.direct)
+      invalid("only with direct", json::join(where, "fuse_combine"));
+    if (entry.launch.direct && entry.tokens * entry.top_k > kDirectPairs) {
+      invalid("too many pairs for the direct route", json::join(where, "direct"),
+              "at most " + std::to_string(kDirectPairs));
+    }
+    table.entries_.push_back(std::move(entry));
+  }
+  return table;
+}
+
+Launch LaunchTable::choose(const MoeProblem& problem, std::int64_t tokens,
+                           const GpuLimits& limits) const {
+  tokens = token_bucket(tokens);
+  const bool may_be_direct = tokens * problem.top_k <= kDirectPairs;
+  const Entry* best = nullptr;
+  double best_distance = std::numeric_limits<double>::infinity();
+  for (const Entry& entry : entries_) {
+    if (entry.format != problem.format || entry.experts != problem.experts ||
+        entry.top_k != problem.top_k || entry.hidden != problem.hidden ||
+        entry.intermediate != problem.intermediate || entry.gated != gated(problem) ||
+        (entry.launch.direct && !may_be_direct))
+      continue;
+    const double distance = std::abs(std::log2(static_cast<double>(entry.tokens)) -
+                                     std::log2(static_cast<double>(tokens)));
+    if (distance < best_distance) {
+      best = &entry;
+      best_distance = distance;
+    }
+  }
+  if (best == nullptr) return model(problem, tokens, limits);
+  return best->launch;
+}
+
+std::vector<Launch> LaunchTable::all(const MoeProblem& problem, std::int64_t tokens,
+                                     const GpuLimits& limits) const {
+  std::vector<Launch> launches;
+  const std::int64_t last = token_bucket(chunking(problem, tokens).tokens);
+  for (std::int64_t bucket = 1; bucket <= last; bucket *= 2) {
+    Launch launch = choose(problem, bucket, limits);
+    if (std::find(launches.begin(), launches.end(), launch) == launches.end())
+      launches.push_back(std::move(launch));
+  }
+  return launches;
+}
+
+}  // namespace flexact::moe

@@ -1,0 +1,173 @@
+// How GPU kernels are launched: the model's rules, tables of measurements, bounds of scratch
+// memory.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "flexact/backend.hpp"
+#include "flexact/error.hpp"
+#include "moe/launch_policy.hpp"
+#include "moe/problem.hpp"
+
+namespace flexact::moe {
+namespace {
+
+using testing::HasSubstr;
+
+MoeProblem problem(std::int64_t experts, std::int64_t top_k, std::int64_t hidden,
+                   std::int64_t intermediate) {
+  MoeProblem p;
+  p.experts = experts;
+  p.top_k = top_k;
+  p.hidden = hidden;
+  p.intermediate = intermediate;
+  return p;
+}
+
+const char* const kTable = R"({"device": "a GPU", "entries": [
+  {"format": "bf16", "experts": 8, "top_k": 2, "hidden": 64, "intermediate": 32, "gated": true,
+   "tokens": 16, "direct": true,
+   "gate_up": {"block_m": 16, "block_n": 32, "block_k": 64, "group_m": 1, "warps": 4, "stages": 5},
+   "down": {"block_m": 16, "block_n": 64, "block_k": 64, "group_m": 1, "warps": 4, "stages": 5}},
+  {"format": "bf16", "experts": 8, "top_k": 2, "hidden": 64, "intermediate": 32, "gated": true,
+   "tokens": 4096,
+   "gate_up": {"block_m": 128, "block_n": 64, "block_k": 64, "group_m": 8, "warps": 8, "stages": 3,
+               "persistent": 1},
+   "down": {"block_m": 128, "block_n": 128, "block_k": 64, "group_m": 8, "warps": 8, "stages": 3}}]})";
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const std::size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  return text.replace(at, from.size(), to);
+}
+
+std::string refusal_of(const std::string& text) {
+  try {
+    LaunchTable::from_json(text);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::ConfigError);
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST(LaunchPolicy, token_counts_round_up_to_powers_of_two) {
+  EXPECT_EQ(token_bucket(0), 1);
+  EXPECT_EQ(token_bucket(1), 1);
+  EXPECT_EQ(token_bucket(3), 4);
+  EXPECT_EQ(token_bucket(4096), 4096);
+  EXPECT_EQ(token_bucket(4097), 8192);
+}
+
+TEST(LaunchPolicy, few_pairs_need_no_sort_and_many_do) {
+  const MoeProblem p = problem(128, 8, 2048, 768);
+  EXPECT_TRUE(model(p, 1, {}).fuse_combine);
+  EXPECT_TRUE(model(p, 32, {}).direct);
+  EXPECT_FALSE(model(p, 33, {}).direct);
+}
+
+TEST(LaunchPolicy, every_tile_of_the_model_fits_into_shared_memory) {
+  for (const std::int64_t width : {8, 33, 768, 2880, 14336}) {
+    for (const bool gated : {true, false}) {
+      MoeProblem p = problem(32, 4, width, width);
+      p.pairing = gated ? Pairing::Concat : Pairing::None;
+      for (const int shared : {101376, 166912, 232448}) {
+        for (std::int64_t tokens = 1; tokens <= 65536; tokens *= 2) {
+          const Launch launch = model(p, tokens, {132, shared});
+          const Tile& up = launch.gate_up;
+          const int rows = (gated ? 2 : 1) * up.block_n;
+          EXPECT_LE(up.stages * up.block_k * 2 * (up.block_m + rows), shared);
+          EXPECT_GE(up.stages, 2);
+          if (launch.fuse_combine) continue;
+          const Tile& down = launch.down;
+          EXPECT_LE(down.stages * down.block_k * 2 * (down.block_m + down.block_n), shared);
+          EXPECT_EQ(down.block_m, up.block_m);
+        }
+      }
+    }
+  }
+}
+
+TEST(LaunchPolicy, nearest_measurement_of_the_same_shape_is_taken) {
+  const LaunchTable table = LaunchTable::from_json(kTable);
+  EXPECT_EQ(table.device(), "a GPU");
+  EXPECT_EQ(table.size(), 2u);
+  const MoeProblem p = problem(8, 2, 64, 32);
+  EXPECT_EQ(table.choose(p, 1, {}).gate_up.stages, 5);
+  EXPECT_EQ(table.choose(p, 100, {}).gate_up.stages, 5);
+  EXPECT_EQ(table.choose(p, 2000, {}).gate_up.persistent, 1);
+  // 256 tokens are nearer to 16 than to 4096 by ratio, but 512 pairs are too many to search.
+  EXPECT_EQ(table.choose(p, 256, {}).gate_up.block_m, 128);
+  EXPECT_EQ(table.choose(problem(8, 2, 64, 48), 16, {}).source, "model");
+  MoeProblem unary = p;
+  unary.pairing = Pairing::None;
+  EXPECT_EQ(table.choose(unary, 16, {}).source, "model");
+}
+
+TEST(LaunchPolicy, a_layer_has_a_short_list_of_launches) {
+  const MoeProblem p = problem(128, 8, 2048, 768);
+  const auto launches = LaunchTable().all(p, 1 << 20, {});
+  EXPECT_GT(launches.size(), 2u);
+  EXPECT_LE(launches.size(), 8u);
+  for (std::int64_t tokens = 1; tokens < 40000; tokens += 37) {
+    const Launch launch = LaunchTable().choose(p, tokens, {});
+    EXPECT_NE(std::find(launches.begin(), launches.end(), launch), launches.end()) << tokens;
+  }
+}
+
+TEST(LaunchPolicy, scratch_memory_is_bounded_whatever_the_number_of_tokens) {
+  for (const std::int64_t hidden : {8, 2048, 7168}) {
+    for (const std::int64_t top_k : {1, 8, 32}) {
+      const MoeProblem p = problem(32, top_k, hidden, 2048);
+      for (std::int64_t tokens = 1; tokens <= std::int64_t{1} << 24; tokens *= 8) {
+        const Chunking c = chunking(p, tokens);
+        EXPECT_GE(c.tokens, 1);
+        EXPECT_LE(c.tokens, tokens);
+        EXPECT_LE(c.tokens * top_k, 1 << 18);
+        EXPECT_GE(c.columns, 1);
+        EXPECT_LE(c.columns, std::max<std::int64_t>(hidden, 256));
+        EXPECT_LE(c.tokens * top_k * c.columns * 2, (std::int64_t{512} << 20) + (256 << 19));
+      }
+    }
+  }
+}
+
+TEST(LaunchPolicy, tables_with_faults_are_refused_with_the_place) {
+  EXPECT_EQ(refusal_of(kTable), "accepted");
+  EXPECT_THAT(refusal_of(replaced(kTable, "\"device\": \"a GPU\",", "")), HasSubstr("/device"));
+  EXPECT_THAT(refusal_of(replaced(kTable, "\"block_n\": 32", "\"block_n\": 33")),
+              HasSubstr("/entries/0/gate_up/block_n"));
+  EXPECT_THAT(refusal_of(replaced(kTable, "\"tokens\": 16", "\"tokens\": 1600")),
+              HasSubstr("/entries/0/direct"));
+  EXPECT_THAT(
+      refusal_of(replaced(kTable, "\"down\": {\"block_m\": 16", "\"down\": {\"block_m\": 32")),
+      HasSubstr("/entries/0/down/block_m"));
+  EXPECT_THAT(refusal_of(replaced(kTable, "\"experts\": 8", "\"experts\": \"8\"")),
+              HasSubstr("/entries/0/experts"));
+  EXPECT_THAT(refusal_of(replaced(kTable, "\"direct\": true", "\"direct\": 1")),
+              HasSubstr("/entries/0/direct"));
+  EXPECT_THAT(refusal_of(replaced(kTable, "\"direct\": true", "\"fuse_combine\": true")),
+              HasSubstr("/entries/0/fuse_combine"));
+  EXPECT_THAT(refusal_of(R"({"device": "a GPU", "entries": 3})"), HasSubstr("/entries"));
+}
+
+TEST(TritonBackend, says_what_it_computes_and_where) {
+  const Backend& triton = backend("triton");
+  EXPECT_EQ(triton.device(), "cuda");
+  const Function swiglu = Function::named("swiglu");
+  MoeProblem p = problem(8, 2, 64, 32);
+  EXPECT_FALSE(triton.refuse(p, swiglu));
+  EXPECT_THROW(triton.plan(p, swiglu, {}), Error);
+  p.io_dtype = DType::Float32;
+  EXPECT_THAT(triton.refuse(p, swiglu)->hint, HasSubstr("bfloat16"));
+  p = problem(5000, 2, 64, 32);
+  EXPECT_THAT(triton.refuse(p, swiglu)->reason, HasSubstr("5000 experts"));
+  EXPECT_THROW(triton.plan(p, swiglu, {}), Error);
+  p = problem(8, 2, 64, 32);
+  p.format = Format::Fp32;
+  EXPECT_THAT(triton.refuse(p, swiglu)->reason, HasSubstr("fp32"));
+}
+
+}  // namespace
+}  // namespace flexact::moe
