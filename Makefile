@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 # The CMake preset whose build `make test` runs the C++ tests of.
 PRESET ?= developer
 # COVERAGE=1 measures the Python lines that the tests reach, subprocesses included.
-PYTEST := $(PY) -m $(if $(COVERAGE),coverage run -m )pytest
+PYTEST := $(PY) -m $(if $(COVERAGE),coverage run -m )pytest -n $(JOBS) --dist worksteal
 CTEST := ctest --output-on-failure -j$(JOBS)
 CPP_SOURCES = $(shell git ls-files 'include/*.hpp' 'src/*.hpp' 'src/*.cpp' 'tests/*.hpp' 'tests/*.cpp' 'examples/*.cpp' 'benchmark/*.cpp')
 CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
@@ -42,14 +42,14 @@ test-cuda-links: setup
 	cmake --build --preset developer -j$(JOBS) --target test_cuda
 	build/developer/tests/cpp/test_cuda --gtest_also_run_disabled_tests --gtest_filter='ShippedKernels.*'
 
-# All tests on instrumented builds, then what they reached.
+# All tests, the C++ ones on the build with sanitizers, which counts lines too; then what they reached.
 coverage:
-	$(MAKE) test PRESET=coverage COVERAGE=1
+	$(MAKE) test PRESET=asan COVERAGE=1
 	$(MAKE) coverage-report
 
 # gcov prints a negative count for a branch that threads counted at once; such lines are passed over.
 coverage-report:
-	gcovr --gcov-ignore-parse-errors --root . --filter include/ --filter src/ --exclude src/python/ --object-directory build/coverage \
+	gcovr --gcov-ignore-parse-errors --root . --filter include/ --filter src/ --exclude src/python/ --object-directory build/asan \
 	  --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --fail-under=$(COVERAGE_GATE)

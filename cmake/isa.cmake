@@ -6,10 +6,15 @@
 # intrinsics, and templates over types of their own ISA's namespace only; the test
 # isa_objects_export_nothing_shared watches over it.
 #
-# The kernels' plain loops over rows rely on -O3 for their vectorisation.
-set_source_files_properties(${PROJECT_SOURCE_DIR}/src/cpu/gemm_scalar.cpp PROPERTIES COMPILE_OPTIONS -O3)
+# The kernels' plain loops over rows rely on -O3 for their vectorisation; instrumented builds, which
+# would take minutes over it, ask for nothing.
+set(FLEXACT_KERNEL_FLAGS -O3)
+if(FLEXACT_SANITIZE OR FLEXACT_COVERAGE)
+  set(FLEXACT_KERNEL_FLAGS)
+endif()
+set_source_files_properties(${PROJECT_SOURCE_DIR}/src/cpu/gemm_scalar.cpp PROPERTIES COMPILE_OPTIONS "${FLEXACT_KERNEL_FLAGS}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  set(FLEXACT_ISA_FLAGS_avx2 -O3 -mavx2 -mfma -mf16c)
+  set(FLEXACT_ISA_FLAGS_avx2 ${FLEXACT_KERNEL_FLAGS} -mavx2 -mfma -mf16c)
   set(FLEXACT_ISA_FLAGS_avx512 ${FLEXACT_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC's own AVX-512 header leaves pass-through operands of unmasked intrinsics uninitialised and
