@@ -1,0 +1,303 @@
+"""Every experts class of the installed transformers, through a tiny random checkpoint of its own.
+
+    python tests/python/transformers_sweep.py                    # prints, fails on a surprise
+    python tests/python/transformers_sweep.py --record           # also writes docs/transformers_support.*
+    python tests/python/transformers_sweep.py mixtral gpt_oss    # these model types only
+
+For each model type a small model is built from transformers' own configuration class, saved, and
+loaded again: once with transformers' eager loop, once with flexact. Default function: the outputs are
+the same. `activation_params` with swish, beta 1.3, for the routed experts: the outputs are those of the
+eager loop around a function written out by hand, and not those of the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import inspect
+import json
+import pkgutil
+import resource
+import sys
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto import configuration_auto, modeling_auto
+
+ROOT = Path(__file__).parents[2]
+BETA = 1.3
+TOLERANCE = 1e-5
+
+# Sizes that every configuration gets where it has the key.
+_SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.12,
+    "tie_word_embeddings": False,
+    "sliding_window": 64,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_LARGEST = 20_000_000  # parameters
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+# Where a family compresses keys and values.
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "index_n_heads": 2,
+    "index_head_dim": 32,
+    "index_topk": 8,
+}
+# What single families need beside the common sizes.
+_GEMMA4 = {
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 48,
+    "vocab_size_per_layer_input": 128,
+    "hidden_size_per_layer_input": 16,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "per_layer_config": {},
+    "global_head_dim": 16,
+}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "deepseek_ocr2_text": {"num_key_value_heads": 4, "num_experts_per_tok": 2, **_SPARSE},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "diffusion_gemma_text": _GEMMA4,
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note_text": {"per_layer_config": {}, "shared_experts_intermediate_size": 48},
+    "ernie4_5_vl_moe_text": {"moe_intermediate_size": [48, 48]},
+    "gemma4_text": _GEMMA4,
+    "glm4v_moe_text": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+    "glm5_next_text": {"num_key_value_heads": 4, "index_topk": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv", "full_attention"], "num_dense_layers": 1},
+    "mistral4": {"head_dim": 32},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 48},
+    "unlimited_ocr_text": {"num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def experts_classes() -> dict[str, str]:
+    """Every class on the experts interface → its model folder; and every other class called Experts."""
+    found: dict[str, str] = {}
+    package = importlib.import_module("transformers.models")
+    for folder in pkgutil.iter_modules(package.__path__):
+        name = f"transformers.models.{folder.name}.modeling_{folder.name}"
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        for cls in vars(module).values():
+            if inspect.isclass(cls) and issubclass(cls, nn.Module) and cls.__module__ == name:
+                on_interface = hasattr(cls, "_apply_gate") and hasattr(cls.forward, "__wrapped__")
+                if on_interface or cls.__name__.endswith(("Experts", "ExpertGLU")):
+                    found[cls.__name__] = folder.name
+    return found
+
+
+def tiny_config(model_type: str) -> Any:
+    """The family's configuration class with small sizes."""
+    config = tiny(configuration_auto.CONFIG_MAPPING[model_type], _FAMILIES.get(model_type, {}))
+    with torch.device("meta"):
+        size = sum(p.numel() for p in model_class(config)(config).parameters())
+    assert size < _LARGEST, f"{size} parameters are too many"
+    return config
+
+
+def tiny(cls: Any, changes: dict[str, Any]) -> Any:
+    default = cls()
+    sizes = {**_SIZES, **(_LATENT if has(default, "kv_lora_rank") else {})}
+    settings = {key: value for key, value in sizes.items() if has(default, key)}
+    settings |= {
+        key: 4 for key in _EXPERT_COUNTS if has(default, key) and isinstance(getattr(default, key), int)
+    }
+    if has(default, "mlp_layer_types") and {"dense", "sparse"} == set(default.mlp_layer_types):
+        settings |= _SPARSE
+    for name in getattr(cls, "sub_configs", {}):
+        part = getattr(default, name, None)
+        if part is not None:
+            settings[name] = tiny(type(part), changes.get(name, {})).to_dict()
+    return cls(**(settings | {k: v for k, v in changes.items() if k not in getattr(cls, "sub_configs", {})}))
+
+
+def has(config: Any, key: str) -> bool:
+    try:
+        return getattr(config, key) is not None
+    except Exception:  # some configurations refuse to answer for all layers at once
+        return key in type(config).__dataclass_fields__
+
+
+def model_class(config: Any) -> Any:
+    """The class that computes logits, else the bare model."""
+    for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_MAPPING):
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    modeling = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+    for found in vars(modeling).values():
+        name = getattr(found, "__name__", "")
+        own = inspect.isclass(found) and getattr(found, "config_class", None) is type(config)
+        if own and name.endswith("Model") and "PreTrained" not in name:
+            return found
+    raise LookupError(f"no model class for {type(config).__name__}")
+
+
+def output(model: Any) -> torch.Tensor:
+    """What the model computes for a fixed text."""
+    ids = torch.arange(3, 27)[None]
+    with torch.no_grad():
+        result = model(input_ids=ids, use_cache=False)
+    return getattr(result, "logits", None) if hasattr(result, "logits") else result.last_hidden_state
+
+
+class Handwritten(nn.Module):
+    """x * sigmoid(1.3 * x)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(BETA * x)
+
+
+def handwrite(model: Any, interface: Any) -> int:
+    """Writes the function into every experts module by hand; returns how many there were."""
+    swish, count = Handwritten(), 0
+
+    def gate(concatenated: bool) -> Any:
+        def apply(h: torch.Tensor) -> torch.Tensor:
+            g, u = h.chunk(2, -1) if concatenated else (h[..., ::2], h[..., 1::2])
+            return swish(g) * u
+
+        return apply
+
+    for _, module in interface(model):
+        if getattr(module, "act_fn", None) is not None:
+            module.act_fn = swish
+        if getattr(module, "has_gate", True):
+            module._apply_gate = gate(getattr(module, "is_concatenated", True))
+        count += 1
+    return count
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max().clamp_min(1e-9)).item()
+
+
+def check(model_type: str, folder: Path) -> dict[str, Any]:
+    """One row of the table."""
+    import flexact.transformers as adapter
+    from flexact.transformers._model import experts
+
+    torch.manual_seed(0)
+    config = tiny_config(model_type)
+    cls = model_class(config)
+    built = cls(config).float().eval()
+    classes = sorted({type(m).__name__ for _, m in experts(built)})
+    row: dict[str, Any] = {"model_type": model_type, "model": cls.__name__, "classes": classes}
+    for parameter in built.parameters():  # what a class leaves at zero or at one hides errors
+        if parameter.dim() >= 2 and parameter.std() < 1e-3:
+            nn.init.normal_(parameter, std=0.1)
+    built.save_pretrained(folder)
+    del built
+
+    def load(implementation: str) -> Any:
+        return cls.from_pretrained(
+            folder, dtype=torch.float32, experts_implementation=implementation, attn_implementation="eager"
+        ).eval()
+
+    model, eager = load("flexact"), load("eager")
+    plain = output(eager)
+    row["default"] = difference(output(model), plain)
+    del model
+
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["activation_params"] = {"routed": {"name": "swish", "beta": BETA}}
+    path.write_text(json.dumps(content))
+    assert handwrite(eager, experts) == len(experts(eager)) > 0
+    expected = output(eager)
+    model = load("flexact")
+    row["custom"] = difference(output(model), expected)
+    row["without"] = difference(plain, expected)
+    rows = [each for each in adapter.explain(model) if each["computed_by"] == "flexact"]
+    assert rows and all(each["calls"] == 1 for each in rows), rows
+    row["path"] = sorted({each["path"] for each in rows})
+    good = row["default"] <= TOLERANCE and row["custom"] <= TOLERANCE and row["without"] > 1e-3
+    row["status"] = "supported" if good else "WRONG"
+    return row
+
+
+def interesting(model_type: str, folders: set[str]) -> bool:
+    """Whether the type is a text model of a folder that has experts; a whole is its text model's row."""
+    cls = configuration_auto.CONFIG_MAPPING[model_type]
+    other = ("vision", "audio", "encoder", "code_predictor")
+    if cls.__module__.split(".")[-2] not in folders or any(part in model_type for part in other):
+        return False
+    return not any("text" in name or "thinker" in name for name in getattr(cls, "sub_configs", {}))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--trace", action="store_true")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    # A family whose sizes stayed large must fail by itself, not take the machine with it.
+    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+    import flexact
+
+    classes = experts_classes()
+    types = arguments.types or sorted(
+        t for t in configuration_auto.CONFIG_MAPPING if interesting(t, set(classes.values()))
+    )
+    rows = []
+    for model_type in types:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                row = check(model_type, Path(folder))
+        except flexact.Error as error:
+            row = {"model_type": model_type, "status": "refused", "reason": str(error)}
+        except Exception as error:
+            if arguments.trace:
+                traceback.print_exc()
+            row = {
+                "model_type": model_type,
+                "status": "not built",
+                "reason": f"{type(error).__name__}: {error}"[:200],
+            }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        gc.collect()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
