@@ -119,8 +119,12 @@ inline Double softplus(Double x) {
   return max_second(Double{0}, x) + Double{std::log1p(std::exp(-std::abs(x.v)))};
 }
 template <>
+inline Double sigmoid(Double x) {
+  return {1 / (1 + std::exp(-x.v))};
+}
+template <>
 inline Double sigmoid_of_product(Double b, Double c) {
-  return {1 / (1 + std::exp(-(b.v * c.v)))};
+  return sigmoid(b * c);
 }
 template <>
 inline Double tanh_softplus(Double x) {

@@ -1,4 +1,6 @@
-// The block with one function after another, round after round.
+// The block with one function after another, round after round, each beside the identity: cost is
+// the median over the rounds of the two times' ratio, which a slow second of the machine leaves
+// alone.
 #include "bench.hpp"
 
 #include <algorithm>
@@ -28,7 +30,24 @@ struct Entry {
   std::vector<float> values;
   std::unique_ptr<Plan> plan;
   std::vector<double> milliseconds;
+  std::vector<double> ratios;  // to the identity's time in the same moment
 };
+
+bool is_identity(const Entry& entry) {
+  return entry.name == "bilinear" || entry.name == "linear";
+}
+
+// The middle value, and half the width of its 95 % interval by the values' own spread.
+struct Middle {
+  double value;
+  double uncertainty;
+};
+Middle middle_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t n = values.size();
+  const double spread = values[3 * n / 4] - values[n / 4];
+  return {values[n / 2], 1.57 * spread / std::sqrt(static_cast<double>(n))};
+}
 
 // bf16 numbers near ±scale.
 std::vector<std::uint16_t> random_bf16(std::int64_t count, float scale, std::mt19937& random) {
@@ -107,6 +126,7 @@ int bench(const BenchOptions& options) {
                        subject.function,
                        test::sample_parameters(subject.function, 1)[0],
                        variant.backend->plan(p, subject.function, weights),
+                       {},
                        {}});
   }
 
@@ -117,49 +137,54 @@ int bench(const BenchOptions& options) {
   inputs.topk_weights = tensor(router.data(), DType::Float32, {options.tokens, p.top_k});
   inputs.topk_ids = tensor(ids.data(), DType::Int64, {options.tokens, p.top_k});
   inputs.output = output.data();
+  std::vector<std::byte> memory;
+  const auto time = [&](const Entry& entry) {
+    const std::size_t bytes = entry.plan->workspace_bytes(inputs.tokens);
+    memory.resize(std::max(memory.size(), bytes + 64));
+    void* workspace = memory.data();
+    std::size_t space = memory.size();
+    std::align(64, bytes, workspace, space);
+    const ParameterTable values{entry.values.data(), 1,
+                                static_cast<std::int64_t>(entry.values.size())};
+    const double begin = processor_milliseconds();
+    entry.plan->run(inputs, values, workspace, bytes, nullptr);
+    return processor_milliseconds() - begin;
+  };
+  std::map<Arity, const Entry*> identity;
+  for (const Entry& entry : entries) {
+    if (is_identity(entry)) identity[entry.function.arity()] = &entry;
+  }
   for (int round = -1; round < options.rounds; ++round) {  // the first one warms up
     for (Entry& entry : entries) {
-      const std::size_t bytes = entry.plan->workspace_bytes(inputs.tokens);
-      static std::vector<std::byte> memory;
-      memory.resize(std::max(memory.size(), bytes + 64));
-      void* workspace = memory.data();
-      std::size_t space = memory.size();
-      std::align(64, bytes, workspace, space);
-      const ParameterTable values{entry.values.data(), 1,
-                                  static_cast<std::int64_t>(entry.values.size())};
-      const double begin = processor_milliseconds();
-      entry.plan->run(inputs, values, workspace, bytes, nullptr);
-      const double taken = processor_milliseconds() - begin;
-      if (round >= 0) entry.milliseconds.push_back(taken);
+      // Who comes first changes, since the second one finds warmer inputs.
+      const Entry& base = *identity.at(entry.function.arity());
+      const bool base_first = round % 2 == 0;
+      double beside = base_first ? time(base) : 0;
+      const double taken = time(entry);
+      if (!base_first) beside = time(base);
+      if (round < 0) continue;
+      entry.milliseconds.push_back(taken);
+      entry.ratios.push_back(taken / beside);
     }
   }
 
-  // The fastest round is the least disturbed one; ratios of those are steadier than of medians.
-  std::map<Arity, double> base;
-  for (Entry& entry : entries) {
-    std::sort(entry.milliseconds.begin(), entry.milliseconds.end());
-    if (entry.name == "bilinear" || entry.name == "linear") {
-      base[entry.function.arity()] = entry.milliseconds.front();
-    }
-  }
   std::printf("%s %s, %s\n", variant.backend->name().c_str(), variant.name.c_str(),
               device_name().c_str());
-  std::printf("%-24s %10s %10s %10s %12s\n", "function", "best ms", "median ms", "GFLOP/s",
-              "over identity");
+  std::printf("%-24s %10s %10s %18s\n", "function", "median ms", "GFLOP/s", "over identity");
   Json rows = Json::object();
   for (const Entry& entry : entries) {
-    const double best = entry.milliseconds.front();
-    const double median = entry.milliseconds[entry.milliseconds.size() / 2];
+    const double median = middle_of(entry.milliseconds).value;
     const double matrices = entry.function.arity() == Arity::Gated ? 3 : 2;
     const double flops = 2.0 * matrices * static_cast<double>(options.tokens * p.top_k) *
                          static_cast<double>(p.hidden * p.intermediate);
-    const double over = best / base[entry.function.arity()] - 1;
-    std::printf("%-24s %10.3f %10.3f %10.1f %11.1f%%\n", entry.name.c_str(), best, median,
-                flops / best * 1e-6, 100 * over);
-    rows[entry.name] = {{"best_ms", best},
+    const Middle ratio = middle_of(entry.ratios);
+    std::printf("%-24s %10.3f %10.1f %10.2f +- %.2f %%\n", entry.name.c_str(), median,
+                flops / median * 1e-6, 100 * (ratio.value - 1), 100 * ratio.uncertainty);
+    rows[entry.name] = {{"arity", entry.function.arity() == Arity::Gated ? "gated" : "unary"},
                         {"median_ms", median},
-                        {"gflops", flops / best * 1e-6},
-                        {"over_identity", over}};
+                        {"gflops", flops / median * 1e-6},
+                        {"over_identity", ratio.value - 1},
+                        {"uncertainty", ratio.uncertainty}};
   }
   if (!options.output.empty()) {
     Json json;

@@ -108,6 +108,28 @@ TEST_P(TapeRun, a_leaf_or_a_parameter_alone_is_a_function) {
   for (float value : y) EXPECT_NEAR(value, std::exp(1.0), 1e-6);
 }
 
+// Ordinary divisors become factors; where the reciprocal is not an ordinary number, it stays a
+// division.
+TEST_P(TapeRun, divides_by_any_parameter) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const std::vector<float> x = {0.0f, -0.0f, 1.0f, -3.5f, 1e-30f, 7e37f, inf, -inf, std::nanf("")};
+  const Tape quotient = tape("x/beta");
+  for (const float beta : {1.5f, -0.3f, 3e-39f, -3e-39f, 3e38f, 0.0f, -0.0f, inf, std::nanf("")}) {
+    std::vector<float> y(x.size(), kPoison);
+    quotient.run(x.data(), nullptr, y.data(), x.size(), &beta);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const float expected = x[i] / beta;
+      if (std::isnan(expected)) {
+        EXPECT_TRUE(std::isnan(y[i])) << x[i] << " / " << beta << " = " << y[i];
+      } else if (std::abs(expected) >= std::numeric_limits<float>::min()) {
+        EXPECT_LE(test::ulp_error(y[i], Real(x[i]) / Real(beta)), 1.5L) << x[i] << " / " << beta;
+      } else {
+        EXPECT_LE(std::abs(y[i]), std::numeric_limits<float>::min()) << x[i] << " / " << beta;
+      }
+    }
+  }
+}
+
 TEST_P(TapeRun, nan_passes_through_min_max_relu_clamp_and_where_compares_false) {
   const float nan = std::nanf("");
   const float g[] = {nan, 1.0f, nan, -2.0f};
