@@ -260,9 +260,9 @@ class Plan:
                 hint=f"a contiguous {list(shape)} {self._dtype} tensor on the CPU",
             )
         self._core.run(
-            _view(hidden_states),
-            _view(topk_weights),
-            _view(topk_ids),
+            tensor_view(hidden_states),
+            tensor_view(topk_weights),
+            tensor_view(topk_ids),
             out.data_ptr(),
             values.data_ptr(),
             *values.shape,
@@ -438,13 +438,14 @@ def _make(
     name: str, problem: MoeProblem, function: Function, tensors: Mapping[str, torch.Tensor]
 ) -> _core.Plan:
     _check_cpu(**tensors)
-    core = _core.plan(name, problem, function, {key: _view(tensor) for key, tensor in tensors.items()})
+    core = _core.plan(name, problem, function, {key: tensor_view(tensor) for key, tensor in tensors.items()})
     if os.environ.get("FLEXACT_VERBOSE", "0") not in ("", "0"):
         print(f"flexact: {core.describe()}", file=sys.stderr)
     return core
 
 
-def _view(tensor: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
+def tensor_view(tensor: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
+    """A tensor as the core takes it: address, dtype, shape, strides."""
     dtype = _DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgument(f"a tensor of {tensor.dtype}", hint=", ".join(_DTYPES.values()))

@@ -10,6 +10,7 @@
 #include "config/json.hpp"
 #include "flexact/error.hpp"
 #include "moe/problem.hpp"
+#include "moe/quantised.hpp"
 
 namespace flexact::moe {
 
@@ -67,6 +68,39 @@ Tile fitted(Tile tile, const MoeProblem& problem, bool doubled, const GpuLimits&
   const std::int64_t reserve = 4096;  // barriers, and what the compiler keeps for itself
   while (tile.stages > 2 && tile.stages * stage + reserve > limits.shared_bytes) --tile.stages;
   return tile;
+}
+
+// Whether a step along K must be the 128 values that share a scale of the activations.
+bool scaled_by_group(Format format) {
+  return format == Format::Fp8Block || format == Format::Mxfp4Fp8;
+}
+
+// What the operand policies of the quantised formats need of a tile, or nullptr.
+const char* unfit(Format format, bool doubled, const Tile& tile) {
+  if (scaled_by_group(format) && tile.block_k != 128)
+    return "block_k is not 128, the values that share a scale";
+  if (format == Format::Fp8Block && tile.block_n > (doubled ? 128 : 256))
+    return "the columns of a tile lie in more than two blocks of scales";
+  if (weight_bits(format) == 4 && tile.block_k < 32) return "block_k is less than a group of FP4";
+  return nullptr;
+}
+
+// Tiles of the quantised formats, changed from those of bf16.
+void quantise_tiles(Format format, bool doubled, std::int64_t rows, Tile& up, Tile& down) {
+  if (rows > 32 && activation_bits(format) == 8) {
+    // Half the bytes: as long a step along K as bf16 has in bytes, and the 128 of a scale.
+    up.block_k = down.block_k = 128;
+    if (scaled_by_group(format)) {
+      // A tile of whole groups quantises its result itself. Beside the sums it holds an unscaled
+      // product, so it is narrower than bf16's.
+      up.block_n = down.block_n = 128;
+      up.warps = 8;
+      down.warps = rows > 64 ? 8 : 4;
+      if (format == Format::Mxfp4Fp8) up.block_m = down.block_m = 64;
+    }
+  }
+  if (activation_bits(format) == 16 && rows > 64 && !doubled) up.block_n = 128;
+  if (activation_bits(format) == 16 && rows > 64) down.block_n = 128;
 }
 
 // The largest power of two that is at most `value`, within [low, high].
@@ -185,6 +219,7 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
     up.stages = down.stages = 4;
     up.group_m = down.group_m = 8;
   }
+  if (is_quantised(problem.format)) quantise_tiles(problem.format, doubled, rows, up, down);
   // Fewer columns than a tile: less of it is thrown away.
   up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, 16, 256));
   down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, 16, 256));
@@ -235,6 +270,13 @@ LaunchTable LaunchTable::from_json(std::string_view text) {
     if (entry.launch.direct && entry.tokens * entry.top_k > kDirectPairs) {
       invalid("too many pairs for the direct route", json::join(where, "direct"),
               "at most " + std::to_string(kDirectPairs));
+    }
+    const std::pair<const char*, const Tile*> tiles[] = {{"gate_up", &entry.launch.gate_up},
+                                                         {"down", &entry.launch.down}};
+    for (const auto& [key, tile] : tiles) {
+      const bool doubled = entry.gated && tile == &entry.launch.gate_up;
+      if (const char* reason = unfit(entry.format, doubled, *tile))
+        invalid(reason, json::join(where, key));
     }
     table.entries_.push_back(std::move(entry));
   }

@@ -31,12 +31,23 @@ class TritonBackend final : public Backend {
         return same_type(problem, DType::BFloat16);
       case Format::Fp16:
         return same_type(problem, DType::Float16);
+      case Format::Fp8Block:
+      case Format::Fp8Tensor:
+      case Format::Fp8Channel:
+      case Format::Mxfp4Fp8:
+        // Both operands become E4M3; the hidden states may be either half type.
+        if (problem.io_dtype != DType::Float32) return std::nullopt;
+        return same_type(problem, DType::BFloat16);
+      case Format::Mxfp4:
+      case Format::Nvfp4:
+        // Weights are decoded to bf16.
+        return same_type(problem, DType::BFloat16);
       default:
         break;
     }
     return Refusal{
         "there are no Triton kernels for format " + std::string(to_string(problem.format)),
-        "bf16 or fp16"};
+        "any format but fp32"};
   }
 
   std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
@@ -51,7 +62,8 @@ class TritonBackend final : public Backend {
   // Both operands of a tensor core have one type.
   static std::optional<Refusal> same_type(const MoeProblem& problem, DType weights) {
     if (problem.io_dtype == weights) return std::nullopt;
-    return Refusal{"hidden states are " + std::string(to_string(problem.io_dtype)) + ", weights " +
+    return Refusal{"hidden states are " + std::string(to_string(problem.io_dtype)) +
+                       ", and format " + std::string(to_string(problem.format)) + " multiplies " +
                        std::string(to_string(weights)),
                    "convert the hidden states to " + std::string(to_string(weights))};
   }

@@ -169,5 +169,42 @@ TEST(TritonBackend, says_what_it_computes_and_where) {
   EXPECT_THAT(triton.refuse(p, swiglu)->reason, HasSubstr("fp32"));
 }
 
+TEST(LaunchPolicy, tiles_of_quantised_formats_fit_their_policies) {
+  const GpuLimits limits;
+  for (const Format format : {Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
+                              Format::Mxfp4, Format::Nvfp4, Format::Mxfp4Fp8}) {
+    for (const Pairing pairing : {Pairing::Concat, Pairing::None}) {
+      MoeProblem p = problem(8, 2, 4096, 14336);
+      p.format = format;
+      p.pairing = pairing;
+      for (std::int64_t tokens = 1; tokens <= 65536; tokens *= 4) {
+        const Launch launch = model(p, tokens, limits);
+        EXPECT_EQ(launch.gate_up.block_m, launch.down.block_m);
+        EXPECT_GE(launch.gate_up.block_k, 32);
+        if (format == Format::Fp8Block || format == Format::Mxfp4Fp8) {
+          EXPECT_EQ(launch.gate_up.block_k, 128);
+          EXPECT_EQ(launch.down.block_k, 128);
+          EXPECT_LE(launch.gate_up.block_n, 128);
+          // Many rows: the result is quantised in the epilogue.
+          if (tokens >= 1024) {
+            EXPECT_EQ(launch.gate_up.block_n, 128);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(LaunchPolicy, tables_are_refused_where_a_tile_cannot_hold_the_formats_scales) {
+  const std::string blocks = replaced(kTable, "\"bf16\"", "\"fp8_block\"");
+  EXPECT_THAT(refusal_of(blocks), HasSubstr("/entries/0/gate_up: block_k is not 128"));
+  const std::string packed =
+      replaced(replaced(kTable, "\"bf16\"", "\"mxfp4\""), "\"block_k\": 64", "\"block_k\": 16");
+  EXPECT_THAT(refusal_of(packed), HasSubstr("less than a group of FP4"));
+  std::string wide = replaced(replaced(blocks, "\"block_k\": 64", "\"block_k\": 128"),
+                              "\"block_n\": 32", "\"block_n\": 256");
+  EXPECT_THAT(refusal_of(wide), HasSubstr("more than two blocks of scales"));
+}
+
 }  // namespace
 }  // namespace flexact::moe

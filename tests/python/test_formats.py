@@ -244,7 +244,7 @@ def experts(pairing, intermediate=160, hidden=288, count=3):
 def views(weights):
     from flexact import moe
 
-    return {name: moe._view(tensor) for name, tensor in weights.items()}
+    return {name: moe.tensor_view(tensor) for name, tensor in weights.items()}
 
 
 @pytest.mark.parametrize("format, pairing", list(itertools.product(FORMATS, PAIRINGS)))

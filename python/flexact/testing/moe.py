@@ -126,7 +126,7 @@ def random_case(
         weights["w2_bias"] = normal(experts, hidden) / 2
     if static_scales:
         weights["a13_scale"] = torch.full((1,), 4 / 448, device=device)
-        weights["a2_scale"] = torch.full((1,), 16 / 448, device=device)
+        weights["a2_scale"] = torch.full((1,), 64 / 448, device=device)
     scores = normal(tokens, experts)
     chosen = scores.topk(top_k, dim=-1)
     ids = chosen.indices.to(torch.int32)

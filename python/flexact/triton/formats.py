@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 
-from flexact.triton import gemm, operands
+from flexact._core import Tile
+from flexact.triton import gemm, operands, operands_fp4, operands_fp8, quantise
+
+# Of at most so many rows a tile quantises activations itself: with few rows a kernel less is worth more.
+_FEW_ROWS = 32
+_GROUP = 128
+
+Given = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,38 +28,265 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class Intermediate:
+    """What lies between the two GEMMs.
+
+    Attributes:
+        written: The tensor that gate_up stores to, and what `store` needs beside it.
+        store: How it stores (gemm.store_rows and its like).
+        read: Launches what is left to do, and returns what down reads.
+    """
+
+    written: Operand
+    store: Any
+    read: Callable[[], Operand]
+
+
+@dataclass(frozen=True)
 class Format:
     """The kernels' view of a weight × activation format.
 
     Attributes:
-        operands: The policy of both GEMMs (operands.py).
-        store: How gate_up stores h (gemm.store_rows and its like).
-        inputs: Hidden states → the first GEMM's activations; here a quantisation would be launched.
-        intermediate: (pairs, I, dtype, device) → the h that gate_up writes and down reads.
-        weights: (name "w13" or "w2", given tensors) → a weight side.
-        bits: Bits of a weight element.
+        operands: The policy of both GEMMs (operands.py and its like).
+        inputs: (hidden states, topk_ids, experts, given, tile) → the first GEMM's activations; launches
+            their quantisation where that is a kernel.
+        intermediate: (pairs, I, dtype, device, given, tile of gate_up) → what lies between the GEMMs.
+        weights: (name "w13" or "w2", given, pairing) → a weight side.
+        scratch: (tokens, pairs, H, I, bytes of the io dtype, tile) → bytes that the two above allocate.
+        step: Values of K in an element of the weight tensor.
+        halves: Whether a tile loads gate and up one by one.
         combines: Whether `down_and_combine` reads these weights.
     """
 
     operands: Any
-    store: Any
-    inputs: Callable[[torch.Tensor, dict[str, torch.Tensor]], Operand]
-    intermediate: Callable[[int, int, torch.dtype, torch.device], Operand]
-    weights: Callable[[str, dict[str, torch.Tensor]], Operand]
-    bits: int = 16
-    combines: bool = True
+    inputs: Callable[[torch.Tensor, torch.Tensor, int, Given, Tile], Operand]
+    intermediate: Callable[[int, int, torch.dtype, torch.device, Given, Tile], Intermediate]
+    weights: Callable[[str, Given, str], Operand]
+    scratch: Callable[[int, int, int, int, int, Tile], int]
+    step: int = 1
+    halves: bool = False
+    combines: bool = False
 
 
-def _plain_intermediate(pairs: int, width: int, dtype: torch.dtype, device: torch.device) -> Operand:
-    return Operand(torch.empty((pairs, width), dtype=dtype, device=device))
+def _kept(operand: Operand, store: Any) -> Intermediate:
+    """Nothing is left to do between the GEMMs."""
+    return Intermediate(operand, store, lambda: operand)
+
+
+# --- bf16, fp16, and FP4 beside bf16 --------------------------------------------------------------
+
+
+def _plain_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+    return Operand(x)
+
+
+def _plain_intermediate(
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
+) -> Intermediate:
+    return _kept(Operand(torch.empty((pairs, width), dtype=dtype, device=device)), gemm.store_rows)
+
+
+def _plain_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
+    return pairs * width * size
+
+
+def _plain_weights(name: str, given: Given, pairing: str) -> Operand:
+    return Operand(given[name])
+
+
+def _words(packed: torch.Tensor) -> torch.Tensor:
+    """Packed E2M1 [E, N, K/2] as words of eight values [E, N, K/8]; the same memory."""
+    return packed.view(torch.int32)
+
+
+def _mx_weights(name: str, given: Given, pairing: str) -> Operand:
+    scale = given[f"{name}_scale"]
+    return Operand(_words(given[name]), (scale, *scale.stride()))
+
+
+def _nv_weights(name: str, given: Given, pairing: str) -> Operand:
+    scale, whole = given[f"{name}_scale"].view(torch.uint8), given[f"{name}_global_scale"]
+    return Operand(_words(given[name]), (scale, *scale.stride(), whole, *_by_half(whole)))
+
+
+def _by_half(numbers: torch.Tensor) -> tuple[int, int]:
+    """Strides between experts and between gate and up of [E, 2] or [E]."""
+    return numbers.stride(0), numbers.stride(1) if numbers.dim() == 2 else 0
+
+
+# --- E4M3 activations in groups of 128 ------------------------------------------------------------
+
+
+def _group_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+    if tile.block_m <= _FEW_ROWS and tile.block_k == _GROUP:
+        return Operand(x)
+    rows, k = x.shape
+    groups = triton.cdiv(k, _GROUP)
+    codes = torch.empty((rows, k), dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((rows, groups), dtype=torch.float32, device=x.device)
+    block = min(2048, triton.next_power_of_2(groups) * _GROUP)
+    quantise.quantise_groups[(rows, triton.cdiv(k, block))](
+        x, x.stride(0), codes, codes.stride(0), scales, scales.stride(0), k,
+        BLOCK=block, num_warps=max(1, block // 512),
+    )  # fmt: skip
+    return Operand(codes, (scales, scales.stride(0)))
+
+
+def _group_intermediate(
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
+) -> Intermediate:
+    if tile.block_n % _GROUP:
+        # Not rounded before it is quantised, so that the tile's width changes no bit.
+        return _kept(
+            Operand(torch.empty((pairs, width), dtype=torch.float32, device=device)), gemm.store_rows
+        )
+    codes = torch.empty((pairs, width), dtype=torch.float8_e4m3fn, device=device)
+    scales = torch.empty((pairs, triton.cdiv(width, _GROUP)), dtype=torch.float32, device=device)
+    return _kept(Operand(codes, (scales, scales.stride(0))), quantise.store_groups)
+
+
+def _group_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
+    def coded(rows: int, k: int) -> int:
+        return rows * (k + 4 * triton.cdiv(k, _GROUP))
+
+    return coded(tokens, hidden) + (4 * pairs * width if tile.block_n % _GROUP else coded(pairs, width))
+
+
+def _block_weights(name: str, given: Given, pairing: str) -> Operand:
+    scale = given[f"{name}_scale"]
+    return Operand(given[name], (scale, *scale.stride()))
+
+
+# --- E4M3 activations with one scale a row, or one in all -----------------------------------------
+
+
+def _row_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+    return _rows_to_codes(x, x, "row")
+
+
+def _row_intermediate(
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
+) -> Intermediate:
+    h = torch.empty((pairs, width), dtype=dtype, device=device)
+    bits = torch.zeros(pairs, dtype=torch.int32, device=device)
+    return Intermediate(
+        Operand(h, (bits,)), quantise.store_row_largest, lambda: _rows_to_codes(h, bits, "rows")
+    )
+
+
+def _row_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
+    return tokens * (hidden + 4) + pairs * (width * (size + 1) + 8)
+
+
+def _channel_weights(name: str, given: Given, pairing: str) -> Operand:
+    scale = given[f"{name}_scale"]
+    return Operand(given[name], (scale, scale.stride(0), scale.stride(1), 0))
+
+
+def _tensor_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+    if "a13_scale" in given:
+        return _rows_to_codes(x, given["a13_scale"], "given")
+    bits = torch.zeros(1, dtype=torch.int32, device=x.device)
+    block = min(4096, triton.next_power_of_2(x.shape[1]))
+    quantise.largest[(x.shape[0],)](
+        x, x.stride(0), ids, bits, x.shape[1], experts,
+        TOP_K=ids.shape[1], BLOCK=block, num_warps=max(1, block // 512),
+    )  # fmt: skip
+    return _rows_to_codes(x, bits, "tensor")
+
+
+def _tensor_intermediate(
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
+) -> Intermediate:
+    if "a2_scale" in given:
+        codes = torch.empty((pairs, width), dtype=torch.float8_e4m3fn, device=device)
+        written = Operand(codes, (given["a2_scale"],))
+        return Intermediate(written, quantise.store_given, lambda: Operand(codes, (given["a2_scale"], 0)))
+    h = torch.empty((pairs, width), dtype=dtype, device=device)
+    bits = torch.zeros(1, dtype=torch.int32, device=device)
+    return Intermediate(
+        Operand(h, (bits,)), quantise.store_largest, lambda: _rows_to_codes(h, bits, "tensor")
+    )
+
+
+def _tensor_weights(name: str, given: Given, pairing: str) -> Operand:
+    scale = given[f"{name}_scale"]
+    by_expert, by_half = _by_half(scale)
+    return Operand(given[name], (scale, by_expert, 0, by_half))
+
+
+def _rows_to_codes(x: torch.Tensor, known: torch.Tensor, source: str) -> Operand:
+    """`source` as quantise_rows' SCALE."""
+    rows, k = x.shape
+    codes = torch.empty((rows, k), dtype=torch.float8_e4m3fn, device=x.device)
+    each = source in ("row", "rows")
+    scales = known
+    if source != "given":
+        scales = torch.empty(rows if each else 1, dtype=torch.float32, device=x.device)
+    block = min(4096, triton.next_power_of_2(k))
+    quantise.quantise_rows[(rows,)](
+        x, x.stride(0), codes, codes.stride(0), known, scales, k,
+        SCALE=source, BLOCK=block, num_warps=max(1, block // 512),
+    )  # fmt: skip
+    return Operand(codes, (scales, 1 if each else 0))
 
 
 _PLAIN = Format(
     operands=operands.plain,
-    store=gemm.store_rows,
-    inputs=lambda hidden_states, given: Operand(hidden_states),
+    inputs=_plain_inputs,
     intermediate=_plain_intermediate,
-    weights=lambda name, given: Operand(given[name]),
+    weights=_plain_weights,
+    scratch=_plain_scratch,
+    combines=True,
 )
 
-FORMATS = {"bf16": _PLAIN, "fp16": _PLAIN}
+FORMATS = {
+    "bf16": _PLAIN,
+    "fp16": _PLAIN,
+    "fp8_block": Format(
+        operands=operands_fp8.blocks,
+        inputs=_group_inputs,
+        intermediate=_group_intermediate,
+        weights=_block_weights,
+        scratch=_group_scratch,
+        halves=True,
+    ),
+    "fp8_tensor": Format(
+        operands=operands_fp8.scaled,
+        inputs=_tensor_inputs,
+        intermediate=_tensor_intermediate,
+        weights=_tensor_weights,
+        scratch=_row_scratch,
+    ),
+    "fp8_channel": Format(
+        operands=operands_fp8.scaled,
+        inputs=_row_inputs,
+        intermediate=_row_intermediate,
+        weights=_channel_weights,
+        scratch=_row_scratch,
+    ),
+    "mxfp4": Format(
+        operands=operands_fp4.mx,
+        inputs=_plain_inputs,
+        intermediate=_plain_intermediate,
+        weights=_mx_weights,
+        scratch=_plain_scratch,
+        step=8,
+    ),
+    "nvfp4": Format(
+        operands=operands_fp4.nv,
+        inputs=_plain_inputs,
+        intermediate=_plain_intermediate,
+        weights=_nv_weights,
+        scratch=_plain_scratch,
+        step=8,
+    ),
+    "mxfp4_fp8": Format(
+        operands=operands_fp4.mx_fp8,
+        inputs=_group_inputs,
+        intermediate=_group_intermediate,
+        weights=_mx_weights,
+        scratch=_group_scratch,
+        step=8,
+    ),
+}

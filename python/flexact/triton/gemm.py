@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from flexact.triton.numerics import rounded, through
-from flexact.triton.operands import split, split_columns
+from flexact.triton.operands import split_columns
 from flexact.triton.tiles import direct_tile, ordered, sorted_tile
 
 
@@ -70,14 +70,16 @@ def _gate_up_tile(
         expert, _, rows, valid = sorted_tile(m, tiles, BLOCK_M)
         pair = tl.load(pair_of_row + rows)
     if expert >= 0:
-        accumulator = OPERANDS(
+        g, u = OPERANDS(
             x, x_stride, x_extra, pair // TOP_K, 0,
             w13, w13_strides, w13_extra, expert, n * BLOCK_N, intermediate, hidden,
             PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, False, TMA_W, EVEN_K,
         )  # fmt: skip
         if WEIGHT_INPUT:
             # w · (W x) for W (w x): the same product, rounded once less.
-            accumulator *= tl.load(topk_weights + pair)[:, None]
+            weight = tl.load(topk_weights + pair)[:, None]
+            g *= weight
+            u *= weight
         parameters = load_values(values, expert, PARAMETERS, PER_EXPERT)
         columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
         keep = valid[:, None] & (columns < intermediate)[None, :]
@@ -87,16 +89,15 @@ def _gate_up_tile(
         if PAIRING == "none":
             if BIAS:
                 at = bias_row + tl.minimum(columns, intermediate - 1)
-                accumulator += tl.load(at).to(tl.float32)[None, :]
-            result = ACTIVATION(through(accumulator, h.dtype.element_ty, EXACT), *parameters)
+                g += tl.load(at).to(tl.float32)[None, :]
+            result = ACTIVATION(through(g, EXACT), *parameters)
         else:
-            g, u = split(accumulator, PAIRING, BLOCK_M, BLOCK_N)
             if BIAS:
                 at_g, at_u = split_columns(n * BLOCK_N, intermediate, PAIRING, BLOCK_N)
                 g += tl.load(bias_row + at_g).to(tl.float32)[None, :]
                 u += tl.load(bias_row + at_u).to(tl.float32)[None, :]
-            g = through(g, h.dtype.element_ty, EXACT)
-            u = through(u, h.dtype.element_ty, EXACT)
+            g = through(g, EXACT)
+            u = through(u, EXACT)
             result = ACTIVATION(g, u, *parameters)
         STORE(h, h_stride, h_extra, rows, columns, keep, result, expert, BLOCK_M, BLOCK_N)
 
@@ -143,7 +144,7 @@ def gate_up(
         PAIRING: How gate and up stand in w13.
         BIAS: Whether there is one.
         WEIGHT_INPUT: Router weight on the input.
-        EXACT: Round g and u first.
+        EXACT: None, or the type that g and u are rounded to first.
         TOP_K: k.
         DIRECT: 0, or a power of two not below the number of pairs.
         TMA_W: w13 is a descriptor.
@@ -192,7 +193,7 @@ def _down_tile(
         expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
     if expert >= 0:
         n0 = first_column + n * BLOCK_N
-        accumulator = OPERANDS(
+        accumulator, _ = OPERANDS(
             h, h_stride, h_extra, rows, first,
             w2, w2_strides, w2_extra, expert, n0, hidden, intermediate,
             "none", BLOCK_M, BLOCK_N, BLOCK_K, TMA_H, TMA_W, EVEN_K,

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flexact._core import Function, Launch, LaunchTable, MoeProblem, Tile, chunking, token_bucket
 from flexact.triton import combine, gemm, routing
-from flexact.triton.formats import FORMATS
+from flexact.triton.formats import FORMATS, Intermediate
 from flexact.triton.functions import cache_folder, jit_function
 
 __all__ = ["Block", "interpreted", "launch_table"]
@@ -81,7 +82,8 @@ class Block:
         self.table = launch_table(name) if table is None else table
         self._format = FORMATS[problem.format]
         self._activation = jit_function(function)
-        self._exact = os.environ.get("FLEXACT_NUMERICS") == "exact"
+        exact = os.environ.get("FLEXACT_NUMERICS") == "exact"
+        self._exact = {"bfloat16": tl.bfloat16, "float16": tl.float16}[problem.io_dtype] if exact else None
         self._dtype: torch.dtype = getattr(torch, problem.io_dtype)
         self._compiled: set[Any] = set()
         self._lock = threading.Lock()
@@ -101,11 +103,13 @@ class Block:
         chunk, slab = chunking(problem, max(1, tokens))
         pairs = chunk * problem.top_k
         size = torch.finfo(self._dtype).bits // 8
+        up = self.choose(tokens).gate_up
+        between = self._format.scratch(chunk, pairs, problem.hidden, problem.intermediate, size, up)
         blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
         bins = triton.next_power_of_2(problem.experts + 1)
         tiles = pairs // 16 + min(problem.experts, pairs)
         sort = 4 * (4 * tiles + 3 * pairs + 2 * routing.BLOCK_PAIRS + (blocks + 3) * bins + 32)
-        return pairs * (problem.intermediate + slab) * size + sort
+        return between + pairs * slab * size + sort
 
     def run(
         self,
@@ -205,10 +209,15 @@ class Block:
             bound = pairs
         else:
             route, bound = self._sort(topk_ids, up.block_m, pairs)
-        inputs = self._format.inputs(x, weights)
-        h = self._format.intermediate(pairs, problem.intermediate, self._dtype, self.device)
+        inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up)
+        between = self._format.intermediate(
+            pairs, problem.intermediate, self._dtype, self.device, weights, up
+        )
 
-        self._gate_up(up, direct, bound, inputs, weights, topk_weights, topk_ids, route, values, h, pairs)
+        self._gate_up(
+            up, direct, bound, inputs, weights, topk_weights, topk_ids, route, values, between, pairs
+        )
+        h = between.read()
         if launch.fuse_combine and problem.combine and self._format.combines:
             self._down_and_combine(down, h, weights, topk_weights, topk_ids, out, tokens)
             return
@@ -285,12 +294,13 @@ class Block:
     def _gate_up(
         self, tile: Tile, direct: int, bound: int, inputs: Any, weights: dict[str, torch.Tensor],
         topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any, values: torch.Tensor,
-        h: Any, pairs: int,
+        between: Intermediate, pairs: int,
     ) -> None:  # fmt: skip
         problem = self.problem
-        side = self._format.weights("w13", weights)
+        side = self._format.weights("w13", weights, problem.pairing)
         bias = weights.get("w13_bias")
         w, tma = self._weight_operand(side.tensor, problem.pairing, problem.intermediate, tile)
+        h = between.written
         programs = bound * triton.cdiv(problem.intermediate, tile.block_n)
         persistent = tile.persistent and not direct
         if persistent:
@@ -301,7 +311,7 @@ class Block:
             values if bias is None else bias, 0 if bias is None else bias.stride(0), values, topk_weights,
             topk_ids, *route, h.tensor, h.tensor.stride(0), h.extra,
             pairs, problem.hidden, problem.intermediate, problem.experts,
-            OPERANDS=self._format.operands, ACTIVATION=self._activation, STORE=self._format.store,
+            OPERANDS=self._format.operands, ACTIVATION=self._activation, STORE=between.store,
             PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
             PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
             EXACT=self._exact, TOP_K=problem.top_k, DIRECT=direct, TMA_W=tma,
@@ -316,7 +326,7 @@ class Block:
         pairs: int,
     ) -> None:  # fmt: skip
         problem = self.problem
-        side = self._format.weights("w2", weights)
+        side = self._format.weights("w2", weights, "none")
         bias = weights.get("w2_bias")
         w, tma_w = self._weight_operand(side.tensor, "none", problem.hidden, tile)
         a, tma_h = h.tensor, False
@@ -360,22 +370,33 @@ class Block:
         """A descriptor where the copy engine can read the tensor, else the tensor; and which it is."""
         size = w.element_size()
         by_half = pairing in ("concat", "up_first")
+        columns_of_tile = tile.block_k // self._format.step
         if (
             not self._tma
             or w.stride(2) != 1
             or w.data_ptr() % 16
             or any(stride * size % 16 for stride in w.stride()[:2])
+            or columns_of_tile * size < 16
             or (by_half and w.stride(0) != 2 * width * w.stride(1))
             or (by_half and width * w.stride(1) * size % 16)
         ):
             return w, False
         experts, rows, columns = w.shape
+        if self._format.halves:
+            # One box holds rows of gate or rows of up: [E, 2, I, K], or [E, I, 2, K] where they alternate.
+            e, n, _ = w.stride()
+            shape, strides, box = [experts, 1, rows, columns], [e, e, n, 1], [1, 1, tile.block_n]
+            if by_half:
+                shape, strides = [experts, 2, width, columns], [e, width * n, n, 1]
+            elif pairing == "interleaved":
+                shape, strides, box = [experts, width, 2, columns], [e, 2 * n, n, 1], [1, tile.block_n, 1]
+            return TensorDescriptor(w, shape, strides, [*box, columns_of_tile]), True
         if by_half:
             shape, strides = [2 * experts, width, columns], [width * w.stride(1), w.stride(1), 1]
-            box = [2, tile.block_n, tile.block_k]
+            box = [2, tile.block_n, columns_of_tile]
         else:
             shape, strides = [experts, rows, columns], [w.stride(0), w.stride(1), 1]
-            box = [1, tile.block_n * (2 if pairing == "interleaved" else 1), tile.block_k]
+            box = [1, tile.block_n * (2 if pairing == "interleaved" else 1), columns_of_tile]
         return TensorDescriptor(w, shape, strides, box), True
 
     # --- Surroundings -----------------------------------------------------------------------------

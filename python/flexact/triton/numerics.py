@@ -39,8 +39,8 @@ def rounded(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def through(value, dtype: tl.constexpr, EXACT: tl.constexpr):
-    """`value`, in exact mode rounded to `dtype` on the way as unfused hosts do."""
-    if EXACT:
-        value = rounded(value, dtype).to(tl.float32)
+def through(value, EXACT: tl.constexpr):
+    """`value`, in exact mode rounded to the type EXACT on the way as unfused hosts do."""
+    if EXACT is not None:
+        value = rounded(value, EXACT).to(tl.float32)
     return value

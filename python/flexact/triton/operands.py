@@ -133,7 +133,7 @@ def plain(
     PAIRING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     TMA_A: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """bf16 × bf16 and fp16 × fp16: the accumulator of a tile, fp32, gate and up side by side.
+    """bf16 × bf16 and fp16 × fp16: gate and up of a tile in fp32; the same twice with "none".
 
     Args:
         a: Activations: a pointer, or a descriptor with TMA_A.
@@ -165,4 +165,8 @@ def plain(
             w, w_strides, expert, weight_rows, n0, k0, k_size, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K
         )
         accumulator = dot(x, y.T, accumulator)
-    return accumulator
+    if PAIRING == "none":
+        g, u = accumulator, accumulator
+    else:
+        g, u = split(accumulator, PAIRING, BLOCK_M, BLOCK_N)
+    return g, u

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 
 import torch
 
+from flexact import _core
 from flexact._core import Function, MoeProblem
 from flexact.errors import InvalidArgument, Unsupported
+from flexact.moe import tensor_view
 from flexact.triton.moe import Block, interpreted
 
 __all__ = ["TritonPlan", "block", "check_device", "run"]
@@ -174,25 +176,12 @@ def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def check_weights(problem: MoeProblem, weights: Mapping[str, torch.Tensor]) -> None:
-    """Raises InvalidArgument where weights contradict the problem."""
-    rows = problem.intermediate * (1 if problem.pairing == "none" else 2)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[problem.format]
-    floating = (torch.float32, torch.bfloat16, torch.float16)
-    expected = {
-        "w13": ((problem.experts, rows, problem.hidden), (dtype,)),
-        "w2": ((problem.experts, problem.hidden, problem.intermediate), (dtype,)),
-        "w13_bias": ((problem.experts, rows), floating),
-        "w2_bias": ((problem.experts, problem.hidden), floating),
-    }
+    """Raises InvalidArgument where weights or scales contradict the problem."""
     for name, tensor in weights.items():
-        if name not in expected:
-            raise InvalidArgument(f"format {problem.format} has no scales", name)
-        shape, dtypes = expected[name]
-        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
-            raise InvalidArgument(
-                f"{list(tensor.shape)} {_name(tensor.dtype)}", name,
-                f"{list(shape)} {' or '.join(map(_name, dtypes))}",
-            )  # fmt: skip
+        # Two values to a byte, eight to a word: rows that are not contiguous have no such words.
+        if tensor.dtype == torch.uint8 and tensor.stride(-1) != 1:
+            raise InvalidArgument("the last stride is not 1", name, "rows that are contiguous")
+    _core.validate_weights(problem, {name: tensor_view(tensor) for name, tensor in weights.items()})
 
 
 def _name(dtype: torch.dtype) -> str:

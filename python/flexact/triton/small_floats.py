@@ -1,0 +1,104 @@
+"""The 8- and 4-bit floats in Triton: rounding to E4M3, and decoding E2M1 and E8M0 in registers.
+
+Everything is written in Triton's own operations, so the interpreter runs what ships, with one exception:
+it truncates where a device converts to E4M3 with one rounding instruction, so there the rounding is
+spelled out. docs/formats.md has the layouts; `flexact.formats` is the same on tensors.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flexact.triton.numerics import INTERPRETED
+
+
+@triton.jit
+def to_e4m3(value):
+    """An fp32 block to E4M3: to nearest even, saturating at ±448; NaN stays NaN."""
+    if INTERPRETED:
+        bits = value.to(tl.uint32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        # Below 2^-6 steps are 2^-9, which is what fp32 has around 2^14.
+        shifted = magnitude.to(tl.float32, bitcast=True) + 16384.0
+        small = shifted.to(tl.uint32, bitcast=True) - 0x46800000
+        large = tl.minimum(((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - 960, 0x7E)
+        code = tl.where(magnitude < 0x3C800000, small, large)
+        code = tl.where(magnitude > 0x7F800000, 0x7F, code) | ((bits >> 24) & 0x80)
+        result = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    else:
+        result = value.to(tl.float8e4nv)
+    return result
+
+
+@triton.jit
+def fp8_scale(largest):
+    """The scale of E4M3 codes by a group's largest magnitude: max(largest, 1e-10) / 448, NaN for NaN."""
+    return tl.div_rn(tl.maximum(largest, 1e-10, propagate_nan=tl.PropagateNan.ALL), 448.0)
+
+
+@triton.jit
+def reciprocal(scale):
+    """1 / scale, rounded as IEEE division does, so that codes agree bit for bit with the reference."""
+    return tl.div_rn(1.0, scale)
+
+
+@triton.jit
+def largest_magnitude(value, AXIS: tl.constexpr):
+    """Max |value| along an axis; NaN if there is one."""
+    bits = tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, AXIS)
+    # As integers magnitudes keep their order, with NaN above infinity.
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def e8m0_to_float(code):
+    """2^(code - 127) in fp32; 255 is NaN, and 2^-127 subnormal."""
+    wide = code.to(tl.int32)
+    bits = tl.where(wide == 0, 0x00400000, tl.where(wide == 255, 0x7FC00000, wide << 23))
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def e8m0_to_bf16(code):
+    """2^(code - 127) in bf16; 255 is NaN, and 2^-127 subnormal."""
+    wide = code.to(tl.int32)
+    bits = tl.where(wide == 0, 0x0040, tl.where(wide == 255, 0x7FC0, wide << 7))
+    return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def _two(word, SHIFT: tl.constexpr, EXPONENT: tl.constexpr, SIGN: tl.constexpr):
+    """Two nibbles of each word, SHIFT and SHIFT + 16 bits up, as two 16-bit floats side by side.
+
+    A nibble's two exponent bits and its mantissa bit go to EXPONENT … EXPONENT + 2, its sign to SIGN.
+    """
+    nibbles = word >> SHIFT
+    return ((nibbles & 0x00070007) << EXPONENT) | ((nibbles & 0x00080008) << SIGN)
+
+
+@triton.jit
+def _halves(two, dtype: tl.constexpr):
+    low = two.to(tl.int16).to(dtype, bitcast=True)
+    high = (two >> 16).to(tl.int16).to(dtype, bitcast=True)
+    return low, high
+
+
+@triton.jit
+def e2m1_words(words, dtype: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Eight E2M1 values of each int32 word, as `dtype` (bf16 or fp16) blocks [ROWS, 8 WORDS], unscaled.
+
+    The nibble's bits stand at the type's lowest exponent bits, so what is returned is the value times
+    2^-126 (bf16) or 2^-14 (fp16), exactly, with 0.5 as a subnormal. The multiplication that brings it
+    back can carry a group's scale. Value i of a word is its i-th nibble from below.
+    """
+    # bf16: exponent from bit 7, mantissa's top bit 6; fp16: 10 and 9. The sign goes from bit 3 to 15.
+    EXPONENT: tl.constexpr = 6 if dtype == tl.bfloat16 else 9
+    a0, a4 = _halves(_two(words, 0, EXPONENT, 12), dtype)
+    a1, a5 = _halves(_two(words, 4, EXPONENT, 12), dtype)
+    a2, a6 = _halves(_two(words, 8, EXPONENT, 12), dtype)
+    a3, a7 = _halves(_two(words, 12, EXPONENT, 12), dtype)
+    # join puts its two along a new last axis: [ROWS, WORDS, 4s, 2s, 1s].
+    even = tl.join(tl.join(a0, a4), tl.join(a2, a6))  # [.., 4s, 2s]
+    odd = tl.join(tl.join(a1, a5), tl.join(a3, a7))
+    return tl.reshape(tl.join(even, odd), (ROWS, 8 * WORDS))

@@ -1,0 +1,64 @@
+"""The Triton kernels in every quantised format: in the interpreter against fp64, and compiled for a GPU.
+
+The interpreter replaces Triton's operations when kernels are imported, so it has a process of its own
+(triton_format_cases.py), and so has compilation for a GPU that is not there (triton_compile.py).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from flexact import formats
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+FORMATS = formats.FP8_FORMATS + formats.FP4_FORMATS
+
+
+def lines_of(script, folder, *arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, HERE / script, *arguments],
+        env={**os.environ, "FLEXACT_CACHE_DIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formats")
+    return lines_of("triton_format_cases.py", folder, "cpu", TRITON_INTERPRET="1")
+
+
+def test_every_format_is_as_near_to_fp64_as_its_recipe(reports):
+    blocks = [report for report in reports if "rms" in report]
+    assert {report["format"] for report in blocks} == set(FORMATS)
+    for report in blocks:
+        assert report["finite"], report
+        assert report["rms"] <= 1.1 * report["recipe_rms"], report
+        # Rounded at the same places: what is left of the difference is the order of fp32 sums.
+        assert report["to_recipe"] <= 0.05 * report["recipe_rms"], report
+
+
+def test_small_floats_and_quantisers_have_the_bits_of_the_reference(reports):
+    small = [report for report in reports if "same" in report]
+    assert len(small) == 7
+    for report in small:
+        assert report["same"], report
+
+
+def test_every_format_compiles_for_hopper_without_spills(tmp_path):
+    compiled = lines_of("triton_compile.py", tmp_path, "90", TRITON_CACHE_DIR=str(tmp_path / "triton"))
+    assert {report["format"] for report in compiled} == set(FORMATS)
+    for report in compiled:
+        # A few registers saved once around the epilogue are no matter; spills in a loop take far more.
+        assert report["stack"] <= 64, report
+        assert report["shared"] <= 232448, report
+        assert report["tensor_core"], report

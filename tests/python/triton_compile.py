@@ -1,0 +1,107 @@
+"""Compiles the launches that the policy chooses for a GPU that is not there, and reports what they take.
+
+`python triton_compile.py ARCH [all]` (90 for Hopper) prints one JSON object a line and kernel: registers,
+bytes of stack, shared memory; with "all" for small calls of every format too. The kernels are reached
+through `Block.run`, with launches that only compile.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from flexact import ActivationRegistry, formats, testing
+from flexact._core import MoeProblem
+from flexact.triton.moe import Block
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Elsewhere:
+    """What Triton asks of a driver in order to compile, answered for a GPU of `arch`."""
+
+    def __init__(self, arch):
+        self._target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self):
+        return self._target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def usage(kernel):
+    """(registers, bytes of stack) of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    match = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    return int(match[1]), int(match[2])
+
+
+def compiled(format, tokens, *, pairing="concat", hidden=2048, intermediate=768, experts=8, top_k=2):
+    """The kernels that a call of `tokens` tokens would launch, by name."""
+    kernels = {}
+    run = JITFunction.run
+
+    def only_compile(self, *arguments, grid, warmup, **options):
+        kernels[self.__name__] = run(self, *arguments, grid=grid, warmup=True, **options)
+        return kernels[self.__name__]
+
+    case = testing.random_case(
+        format, tokens=1, experts=experts, top_k=top_k, hidden=hidden, intermediate=intermediate,
+        pairing=pairing,
+    )  # fmt: skip
+    function = ActivationRegistry.get_activation("silu").function
+    problem = MoeProblem(
+        experts=experts, top_k=top_k, hidden=hidden, intermediate=intermediate, format=format, pairing=pairing
+    )  # fmt: skip
+    block = Block(problem, function if pairing == "none" else function.gated(), torch.device("cpu"))
+    JITFunction.run = only_compile
+    try:
+        block.run(
+            case.hidden_states.expand(tokens, hidden), dict(case.weights),
+            case.topk_weights.expand(tokens, top_k), case.topk_ids.expand(tokens, top_k),
+            torch.zeros(1, 0), torch.empty(tokens, hidden, dtype=torch.bfloat16),
+        )  # fmt: skip
+    finally:
+        JITFunction.run = run
+    return kernels
+
+
+def main():
+    driver.set_active(Elsewhere(int(sys.argv[1])))
+    for format in (*formats.FP8_FORMATS, *formats.FP4_FORMATS):
+        # A handful of tokens and many: the smallest and the largest tiles.
+        for tokens in (2, 2048) if format == "fp8_block" or "all" in sys.argv else (2048,):
+            for name, kernel in compiled(format, tokens).items():
+                if name not in ("gate_up", "down"):
+                    continue
+                registers, stack = usage(kernel)
+                ptx = kernel.asm["ptx"]
+                report = {
+                    "format": format, "kernel": name, "tokens": tokens, "registers": registers,
+                    "stack": stack, "shared": kernel.metadata.shared,
+                    "tensor_core": "wgmma" in ptx if tokens > 64 else "mma.sync" in ptx,
+                }  # fmt: skip
+                print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()
