@@ -46,6 +46,7 @@ def resolve_config(
 
     Raises:
         ConfigError: The configuration is not certain; `where` is a JSON pointer.
+        Unsupported: It is understood, and no one function is what its family computes.
         IoError: The file cannot be read.
     """
     merged = overrides if isinstance(overrides, str) else json.dumps(overrides) if overrides else ""

@@ -508,6 +508,12 @@ std::vector<bool> presence(const RoleRule& rule, const std::vector<Condition>& s
   return result;
 }
 
+// The configuration is understood, and no one function is what the family computes. A host may
+// leave such a model as it is, so it is told apart from a configuration that is wrong.
+Error not_computable(std::string message, std::string where, std::string hint = {}) {
+  return {ErrorCode::Unsupported, std::move(message), std::move(where), std::move(hint)};
+}
+
 // Functions that are not element-wise where this key is not zero.
 void check_zero_keys(const Family& family, const Section& section, const std::string& model_type,
                      std::optional<std::int64_t> layers) {
@@ -518,8 +524,8 @@ void check_zero_keys(const Family& family, const Section& section, const std::st
     if (!found || found.value->is_null()) {
       if (family.zero_keys_default_from > 0 &&
           layers.value_or(family.zero_keys_default_from) >= family.zero_keys_default_from) {
-        throw config_error(reason + ", and its default is not", found.pointer,
-                           "only an all-zero pattern is element-wise");
+        throw not_computable(reason + ", and its default is not", found.pointer,
+                             "only an all-zero pattern is element-wise");
       }
       continue;
     }
@@ -528,7 +534,7 @@ void check_zero_keys(const Family& family, const Section& section, const std::st
     };
     const json::Array* list = found.value->array();
     if (list ? std::all_of(list->begin(), list->end(), zero) : zero(*found.value)) continue;
-    throw config_error(reason, found.pointer, "only an all-zero pattern is element-wise");
+    throw not_computable(reason, found.pointer, "only an all-zero pattern is element-wise");
   }
 }
 
@@ -681,8 +687,8 @@ ResolvedStack resolve_model(const TextModel& model, const std::string& from_stac
   }
   const Family& family = *model.family;
   if (!family.refusal.empty())
-    throw config_error(model.model_type + " is refused: " + std::string(family.refusal),
-                       "/model_type");
+    throw not_computable(model.model_type + " is refused: " + std::string(family.refusal),
+                         "/model_type");
   if (!family.caution.empty()) warnings.add({}, family.caution);
   if (family.stacks.empty()) {
     LayerCount count = family.layers;

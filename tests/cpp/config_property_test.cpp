@@ -118,7 +118,7 @@ bool survives(const std::string& text, const std::string& overrides, ModelActiva
     model = resolve(text, overrides);
     return true;
   } catch (const Error& error) {
-    RC_ASSERT(error.code() == ErrorCode::ConfigError);
+    RC_ASSERT(is_refusal(error));
     RC_ASSERT(!std::string(error.what()).empty());
     return false;
   }

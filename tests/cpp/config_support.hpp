@@ -55,14 +55,19 @@ inline const ResolvedActivation& role(const ModelActivations& model, std::int64_
 }
 
 // The call is refused with this JSON pointer, and what() has `part`.
+// A configuration that is wrong, or a family that no one function describes.
+inline bool is_refusal(const Error& error) {
+  return error.code() == ErrorCode::ConfigError || error.code() == ErrorCode::Unsupported;
+}
+
 inline void expect_refused(std::string_view text, std::string_view pointer,
                            std::string_view part = {}, std::string overrides = {},
-                           std::string from_stack = {}) {
+                           std::string from_stack = {}, ErrorCode code = ErrorCode::ConfigError) {
   try {
     const ModelActivations model = resolve(text, std::move(overrides), std::move(from_stack));
     FAIL() << text << "\naccepted: " << model.to_json();
   } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::ConfigError) << error.what();
+    EXPECT_EQ(error.code(), code) << error.what();
     EXPECT_EQ(error.where(), pointer) << text << '\n' << error.what();
     EXPECT_NE(std::string_view(error.what()).find(part), std::string_view::npos) << error.what();
   }

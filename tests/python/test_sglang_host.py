@@ -95,7 +95,7 @@ def test_verbosity_says_what_was_decided(monkeypatch, capsys, caplog, verbosity,
 
     experts, mlp = described("layers.0.experts", "flexact"), described("layers.0.mlp", "SGLang")
     activations = SimpleNamespace(warnings=["a limit without a value"], model_type="mixtral")
-    plan = SimpleNamespace(activations=activations, path="some/model")
+    plan = SimpleNamespace(activations=activations, path="some/model", set_aside="")
     monkeypatch.setenv("FLEXACT_VERBOSE", verbosity)
     announce(SimpleNamespace(plan=plan, experts=[experts], mlps=[mlp], computed_here=[experts]))
     out = capsys.readouterr().out.splitlines()

@@ -93,48 +93,14 @@ def test_weights_can_be_neither_updated_nor_exported_after_packing(folders: dict
             getattr(WeightExporter, method)(packed, "somewhere")
 
 
-def test_a_functional_call_of_the_experts_is_refused(tmp_path: Path) -> None:
-    config = {
-        "architectures": ["AfmoeForCausalLM"],
-        "model_type": "afmoe",
-        "hidden_act": "silu",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "moe_intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_dense_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "num_shared_experts": 1,
-        "vocab_size": 384,
-        "layer_types": ["full_attention", "full_attention"],
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    message = refusal(tmp_path, None, dummy_weights=True)
-    assert "fused_moe" in message and "AfmoeForCausalLM" in message and "not hooked" in message
+def test_a_functional_call_on_weights_that_no_module_holds_is_refused(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sglang.srt.models import llama
 
-
-def test_an_activation_inside_a_function_call_is_refused(tmp_path: Path) -> None:
-    """LFM2 calls silu itself: there is no module to replace, and that is found by running it."""
-    config = {
-        "architectures": ["Lfm2ForCausalLM"],
-        "model_type": "lfm2",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 384,
-        "layer_types": ["full_attention", "full_attention"],
-        "block_auto_adjust_ff_dim": False,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    host.load(tmp_path, dummy_weights=True)
-    message = refusal(tmp_path, {"activation_params": {"name": "swish", "beta": 1.3}}, dummy_weights=True)
-    assert "Lfm2MLP" in message and "no activation module to replace" in message
+    monkeypatch.setattr(llama, "fused_moe", lambda *args: None, raising=False)
+    message = refusal(folders["llama"], None)
+    assert "fused_moe" in message and "LlamaForCausalLM" in message and "not hooked" in message
 
 
 def test_fused_shared_experts_of_another_activation_are_refused(folders: dict[str, Path]) -> None:

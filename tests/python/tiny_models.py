@@ -105,6 +105,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"intermediate_size": 96, "use_bias": True, "hidden_act": "gelu_pytorch_tanh"},
     ),
     "apertus": ("Apertus", {"intermediate_size": 96}),
+    "afmoe": (
+        "Afmoe",
+        {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 48,
+            "num_experts": 4,
+            "num_shared_experts": 1,
+            "num_dense_layers": 1,
+            "head_dim": 16,
+            "layer_types": ["full_attention", "full_attention"],
+            **_EXPERTS,
+        },
+    ),
     "olmoe": ("Olmoe", {"num_key_value_heads": 4, "intermediate_size": 48, "num_experts": 4, **_EXPERTS}),
 }
 

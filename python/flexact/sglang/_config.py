@@ -17,8 +17,42 @@ from flexact.sglang._stop import stop
 CONFIG = "config.json"
 
 
+def resolve(path: Path, overrides: str) -> tuple[Any | None, str]:
+    """The activations of a model, or None and the reason why the plugin leaves the model as it is.
+
+    It leaves a model alone where the resolver says that no one function is what its family computes (the
+    references of Grok disagree, Gemma 3n looks at whole rows) and nobody asked for another.
+
+    Raises:
+        flexact.Error: The configuration is wrong, or asks for an activation that such a family cannot have.
+    """
+    import flexact
+
+    try:
+        return flexact.resolve_config(path, overrides=overrides), ""
+    except flexact.Unsupported as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if _has_params(content) or json.loads(overrides or "{}"):
+            raise
+        return None, str(error)
+
+
+def _has_params(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value.get("activation_params")) or any(map(_has_params, value.values()))
+    return False
+
+
 class ModelPlan:
-    """The resolved activations of one model, and where they came from."""
+    """The resolved activations of one model, and where they came from.
+
+    Attributes:
+        path: The config file.
+        overrides: JSON text merged over it.
+        activations: What was resolved; None where the model is left as it is.
+        set_aside: Why it is left as it is.
+        layers: The resolved layers.
+    """
 
     def __init__(self, path: Path, overrides: str) -> None:
         import flexact
@@ -26,10 +60,10 @@ class ModelPlan:
         self.path = path
         self.overrides = overrides
         try:
-            self.activations = flexact.resolve_config(path, overrides=overrides)
+            self.activations, self.set_aside = resolve(path, overrides)
         except flexact.Error as error:
             stop(f"{path}: {error}")
-        self.layers = list(self.activations.layers)
+        self.layers = list(self.activations.layers) if self.activations else []
 
     @functools.cached_property
     def raw(self) -> dict[str, Any]:
@@ -58,11 +92,29 @@ class ModelPlan:
 
         return config.entry(self.activations, layer, role)
 
+    def family_entry(self, layer: int, role: str) -> Any | None:
+        """What the family computes by config.json alone, `activation_params` left out; None if unknown."""
+        from flexact import config
+
+        return None if self._family is None else config.entry(self._family, layer, role)
+
+    @functools.cached_property
+    def _family(self) -> Any | None:
+        import flexact
+
+        content = json.loads(self.path.read_text(encoding="utf-8-sig"))
+        for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+            part.pop("activation_params", None)
+        try:
+            return flexact.resolve_config(content)
+        except flexact.Error:
+            return None
+
     def entries(self) -> list[tuple[int, str, Any]]:
         """All (layer, role, activation) of the model."""
         from flexact import config
 
-        return config.entries(self.activations)
+        return config.entries(self.activations) if self.activations else []
 
     @functools.cached_property
     def custom(self) -> bool:

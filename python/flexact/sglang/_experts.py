@@ -7,7 +7,6 @@ flexact, at the one point that every path to the experts goes through, `FusedMoE
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -73,13 +72,16 @@ class ExpertLayer:
         """Computes the experts' output for this rank's tokens."""
         from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 
+        return StandardCombineInput(
+            hidden_states=self.compute(dispatch_output.hidden_states, dispatch_output.topk_output)
+        )
+
+    def compute(self, hidden_states: Any, topk: Any) -> Any:
+        """The experts' output [M, H] of hidden_states [M, H], for SGLang's top-k output."""
         if self.plan is None:
             self.pack()
         self.calls += 1
-        topk = dispatch_output.topk_output
-        return StandardCombineInput(
-            hidden_states=self._execute(dispatch_output.hidden_states, topk.topk_weights, topk.topk_ids)
-        )
+        return self._execute(hidden_states, topk.topk_weights, topk.topk_ids)
 
     def _execute(self, hidden_states: Any, weights: Any, ids: Any) -> Any:
         import torch
@@ -121,6 +123,8 @@ class ExpertLayer:
             backend="cpu",
         )
         self.measure(self._execute)
+        if hasattr(layer, "release"):  # the same memory under other names
+            layer.release()
         for name in ("w13_weight", "w2_weight"):
             parameter = getattr(layer, name)
             # The shape stays readable, the memory does not: one element, repeated.
@@ -197,7 +201,7 @@ def fused_moe_init(original: Callable[..., None], self: Any, *args: Any, **kwarg
     from flexact.sglang import _model
 
     current = _model.loading()
-    if current is None:
+    if current is None or current.plan.set_aside:
         return original(self, *args, **kwargs)
     given = inspect.signature(original).bind(self, *args, **kwargs)
     given.apply_defaults()
@@ -218,7 +222,7 @@ def fused_moe_init(original: Callable[..., None], self: Any, *args: Any, **kwarg
     original(self, *args, **kwargs)
     self.__dict__["flexact"] = layer = _decide(self, entry, chosen, pairing)
     if layer.is_ours:
-        _refuse_unsupported(self, layer)
+        refuse_unsupported(self, layer)
         # Where SGLang finishes a layer's weights is where flexact packs them.
         self.quant_method.process_weights_after_loading = lambda module: layer.pack()
     current.experts.append(layer)
@@ -262,7 +266,7 @@ def _decide(module: Any, entry: Any, chosen: dict[str, Any], pairing: str) -> Ex
     return ExpertLayer(module, entry, is_ours=True, reason=why_not, pairing=pairing)
 
 
-def _refuse_unsupported(module: Any, layer: ExpertLayer) -> None:
+def refuse_unsupported(module: Any, layer: ExpertLayer) -> None:
     """Ends the process where flexact has to compute this layer and cannot."""
     from flexact import _core
 
@@ -328,6 +332,8 @@ def check_construction(model: Any, current: Any) -> None:
     """Ends the process where expert layers were built in a way that the hooks cannot see."""
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
+    from flexact.sglang import _functional
+
     unseen = [
         name
         for name, module in model.named_modules()
@@ -335,14 +341,7 @@ def check_construction(model: Any, current: Any) -> None:
     ]
     if unseen:
         stop(f"{type(model).__name__}: {unseen[0]} was built without the plugin's hook")
-    for name in {type(module).__module__ for module in model.modules()}:
-        function = getattr(sys.modules.get(name), "fused_moe", None)
-        if name.startswith("sglang.srt.models.") and callable(function):
-            stop(
-                f"{type(model).__name__}: {name} computes its experts by a call of the function fused_moe,"
-                " outside FusedMoE, a"
-                " path that is not hooked"
-            )
+    _functional.attach(model, current)
 
 
 def layers_on_other_ranks(model: Any) -> set[int]:
@@ -366,7 +365,9 @@ def verify(model: Any, current: Any, *, tokens: int | None = None) -> None:
             what memory is left for its cache.
     """
     in_model = {id(module) for module in model.modules()}
-    current.experts = [layer for layer in current.experts if id(layer.module) in in_model]
+    current.experts = [
+        layer for layer in current.experts if id(getattr(layer.module, "owner", layer.module)) in in_model
+    ]
     for layer in current.experts:
         if layer.is_ours:
             layer.pack()

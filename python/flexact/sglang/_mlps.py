@@ -1,15 +1,24 @@
 """Dense and shared MLPs: found by their structure, proven by probe values, replaced where they differ.
 
-An MLP is a module that owns linear layers up and down. The proof leaves its own `forward` in place and
-exchanges only those layers: the ones going up return chosen values, the one going down keeps what it
-is given. Whatever lies between, a module, a function call or a clamp, is what the layer computes.
+An MLP is a module that owns linear layers up and down, or a decoder layer that holds both outside its
+attention. The proof leaves its own `forward` in place and exchanges only those layers: the ones going up
+return chosen values, the one going down keeps what it is given. Whatever lies between, a module, a
+function call or a clamp, is what the layer computes.
+
+Where it differs, an activation module between the two is replaced. Where there is none, because the class
+calls a function, what reaches the down projection is computed anew from what left the up projections; that
+is done only where the class was proven to compute its family's own activation and nothing else.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,8 +39,8 @@ class ActAndMul(nn.Module):
     Args:
         entry: The resolved activation.
         layer: Absolute layer number.
-        pairing: "concat" for [..., 2I] → [..., I]; "none" for a unary function; "gate" for the gate's half
-            of f(g) * u, whose product the module around it computes.
+        pairing: "concat" or "interleaved" for [..., 2I] → [..., I]; "none" for a unary function; "gate" for
+            the gate's half of f(g) * u, whose product the module around it computes.
     """
 
     def __init__(self, entry: Any, layer: int, pairing: str) -> None:
@@ -48,16 +57,30 @@ class ActAndMul(nn.Module):
         self.calls += 1
         if self.pairing == "gate":
             x = torch.cat((x, torch.ones_like(x)), dim=-1)
-        return flexact.act_and_mul(x, self.activation, pairing="none" if self.pairing == "none" else "concat")
+        return flexact.act_and_mul(
+            x, self.activation, pairing="concat" if self.pairing == "gate" else self.pairing
+        )
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The linear layers of one MLP."""
+
+    ups: dict[str, nn.Module]  # by their path in the module that is probed
+    down: nn.Module
+    passed: tuple[nn.Module, ...] = ()  # attention of a decoder layer that holds its MLP itself
 
 
 class Mlp:
     """What the plugin knows about one MLP of one layer."""
 
-    def __init__(self, name: str, module: nn.Module, layer: int, role: str, entry: Any) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, projections: Projections, layer: int, role: str, entry: Any
+    ) -> None:
         self.name, self.module, self.layer, self.role, self.entry = name, module, layer, role, entry
-        self.ups, self.down = _projections(module)
+        self.projections, self.ups, self.down = projections, projections.ups, projections.down
         self.activation: ActAndMul | None = None
+        self.how = "SGLang's module computes exactly this"
         self.error: float | None = None
 
     @property
@@ -80,34 +103,65 @@ class Mlp:
             "formula": self.entry.activation.function.formula,
             "from": self.entry.source,
             "computed_by": "flexact" if self.is_ours else "sglang",
-            "reason": "proven by probe values" if self.is_ours else "SGLang's module computes exactly this",
+            "reason": self.how,
             "relative_error": self.error,
             "calls": self.calls,
         }
 
-    def install(self, dtype: torch.dtype) -> None:
-        """Proves what the MLP computes; replaces its activation where that is something else."""
+    def install(self, dtype: torch.dtype, family: Any) -> None:
+        """Proves what the MLP computes; replaces its activation where that is something else.
+
+        Args:
+            dtype: The model's.
+            family: What the model's class would compute without any override, where that is known.
+        """
         called: list[tuple[str, str]] = []
-        self.error = self._probe(dtype, called)
+        self.error = self._probe(dtype, self.entry, called)
         if self.error <= _TOLERANCE[dtype]:
             return
-        if len(called) != 1:
+        if len(called) == 1 and self._replace(*called[0], dtype):
+            return
+        if not any(
+            self._probe(dtype, known, []) <= _TOLERANCE[dtype] for known in _as_classes_have_it(family)
+        ):
             stop(
                 f"{self._where()} computes another function, written into the class itself: there is no"
-                " activation module"
-                f" to replace (found {len(called)})"
+                f" activation module that could be replaced ({len(called)} found), and it is not proven to be"
+                " the family's own and nothing else"
             )
-        name, pairing = called[0]
+        self._recompute(dtype)
+
+    def _replace(self, name: str, pairing: str, dtype: torch.dtype) -> bool:
+        """Exchanges the activation module `name`; puts it back and returns False where more is needed."""
         if pairing == "half":
             pairing = "gate" if self.entry.gated else "none"
-        self.activation = ActAndMul(self.entry, self.layer, pairing)
-        setattr(self.module, name, self.activation)
-        self.error = self._probe(dtype, [])
+        elif self.entry.pairing == "interleaved":
+            pairing = "interleaved"
+        activation = ActAndMul(self.entry, self.layer, pairing)
+        parent, _, attribute = name.rpartition(".")
+        owner = self.module.get_submodule(parent)
+        before = getattr(owner, attribute)
+        setattr(owner, attribute, activation)
+        error = self._probe(dtype, self.entry, [])
+        if not error <= _TOLERANCE[dtype]:
+            setattr(owner, attribute, before)
+            return False
+        self.activation, self.error, self.how = activation, error, "its activation module is replaced"
+        activation.calls = 0
+        return True
+
+    def _recompute(self, dtype: torch.dtype) -> None:
+        """Has the down projection given the activation of what the up projections returned."""
+        joint = "interleaved" if len(self.ups) == 1 and self.entry.pairing == "interleaved" else "concat"
+        self.activation = ActAndMul(self.entry, self.layer, joint if self.entry.gated else "none")
+        _Recompute(self.ups, self.down, self.activation, where=self._where())
+        self.error = self._probe(dtype, self.entry, [])
+        self.how = "computed between its projections"
         self.activation.calls = 0
         if not self.error <= _TOLERANCE[dtype]:
             stop(
-                f"{self._where()} still computes another function after its {name} was replaced (relative"
-                f" error {self.error:.2g})"
+                f"{self._where()} still computes another function after its activation was computed anew"
+                f" (relative error {self.error:.2g})"
             )
 
     def _where(self) -> str:
@@ -117,25 +171,26 @@ class Mlp:
             f" SGLang's {type(self.module).__name__}"
         )
 
-    def _probe(self, dtype: torch.dtype, called: list[tuple[str, str]]) -> float:
-        """The largest relative error over the probe values.
+    def _probe(self, dtype: torch.dtype, entry: Any, called: list[tuple[str, str]]) -> float:
+        """The largest relative error of the MLP against `entry`, over the probe values.
 
-        `called` receives (name, kind) of the activation modules that took part.
+        `called` receives (path, kind) of the activation modules that took part.
         """
         width = _width_in(self.down)
         device = next((p.device for p in self.down.parameters()), torch.device("cpu"))
         gate, up = probe.values(width, dtype, device)
-        outputs = _as_projected(self.ups, gate, up, gated=self.entry.gated, where=self._where())
-        children = {
-            name: child
-            for name, child in self.module.named_children()
-            if not _is_linear(child) and not any(True for _ in child.children() if _is_linear(_))
-        }
-        handles = [child.register_forward_hook(probe.watch(name, called)) for name, child in children.items()]
+        outputs = _as_projected(self.ups, gate, up, entry, where=self._where())
+        seen: list[str] = []  # projections up that have been called
+        handles = [
+            child.register_forward_hook(_watch(name, called, seen))
+            for name, child in _between(self.module, self.projections.passed)
+        ]
         try:
             for up_name, output in outputs.items():
-                _pretend(self.ups[up_name], output)
+                _pretend(self.ups[up_name], output, seen)
             self.down.forward = probe.keep
+            for module in self.projections.passed:
+                module.forward = _pass
             with torch.no_grad():
                 self.module(*_arguments(self.module, self.ups, gate, dtype, device))
             raise _Unseen("its down projection was not called")
@@ -146,51 +201,144 @@ class Mlp:
         finally:
             for handle in handles:
                 handle.remove()
-            for linear in (*self.ups.values(), self.down):
-                linear.__dict__.pop("forward", None)
+            for module in (*self.ups.values(), self.down, *self.projections.passed):
+                module.__dict__.pop("forward", None)
         gate, up = gate.double().cpu(), up.double().cpu()
-        h, scale = (torch.cat((gate, up), dim=-1), gate * up) if self.entry.gated else (gate, gate)
-        expected = _values.reference(self.entry, self.layer, h, "concat" if self.entry.gated else "none")
+        h, scale = (torch.cat((gate, up), dim=-1), gate * up) if entry.gated else (gate, gate)
+        expected = _values.reference(entry, self.layer, h, "concat" if entry.gated else "none")
         return probe.relative_error(actual, expected, scale.abs(), dtype)
+
+
+def _as_classes_have_it(family: Any) -> list[Any]:
+    """What a class may compute for its family: the family's function, or that without its limit.
+
+    SGLang's Phi3Small reads `gegelu_limit` and never uses it.
+    """
+    import flexact
+
+    if family is None:
+        return []
+    function, known = family.activation.function, [family]
+    if any(parameter.name == "limit" for parameter in function.parameters):
+        values = json.loads(family.activation.to_json())
+        values = {p.name: values[p.name] for p in function.parameters}
+        if all(isinstance(value, (int, float)) for value in values.values()):
+            unlimited = flexact.Activation(function, values | {"limit": 1e30})
+            known.append(SimpleNamespace(activation=unlimited, gated=family.gated, pairing=family.pairing))
+    return known
+
+
+class _Recompute:
+    """Hooks that keep what the up projections return and hand its activation to the down projection."""
+
+    def __init__(
+        self, ups: dict[str, nn.Module], down: nn.Module, activation: ActAndMul, *, where: str
+    ) -> None:
+        names = _in_order(ups, gated=activation.pairing != "none", where=where)
+        self.kept: list[torch.Tensor | None] = [None] * len(names)
+        self.activation = activation
+        for index, name in enumerate(names):
+            ups[name].register_forward_hook(functools.partial(self._keep, index))
+        down.register_forward_pre_hook(self._hand_over)
+
+    def _keep(self, index: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.kept[index] = output[0] if isinstance(output, tuple) else output
+
+    def _hand_over(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        h = self.kept[0] if len(self.kept) == 1 else torch.cat(self.kept, dim=-1)
+        self.kept = [None] * len(self.kept)
+        return (self.activation(h), *inputs[1:])
 
 
 class _Unseen(Exception):
     pass
 
 
-def _pretend(linear: nn.Module, output: torch.Tensor) -> None:
+def _pass(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """In the place of attention: the hidden states as they came."""
+    given = (*args, *kwargs.values())
+    return next(value for value in given if torch.is_tensor(value) and value.is_floating_point())
+
+
+def _pretend(linear: nn.Module, output: torch.Tensor, seen: list[str]) -> None:
     # SGLang's own linear layers return (output, bias); torch's, and those that stand in for torch's in
     # models taken from transformers, return the output.
     returns_pair = type(linear).forward.__module__.startswith("sglang.srt.layers.")
     result = (output, None) if returns_pair else output
-    linear.forward = lambda *args, **kwargs: result
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        seen.append(type(linear).__name__)
+        return result
+
+    linear.forward = forward
+
+
+def _between(
+    module: nn.Module, passed: tuple[nn.Module, ...], path: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of the outermost parts that hold no linear layer: what an activation may be."""
+    for name, child in module.named_children():
+        if _is_linear(child) or child in passed:
+            continue
+        if any(_is_linear(inner) for inner in child.modules()):
+            yield from _between(child, passed, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", child
+
+
+def _watch(name: str, called: list[tuple[str, str]], seen: list[str]) -> Any:
+    """`probe.watch` from the moment on when a projection up has been called."""
+    watching = probe.watch(name, called)
+
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if seen:
+            watching(module, inputs, output)
+
+    return hook
 
 
 def _as_projected(
-    ups: dict[str, nn.Module], gate: torch.Tensor, up: torch.Tensor, *, gated: bool, where: str
+    ups: dict[str, nn.Module], gate: torch.Tensor, up: torch.Tensor, entry: Any, *, where: str
 ) -> dict[str, torch.Tensor]:
     """What each projection going up returns, by name."""
+    names = _in_order(ups, gated=entry.gated, where=where)
+    if len(names) == 1 and not entry.gated:
+        return {names[0]: gate}
+    if len(names) == 1 and entry.pairing == "interleaved":
+        return {names[0]: torch.stack((gate, up), dim=-1).flatten(-2)}
+    if len(names) == 1:
+        return {names[0]: torch.cat((gate, up), dim=-1)}
+    return dict(zip(names, (gate, up), strict=True))
+
+
+def _in_order(ups: dict[str, nn.Module], *, gated: bool, where: str) -> list[str]:
+    """The names of the projections up, the gate first; one name where they are one linear layer."""
     if len(ups) == 1:
-        return dict.fromkeys(ups, torch.cat((gate, up), dim=-1) if gated else gate)
-    gates = [name for name in ups if name in probe.GATE]
-    others = [name for name in ups if name in probe.UP]
+        return list(ups)
+    gates = [name for name in ups if name.rpartition(".")[2] in probe.GATE]
+    others = [name for name in ups if name.rpartition(".")[2] in probe.UP]
     if gated and len(ups) == 2 and len(gates) == len(others) == 1:
-        return {gates[0]: gate, others[0]: up}
+        return [gates[0], others[0]]
     stop(f"{where} cannot be verified: which of {', '.join(ups)} is the gate is not known")
 
 
 def _arguments(
     module: nn.Module, ups: dict[str, nn.Module], gate: torch.Tensor, dtype: torch.dtype, device: Any
 ) -> list[Any]:
-    """A first argument of the right shape, and None for others without a default."""
+    """Hidden states where the module takes them, and None for other arguments without a default."""
     hidden = _width_in(next(iter(ups.values())))
-    required = [
-        parameter
+    names = [
+        parameter.name
         for parameter in inspect.signature(module.forward).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
-    return [torch.zeros(gate.shape[0], hidden, dtype=dtype, device=device), *([None] * (len(required) - 1))]
+    given: list[Any] = [None] * max(1, len(names))
+    # A decoder layer takes the positions first.
+    given[names.index("hidden_states") if "hidden_states" in names else 0] = torch.zeros(
+        gate.shape[0], hidden, dtype=dtype, device=device
+    )
+    return given
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -206,22 +354,36 @@ def _width_in(linear: nn.Module) -> int:
     raise _Unseen(f"{type(linear).__name__} does not say how wide it is")
 
 
-def _projections(module: nn.Module) -> tuple[dict[str, nn.Module], nn.Module | None]:
-    """The linear layers that a module owns itself: going up by name, and the one going down."""
+def _projections(module: nn.Module) -> Projections | None:
+    """The linear layers that a module owns itself, one of which goes down; None where it is no MLP."""
+    return _sorted_out({name: child for name, child in module.named_children() if _is_linear(child)})
+
+
+def _spread_projections(layer: nn.Module) -> Projections | None:
+    """The same of a whole decoder layer, its attention aside: OPT and BERT have no module for the MLP."""
+    passed = tuple(child for child in layer.children() if probe.NOT_AN_MLP.search(type(child).__name__))
+    if not passed:
+        return None
+    inside = {id(inner) for module in passed for inner in module.modules()}
+    return _sorted_out(
+        {name: m for name, m in layer.named_modules() if _is_linear(m) and id(m) not in inside}, passed
+    )
+
+
+def _sorted_out(linears: dict[str, nn.Module], passed: tuple[nn.Module, ...] = ()) -> Projections | None:
     from sglang.srt.layers.linear import RowParallelLinear
 
-    linears = {name: child for name, child in module.named_children() if _is_linear(child)}
     downs = [
-        name for name, child in linears.items() if isinstance(child, RowParallelLinear) or name in probe.DOWN
+        name
+        for name, child in linears.items()
+        if isinstance(child, RowParallelLinear) or name.rpartition(".")[2] in probe.DOWN
     ]
-    if len(downs) != 1:
-        return {}, None
-    ups = {name: child for name, child in linears.items() if name != downs[0]}
-    return ups, linears[downs[0]]
+    ups = {name: child for name, child in linears.items() if name not in downs}
+    return Projections(ups, linears[downs[0]], passed) if len(downs) == 1 and ups else None
 
 
-def find(model: nn.Module, layers: int | None) -> Iterator[tuple[str, nn.Module, int]]:
-    """(name, module, layer) of each MLP in the text model's layers.
+def find(model: nn.Module, layers: int | None) -> Iterator[tuple[str, nn.Module, Projections, int]]:
+    """(name, module, projections, layer) of each MLP in the text model's layers.
 
     Args:
         model: SGLang's model.
@@ -229,14 +391,20 @@ def find(model: nn.Module, layers: int | None) -> Iterator[tuple[str, nn.Module,
     """
     for list_name, container in probe.layer_lists(model, layers):
         for index, layer in enumerate(container):
-            for name, module in layer.named_modules(prefix=f"{list_name}.{index}"):
-                if probe.NOT_AN_MLP.search(type(module).__name__) or any(
-                    probe.NOT_AN_MLP.search(type(child).__name__) for child in module.children()
-                ):
-                    continue
-                ups, down = _projections(module)
-                if ups and down is not None and not probe.inside_other(name, layer, list_name, index):
-                    yield name, module, index
+            found = list(_in_layer(layer, list_name, index))
+            if not found and (spread := _spread_projections(layer)) is not None:
+                found = [(f"{list_name}.{index}", layer, spread)]
+            for name, module, projections in found:
+                yield name, module, projections, index
+
+
+def _in_layer(layer: nn.Module, list_name: str, index: int) -> Iterator[tuple[str, nn.Module, Projections]]:
+    for name, module in layer.named_modules(prefix=f"{list_name}.{index}"):
+        if any(probe.NOT_AN_MLP.search(type(part).__name__) for part in (module, *module.children())):
+            continue
+        projections = _projections(module)
+        if projections is not None and not probe.inside_other(name, layer, list_name, index):
+            yield name, module, projections
 
 
 def install(model: nn.Module, current: Any, *, dtype: torch.dtype) -> None:
@@ -246,16 +414,23 @@ def install(model: nn.Module, current: Any, *, dtype: torch.dtype) -> None:
         return  # checked before: nothing but SGLang's default in it
     known = plan.activations.layers_known
     count = len(plan.layers) if known else None
-    found = list(find(model, count))
-    for name, module, layer in found:
+    parts = {
+        id(part)
+        for experts in current.experts
+        for owned in getattr(experts.module, "parts", ())
+        for part in owned.modules()
+    }
+    for name, module, projections, layer in find(model, count):
+        if id(module) in parts:
+            continue
         role = _role(name, plan, layer)
         if role is None:
             stop(
                 f"{name}: SGLang's {type(module).__name__} is an MLP that the configuration resolves to no"
                 " activation"
             )
-        mlp = Mlp(name, module, layer, role, plan.entry(layer, role))
-        mlp.install(dtype)
+        mlp = Mlp(name, module, projections, layer, role, plan.entry(layer, role))
+        mlp.install(dtype, plan.family_entry(layer, role))
         current.mlps.append(mlp)
     _refuse_unseen(model, current)
 

@@ -82,8 +82,9 @@ def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     previous, _loading = _loading, Loading(plan, is_draft=bool(getattr(self, "is_draft_worker", False)))
     try:
         result = original(self, *args, **kwargs)
-        _experts.verify(self.model, _loading, tokens=_tokens_of_a_step(self.server_args))
-        _mlps.install(self.model, _loading, dtype=self.model_config.dtype)
+        if not plan.set_aside:
+            _experts.verify(self.model, _loading, tokens=_tokens_of_a_step(self.server_args))
+            _mlps.install(self.model, _loading, dtype=self.model_config.dtype)
     finally:
         loaded, _loading = _loading, previous
     self._flexact = loaded
@@ -109,6 +110,8 @@ def initialize_model(original: Callable[..., Any], model_config: Any, *args: Any
     current = _loading
     if current is None:
         stop("a model is being built outside ModelRunner.load_model: its layers could not be verified")
+    if current.plan.set_aside:
+        return original(model_config, *args, **kwargs)
     failure: Exception | None = None
     for value in _presented_values(model_config.hf_config, current.plan):
         del current.experts[:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,11 +31,13 @@ def as_configured(plan: ModelPlan) -> tuple[str | None, dict[str, Any]]:
 
 def summary(loaded: Any) -> dict[str, Any]:
     """Plain data about a loaded model; JSON can hold it."""
+    resolved = loaded.plan.activations
     return {
-        "model_type": loaded.plan.activations.model_type,
+        "model_type": resolved.model_type if resolved else None,
         "experts": [layer.describe() for layer in loaded.experts],
         "mlps": [layer.describe() for layer in loaded.mlps],
-        "warnings": list(loaded.plan.activations.warnings),
+        "warnings": list(resolved.warnings) if resolved else [],
+        "set_aside": loaded.plan.set_aside,
     }
 
 
@@ -49,6 +52,14 @@ def get_internal_state(original: Callable[..., Any], self: Any, *args: Any, **kw
 
 def announce(loaded: Any) -> None:
     """Logs what was decided, as far as FLEXACT_VERBOSE asks for it; warnings always."""
+    if loaded.plan.set_aside:
+        print(
+            f"flexact: {loaded.plan.path}: the model runs as SGLang has it, unverified:"
+            f" {loaded.plan.set_aside}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
     for warning in loaded.plan.activations.warnings:
         logger.warning("%s: %s", loaded.plan.path, warning)
     if _switches.verbosity() >= 1:

@@ -8,6 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from flexact.sglang import _config
+
 GROUP = "sglang.srt.plugins"
 NAME = "flexact"
 
@@ -64,9 +66,7 @@ def server_args(
     arguments |= kwargs
     folder = Path(arguments["model_path"])
     if folder.is_dir() and (folder / "config.json").is_file():
-        import flexact
-
-        flexact.resolve_config(folder, overrides=arguments.get("json_model_override_args", ""))
+        _config.resolve(folder / "config.json", arguments.get("json_model_override_args", ""))
     return arguments
 
 
