@@ -1,0 +1,132 @@
+"""python -m families [--only CLASS,…] [--json FILE]: every model class of SGLang, see `sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def classes() -> tuple[dict[str, str], dict[str, str]]:
+    """({class: model file}, {model file: why it cannot be imported}) of the installed SGLang."""
+    import importlib
+    import pkgutil
+
+    import sglang.srt.models as package
+
+    found, failed = {}, {}
+    for _, name, is_package in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if is_package:
+            continue
+        short = name.rsplit(".", 1)[1]
+        try:
+            entry = getattr(importlib.import_module(name), "EntryClass", ())
+        except Exception as error:
+            failed[short] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            continue
+        for each in entry if isinstance(entry, (list, tuple)) else [entry]:
+            found[each.__name__] = short
+    return found, failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="these classes")
+    parser.add_argument("--json", type=Path, help="where the observations go")
+    parser.add_argument("--scratch", type=Path, help="where checkpoints and logs go")
+    parser.add_argument("--interpret", action="store_true", help="Triton kernels by Triton's interpreter")
+    parser.add_argument("--attention", default="", help="classes that get the Triton attention backend")
+    parser.add_argument("--names", action="store_true", help="the models asked for by name, not all classes")
+    parser.add_argument("--verbose", action="store_true")
+    arguments = parser.parse_args()
+    arguments.scratch = arguments.scratch or Path(tempfile.mkdtemp(prefix="families-"))
+    if arguments.interpret:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    only = [name for name in arguments.only.split(",") if name]
+    rows, failed = observe(only, arguments)
+    if not arguments.interpret:
+        again = [name for name, row in rows.items() if not row.get("stock", {"runs": True}).get("runs")]
+        merge_interpreted(rows, again, arguments)
+    if arguments.json:
+        write(arguments, rows, failed)
+    return 0
+
+
+def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """({class: row}, {file: why it cannot be imported}); SGLang is imported once, and forked for each run."""
+    import logging
+
+    logging.disable(logging.CRITICAL)
+    import sglang.benchmark.one_batch
+    import sglang.srt.model_executor.model_runner  # noqa: F401
+    import torch
+
+    from families import recipes, sweep
+
+    torch.set_num_threads(1)
+    found, failed = classes()
+    logging.disable(logging.NOTSET)
+    plans = recipes.by_name() if arguments.names else recipes.all_recipes(found)
+    rows = {}
+    for name in only or sorted(plans):
+        begin = time.monotonic()
+        if name in arguments.attention.split(","):
+            plans[name].options = {"attention_backend": "triton"}
+        rows[name] = sweep.one_class(name, plans[name], arguments.scratch)
+        how = " (Triton interpreted)" if arguments.interpret else ""
+        print(f"{time.monotonic() - begin:5.1f} s  {name}: {rows[name]['verdict']}{how}", flush=True)
+        if arguments.verbose:
+            print(json.dumps(rows[name], indent=1), flush=True)
+        if arguments.json:
+            write(arguments, rows, failed)
+    return rows, failed
+
+
+def merge_interpreted(rows: dict[str, Any], again: list[str], arguments: argparse.Namespace) -> None:
+    """Runs what the engine could not run once more, with Triton kernels interpreted."""
+    if not again:
+        return
+    needs_triton = [name for name in again if "attention" in str(rows[name]["stock"])]
+    second = arguments.scratch / "interpreted.json"
+    command = [sys.executable, "-m", "families", "--interpret", "--only", ",".join(again)]
+    second.unlink(missing_ok=True)
+    command += ["--json", str(second), "--scratch", str(arguments.scratch / "interpreted")]
+    command += ["--attention", ",".join(needs_triton)] + (["--names"] if arguments.names else [])
+    subprocess.run(command, check=True)
+    for name, row in json.loads(second.read_text())["names" if arguments.names else "classes"].items():
+        if row.get("stock", {}).get("runs"):
+            rows[name] = {**row, "engine": rows[name]["stock"], "triton": "interpreted"}
+        else:
+            rows[name]["interpreted"] = row.get("stock", row.get("build"))
+
+
+def write(arguments: argparse.Namespace, rows: dict[str, Any], failed: dict[str, str]) -> None:
+    """Adds the rows to the file; those of other classes stay where they are of the same SGLang."""
+    from importlib.metadata import version
+
+    versions = {name: version(name) for name in ("sglang", "transformers", "torch")}
+    content = {"versions": versions, "override": {"activation_params": {"name": "swish", "beta": 1.3}}}
+    content |= {"files_not_importable": failed, "classes": {}, "names": {}, "engines": {}}
+    if arguments.json.exists():
+        before = json.loads(arguments.json.read_text())
+        if before["versions"] == versions:
+            content |= {part: before[part] for part in ("classes", "names", "engines")}
+    part = "names" if arguments.names else "classes"
+    content[part] = dict(sorted({**content[part], **rows}.items()))
+    arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

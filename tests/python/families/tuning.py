@@ -1,0 +1,95 @@
+"""What single classes need beyond tiny sizes, mostly keys that their published config.json has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from families.published import YARN
+
+_FULL_AND_SLIDING = {"layer_types": ["full_attention", "sliding_attention"]}
+_MLA = {"num_key_value_heads": 4, "rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e4}}
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "BertModel": {"position_embedding_type": "absolute"},
+    "BertForSequenceClassification": {"position_embedding_type": "absolute"},
+    "XLMRobertaModel": {"position_embedding_type": "absolute"},
+    "XLMRobertaForSequenceClassification": {"position_embedding_type": "absolute"},
+    "DeepseekV2ForCausalLM": {
+        **_MLA,
+        "num_hidden_layers": 3,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "q_lora_rank": None,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+    },
+    "DeepseekV3ForCausalLM": {
+        **_MLA,
+        "num_hidden_layers": 3,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    },
+    "GPTJForCausalLM": {"rotary_dim": 8},
+    "Gemma2ForCausalLM": {"hidden_act": "gelu_pytorch_tanh"},
+    "Gemma2ForSequenceClassification": {"hidden_act": "gelu_pytorch_tanh"},
+    "Gemma3nForCausalLM": {
+        "intermediate_size": [96, 96],
+        "activation_sparsity_pattern": [0.95, 0.0],
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "altup_num_inputs": 2,
+    },
+    "Glm4MoeLiteForCausalLM": {**_MLA, "first_k_dense_replace": 1},
+    "GraniteMoeHybridForCausalLM": {"layer_types": ["attention", "attention"]},
+    "HYV3ForCausalLM": {"route_norm": True, "first_k_dense_replace": 1},
+    "HunYuanDenseV1ForCausalLM": {"head_dim": 16},
+    "HunYuanMoEV1ForCausalLM": {
+        "head_dim": 16,
+        "moe_intermediate_size": 48,
+        "num_shared_expert": 1,
+        "moe_topk": 2,
+    },
+    "LagunaForCausalLM": _FULL_AND_SLIDING,
+    "MellumForCausalLM": _FULL_AND_SLIDING,
+    "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16},
+    "MiniMaxM2ForCausalLM": {"scoring_func": "sigmoid", "use_routing_bias": True, "use_qk_norm": True},
+    "OlmoForCausalLM": {"num_key_value_heads": 4},
+    "OlmoeForCausalLM": {"num_key_value_heads": 4},
+    "PhiForCausalLM": {"num_key_value_heads": 4},
+    "Qwen2VLForConditionalGeneration": {"vision_config": {"in_chans": 3}},
+    "Qwen3NextForCausalLM": {"full_attention_interval": 2},
+    "Qwen3OmniMoeForConditionalGeneration": {
+        "talker_config": {"text_config": {"shared_expert_intermediate_size": 48}}
+    },
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"is_embedding": True}
+    for name in (
+        "BertModel",
+        "BertForSequenceClassification",
+        "XLMRobertaModel",
+        "XLMRobertaForSequenceClassification",
+        "LlamaEmbeddingModel",
+        "MistralModel",
+        "Contriever",
+        "Qwen3Model",
+        "EmbeddingGemmaModel",
+    )
+}
+# Functions that a model file calls by name: how they take gate and up, for the reference by hand.
+FUNCTIONS: dict[str, dict[str, str]] = {
+    "Phi3SmallForCausalLM": {"sglang.srt.models.phi3_small.gegelu": "interleaved"},
+}
+# What is no model of its own; said as the reason.
+CANNOT: dict[str, str] = {
+    "CLIPModel": "two encoders of images and text without a text model that generates",
+    "PixtralVisionModel": "a part of a model: a vision tower",
+}
+# A draft model proposes tokens to another model; SGLang cannot run it alone.
+DRAFT = ("NextN", "MTP", "Eagle", "DSpark", "DFlash", "Draft", "AssistantModel", "AssistantForCausalLM")
