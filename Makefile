@@ -12,7 +12,7 @@ CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test test-cpp test-python test-asan test-tsan test-cuda-links coverage coverage-report \
+.PHONY: setup test test-cpp test-python test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
   demo bench format lint clean
 
 setup:
@@ -41,6 +41,15 @@ test-cuda-links: setup
 	cmake --preset developer
 	cmake --build --preset developer -j$(JOBS) --target test_cuda
 	build/developer/tests/cpp/test_cuda --gtest_also_run_disabled_tests --gtest_filter='ShippedKernels.*'
+
+# Every experts class of the pinned transformers and of the newest release that was looked at, each
+# through a checkpoint of its own; RECORD=--record writes the table in docs. Minutes.
+NEWEST := build/transformers-newest
+test-transformers: setup
+	$(PY) tests/python/transformers_sweep.py $(RECORD)
+	$(PY) -m pip install -qq --no-deps --upgrade --target $(NEWEST) -r requirements/transformers-newest.txt
+	PYTHONPATH=$(NEWEST) $(PY) tests/python/transformers_sweep.py $(RECORD)
+	PYTHONPATH=$(NEWEST) $(PY) -m pytest -p no:cacheprovider tests/python/test_transformers_adapter.py
 
 # All tests, the C++ ones on the build with sanitizers, which counts lines too; then what they reached.
 coverage:

@@ -1,7 +1,7 @@
 """transformers as the witness: the same weights, the activation written by hand, no flexact.
 
-Also the other host: where SGLang cannot be installed, the model runs here with its experts computed
-by `flexact.fused_moe` (`with_flexact`).
+Also the other host: where SGLang cannot be installed, the model runs here with flexact's experts
+implementation (`with_flexact`).
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -54,17 +54,20 @@ class Model:
     @contextlib.contextmanager
     def with_flexact(self, folder: Path, override: dict | None = None) -> Iterator[None]:
         """Every layer's experts through flexact, as config.json and the override say."""
-        import flexact
+        import flexact.transformers
 
-        resolved = flexact.resolve_config(folder, overrides=override)
-        for index, layer in enumerate(self.model.model.layers):
-            routed = resolved.layers[index].routed
-            layer.mlp.experts.forward = _flexact_forward(layer.mlp.experts, routed, index)
+        config = AutoConfig.from_pretrained(folder)
+        for key, value in (override or {}).items():
+            setattr(config, key, value)
+        byhand = self.model
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, experts_implementation="flexact"
+        ).eval()
+        flexact.transformers.convert(self.model)
         try:
             yield
         finally:
-            for layer in self.model.model.layers:
-                del layer.mlp.experts.forward
+            self.model = byhand
 
     @torch.no_grad()
     def log_probabilities(
@@ -92,27 +95,3 @@ class Model:
             )
             out.append(self.tokenizer.decode(answer[0, ids.input_ids.shape[1] :], skip_special_tokens=True))
         return out
-
-
-def _flexact_forward(experts: nn.Module, routed, layer: int) -> Callable[..., torch.Tensor]:
-    """`experts.forward` by the operator; `routed` is what the configuration resolves to."""
-    import flexact
-
-    values = torch.tensor(routed.activation.values(layer, (0, experts.num_experts)))
-
-    def forward(
-        hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        return flexact.fused_moe(
-            hidden_states,
-            experts.gate_up_proj,
-            experts.down_proj,
-            top_k_weights,
-            top_k_index,
-            routed.activation,
-            activation_values=values,
-            format="fp32",
-            pairing="concat",
-        )
-
-    return forward

@@ -1,10 +1,14 @@
-"""A Llama and a Mixtral with an override of beta generate through SGLang and through transformers."""
+"""A Llama and a Mixtral with an override of beta generate through SGLang and through transformers.
+
+Both hosts with flexact are held against transformers with the activation written by hand.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import build
 from transformers_reference import greedy, largest_difference, load, swish
 
@@ -18,7 +22,27 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return build(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_generates_ten_tokens_with_its_own_activation(model: Path) -> None:
+def test_transformers_generates_what_the_hand_written_module_does(model: Path) -> None:
+    import flexact.transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model)
+    for key, value in OVERRIDE.items():
+        setattr(config, key, value)
+    ours = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32).eval()
+    flexact.transformers.convert(ours)
+    assert all(row["computed_by"] == "flexact" for row in flexact.transformers.explain(ours))
+    reference = load(model, lambda name: swish(BETA))
+    for prompt in ([5, 9, 40], list(range(60, 90))):
+        tokens = greedy(ours, prompt, 10)
+        assert len(tokens) == 10 and all(0 <= token < VOCABULARY for token in tokens)
+        assert tokens == greedy(reference, prompt, 10)
+        with torch.no_grad():
+            expected, actual = (each(torch.tensor([prompt])).logits for each in (reference, ours))
+        assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_sglang_generates_what_the_hand_written_module_does(model: Path) -> None:
     pytest.importorskip("sglang")
     from sglang_jobs import run
 

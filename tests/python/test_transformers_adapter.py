@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", minversion="5.7")
+transformers = pytest.importorskip("transformers", minversion="5.12")
 
 import flexact  # noqa: E402
 import flexact.transformers as adapter  # noqa: E402
@@ -19,7 +19,7 @@ from tiny_models import build, edit_config  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers_reference import Handwritten, greedy, load, swish  # noqa: E402
-from transformers_sweep import check, output, tiny  # noqa: E402
+from transformers_sweep import check, model_class, output, tiny, tiny_config  # noqa: E402
 
 BETA = 1.7
 SWISH = {"hidden_act": "swish", "activation_params": {"beta": BETA}}
@@ -104,6 +104,14 @@ def test_bfloat16_rounds_less_than_the_eager_loop(folder: Any) -> None:
         layer.mlp.experts.act_fn = Handwritten(swish(BETA))
     error = (output(ours(path, torch.bfloat16)).float() - exact).abs().mean()
     assert error <= 1.2 * (output(eager).float() - exact).abs().mean()
+
+
+def test_a_part_of_the_model_alone_is_held_back_too(folder: Any) -> None:
+    model = ours(folder("deepseek_v2", **SWISH))
+    with pytest.raises(flexact.ConfigError, match="convert"):
+        model.model(torch.arange(3, 9)[None])
+    adapter.convert(model)
+    model.model(torch.arange(3, 9)[None])
 
 
 def test_the_implementation_can_be_chosen_and_left_later(folder: Any) -> None:
@@ -292,6 +300,18 @@ def test_weights_that_something_else_holds_stay_and_their_updates_are_noticed(fo
     assert near(output(model), output(reference))
 
 
+def test_inference_mode_leaves_weights_that_can_be_trained(folder: Any) -> None:
+    model = ours(folder("mixtral", **SWISH))
+    expected = output(model)
+    model.state_dict()
+    with torch.inference_mode():
+        assert torch.equal(model(torch.arange(3, 27)[None], use_cache=False).logits, expected)
+        model.state_dict()
+    ids = torch.arange(3, 15)[None]
+    model(ids, labels=ids).loss.backward()
+    assert experts_of(model).down_proj.grad.abs().max() > 0
+
+
 def test_copies_pickles_and_moves_keep_the_weights(folder: Any) -> None:
     model = ours(folder("mixtral", **SWISH))
     expected = output(model)
@@ -300,8 +320,9 @@ def test_copies_pickles_and_moves_keep_the_weights(folder: Any) -> None:
     with torch.no_grad():
         experts_of(twin).down_proj.zero_()
     assert torch.equal(output(model), expected) and not torch.equal(output(twin), expected)
-    layer = pickle.load(io.BytesIO(pickle.dumps(experts_of(model))))
-    assert torch.equal(layer.down_proj, experts_of(model).down_proj)
+    back = pickle.load(io.BytesIO(pickle.dumps(model)))
+    assert torch.equal(output(back), expected)
+    assert torch.equal(experts_of(back).down_proj, experts_of(model).down_proj)
     output(model)
     assert near(output(model.to(torch.bfloat16)).float(), expected, 5e-2)
     assert experts_of(model).down_proj.dtype == torch.bfloat16
@@ -331,6 +352,9 @@ def test_compiles_with_a_break_at_each_block_of_experts(folder: Any) -> None:
     expected = output(model)
     torch._dynamo.reset()
     assert near(output(torch.compile(model, backend="eager")), expected)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        output(torch.compile(model, backend="eager", fullgraph=True))
 
 
 # --- Dense and shared MLPs ------------------------------------------------------------------------
@@ -363,6 +387,54 @@ def test_dense_mlps_are_converted(folder: Any, family: str) -> None:
     assert len(rows) == 2
     adapter.revert(model)
     assert torch.equal(output(model), before)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "role"),
+    [
+        ("gpt2", "dense"),
+        ("bloom", "dense"),
+        ("mt5", "dense"),
+        ("modernbert", "dense"),
+        ("granitemoeshared", "shared"),
+        ("switch_transformers", "routed"),
+    ],
+)
+def test_mlps_of_other_shapes_are_converted(model_type: str, role: str) -> None:
+    """Conv1D, a residual as an argument, two stacks, fused rows, experts as a list."""
+    torch.manual_seed(0)
+    config = tiny_config(model_type)
+    model = model_class(config)(config).float().eval()
+    before = text_output(model)
+    adapter.convert(model, experts=False)
+    assert near(text_output(model), before)
+    adapter.revert(model)
+    config.activation_params = {role: {"name": "swish", "beta": BETA}}
+    rows = [row for row in adapter.convert(model, experts=False) if row["role"] == role]
+    assert rows and {row["function"] for row in rows} == {"swish"}
+    converted = text_output(model)
+    places = [(row["name"], row["path"].rpartition(".")[2]) for row in rows]
+    adapter.revert(model)
+    assert torch.equal(text_output(model), before)
+    for name, place in places:
+        setattr(model.get_submodule(name), place, Handwritten(swish(BETA)))
+    assert near(converted, text_output(model)) and not near(converted, before, 1e-3)
+
+
+def text_output(model: Any) -> torch.Tensor:
+    ids = torch.arange(3, 27)[None]
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model(input_ids=ids, **more)[0]
+
+
+def test_a_norm_before_the_projection_down_is_left_alone_or_refused() -> None:
+    config = tiny_config("bitnet")
+    model = transformers.BitNetForCausalLM(config).eval()
+    assert all("left alone" in row["path"] for row in adapter.convert(model))
+    config.activation_params = {"name": "swish", "beta": BETA}
+    with pytest.raises(flexact.Unsupported, match="several modules of BitNetMLP"):
+        adapter.convert(model)
 
 
 def test_a_function_of_gate_and_up_stands_in_a_dense_mlp(folder: Any) -> None:
@@ -550,7 +622,7 @@ def test_a_class_that_writes_its_activation_into_its_forward_is_refused_only_for
     rows = adapter.convert(model)
     assert {row["computed_by"] for row in rows} == {"transformers"}
     config.activation_params = {"name": "swish", "beta": 2.0}
-    with pytest.raises(flexact.Unsupported, match="no activation modules to replace"):
+    with pytest.raises(flexact.Unsupported, match="no activation module to replace"):
         adapter.convert(model)
 
 

@@ -8,6 +8,7 @@ its projections going up return probe values, the one going down keeps what it i
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ from flexact.errors import ConfigError, Unsupported
 from flexact.transformers import _probe
 from flexact.transformers._unbound import UnboundActivation
 
+_DOWN = (*probe.DOWN, "Wo", "output_linear")
 _SHARED = re.compile(r"share", re.I)
 _EXPERT = re.compile(r"\.experts\.(?:expert_)?(\d+)$")
 
@@ -121,6 +123,7 @@ class Mlp:
         self.class_name = type(module).__name__
         match = _EXPERT.search(name)
         self.expert = int(match[1]) if match else 0
+        self.path = ""
         self.place = ""  # the attribute that holds the activation
         self.function_name = self.formula = self.source = ""
         self.converted = False
@@ -137,7 +140,7 @@ class Mlp:
             "formula": self.formula,
             "from": self.source,
             "computed_by": "flexact" if self.converted else "transformers",
-            "path": f"{self.class_name}.{self.place}" if self.converted else "proven to compute exactly this",
+            "path": self.path,
             "own_error": self.own_error,
             "error": self.error,
             "calls": getattr(module, self.place).calls if self.converted else 0,
@@ -149,23 +152,26 @@ class Mlp:
         self.function_name, self.source = entry.name, entry.source
         activation = entry.activation.gated() if entry.gated else entry.activation
         self.formula = activation.function.formula
-        unbound = [name for name, child in module.named_children() if isinstance(child, UnboundActivation)]
-        called = [(name, "half") for name in unbound]
-        if not unbound:
-            own = self._probe(module, entry.gated, called)
-            if base is not None:
-                values = self._values(base, module, called, resolution)
-                self.own_error = self._judge(own, base.activation, values, entry.gated)
-        if len(called) != 1:
-            if base is not None and not resolution.changed(self.layer, self.role):
-                self.error = self.own_error
-                return  # written into the class, and exactly what is configured
-            raise Unsupported(
-                f"{self.class_name} has {len(called) or 'no'} activation modules to replace, and the"
-                f" configuration asks for {entry.name}",
-                self.name,
-                "a class that writes its activation into its forward cannot be converted",
-            )
+        changed = resolution.changed(self.layer, self.role)
+        called: list[tuple[str, str]] = []
+        try:
+            self._examine(module, entry, base, called, resolution)
+        except Unsupported as error:
+            if changed:
+                raise
+            # Its own function is what is configured, and it was not asked to be another.
+            self.path = f"left alone: {error.message}"
+            return
+        if not called:
+            if changed:
+                raise Unsupported(
+                    f"{self.class_name} has no activation module to replace, and {entry.name} is configured",
+                    self.name,
+                    "a class that writes its activation into its forward cannot be converted",
+                )
+            self.error = self.own_error
+            self.path = "proven to compute exactly this"
+            return
         self.place, kind = called[0]
         values = self._values(entry, module, called, resolution)
         original = getattr(module, self.place)
@@ -180,7 +186,25 @@ class Mlp:
         except Exception:
             setattr(module, self.place, original)
             raise
-        made.calls, self.converted = 0, True
+        made.calls, self.converted, self.path = 0, True, f"{self.class_name}.{self.place}"
+
+    def _examine(
+        self, module: nn.Module, entry: Any, base: Any, called: list[tuple[str, str]], resolution: Any
+    ) -> None:
+        """Proves the class's own function; `called` receives its activation module's (name, kind)."""
+        for name, child in module.named_children():
+            if isinstance(child, UnboundActivation):
+                called.append((name, "half"))
+                return
+        own = self._probe(module, entry.gated, called)
+        if len(called) > 1:
+            names = ", ".join(name for name, _ in called)
+            raise Unsupported(
+                f"several modules of {self.class_name} stand between its projections ({names})", self.name
+            )
+        if base is not None:
+            values = self._values(base, module, called, resolution)
+            self.own_error = self._judge(own, base.activation, values, entry.gated)
 
     def _learned(self, entry: Any, original: nn.Module) -> list[str]:
         """Parameters of the function that are tensors of the module that stood here."""
@@ -236,7 +260,8 @@ class Mlp:
                 linear.forward = functools.partial(_give, outputs[name])
             down.forward = probe.keep
             with torch.no_grad():
-                module(torch.zeros(len(gate), _fan_in(next(iter(ups.values()))), dtype=torch.float64))
+                x = torch.zeros(len(gate), _fan_in(next(iter(ups.values()))), dtype=torch.float64)
+                module(x, *[None] * (_required(module) - 1))
         except probe.Kept as kept:
             return kept.value.detach().cpu()
         except Exception as error:
@@ -247,6 +272,14 @@ class Mlp:
             for linear in (*ups.values(), down):
                 linear.__dict__.pop("forward", None)
         raise Unsupported(f"{self.class_name} does not use its projection going down", self.name)
+
+
+def _required(module: nn.Module) -> int:
+    """How many arguments its forward insists on; those after the first are used after the projection down."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return sum(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
+    )
 
 
 def _tensor(value: dict[str, Any]) -> str:
@@ -276,7 +309,7 @@ def _fan_in(linear: nn.Module) -> int:
 def projections(module: nn.Module) -> tuple[dict[str, nn.Module], nn.Module | None]:
     """The linear layers that a module owns itself: going up by name, and the one going down."""
     linears = {name: child for name, child in module.named_children() if is_linear(child)}
-    downs = [name for name in linears if name in probe.DOWN]
+    downs = [name for name in linears if name in _DOWN]
     if len(downs) != 1:
         return {}, None
     return {name: child for name, child in linears.items() if name != downs[0]}, linears[downs[0]]
@@ -300,7 +333,7 @@ def find(model: nn.Module, layers: int | None) -> Iterator[tuple[str, nn.Module,
     for list_name, container in probe.layer_lists(model, layers):
         for index, layer in enumerate(container):
             for name, module in layer.named_modules(prefix=f"{list_name}.{index}"):
-                parts = (module, *module.children())
+                parts = (module, *(child for child in module.children() if not is_linear(child)))
                 if any(probe.NOT_AN_MLP.search(type(part).__name__) for part in parts):
                     continue
                 ups, down = projections(module)

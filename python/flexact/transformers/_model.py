@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from flexact.errors import ConfigError, InternalError, Unsupported
 from flexact.transformers import _mlps, _probe, _resolve
@@ -16,6 +17,7 @@ logger = logging.getLogger("flexact")
 
 NAME = "flexact"
 _EXPECTED = "_flexact_expected"
+_GUARD = "_flexact_guard"
 
 
 class Prepared:
@@ -209,11 +211,14 @@ def _refuse_unseen_experts(model: nn.Module, prepared: Prepared, seen: list[tupl
 def _watch(model: nn.Module, prepared: Prepared) -> None:
     """Before each step nothing may be open; after the first one every layer must have run."""
     if state(model) is None:
-        model.register_forward_pre_hook(_before)
         model.register_forward_hook(_after)
     model.__dict__["_flexact_model"] = prepared
     for module in model.modules():
-        if _EXPECTED in module.__dict__:
+        if module is model or isinstance(module, PreTrainedModel):
+            # A part of the model that is called by itself is held back as well.
+            if _GUARD not in module.__dict__:
+                module.register_forward_pre_hook(_before)
+            module.__dict__[_GUARD] = prepared
             module.__dict__[_EXPECTED] = False
 
 
@@ -231,7 +236,9 @@ def _prepare_first(model: nn.Module, inputs: Any) -> None:
 
 
 def _before(model: nn.Module, inputs: Any) -> None:
-    prepared = state(model)
+    prepared = model.__dict__.get(_GUARD)
+    if prepared is None and _chosen(model.config):  # the model comes out of a pickle
+        prepared = state(prepare(model))
     if prepared is not None and prepared.open:
         raise ConfigError(
             f"{len(prepared.open)} modules would compute another activation than is configured:"

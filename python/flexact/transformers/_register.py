@@ -16,6 +16,7 @@ import functools
 import threading
 from typing import Any
 
+import transformers
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.integrations import moe as host
@@ -26,9 +27,18 @@ from flexact.transformers import _model
 from flexact.transformers._experts import experts_forward
 from flexact.transformers._unbound import UnboundActivation
 
+# Before it, the names of implementations were a fixed list, or flags of the interface were missing.
+_OLDEST = (5, 12)
+
 
 def install() -> None:
-    """Makes the changes; once."""
+    """Makes the changes; once.
+
+    Raises:
+        flexact.Unsupported: transformers is too old.
+    """
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < _OLDEST:
+        raise Unsupported(f"transformers {transformers.__version__} is too old", "", "5.12 or newer")
     if _model.NAME in host.ALL_EXPERTS_FUNCTIONS:
         return
     host.ALL_EXPERTS_FUNCTIONS.register(_model.NAME, experts_forward)

@@ -54,9 +54,10 @@ class WeightStore:
             make: Packs the weights that the module's parameters hold.
             original: The parameters that a plan has packed, by name, as they were.
         """
-        with self._lock:
-            if self.plan is not None and self._key == key:
-                return self.plan
+        if self.plan is not None and self._key == key:
+            return self.plan
+        # Tensors made in inference mode could never be trained again.
+        with self._lock, torch.inference_mode(False):
             self.restore(module)
             parameters = module.__dict__["_parameters"]
             if any(_is_held(parameters, name) for name in parameters):
@@ -71,7 +72,7 @@ class WeightStore:
 
     def restore(self, module: nn.Module) -> None:
         """Gives the weights back to the module's parameters."""
-        with self._lock:
+        with self._lock, torch.inference_mode(False):
             plan, self.plan = self.plan, None
             if plan is None:
                 return
