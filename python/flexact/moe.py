@@ -407,6 +407,8 @@ def _choose(backend: str, problem: MoeProblem, function: Function, device: torch
         raise Unsupported(f"no backend computes on {device.type} tensors", hint="CPU or CUDA tensors")
     for name in there if wanted == "auto" else [wanted]:
         refusal = _core.refuse(name, problem, function)
+        if refusal is None and name == "cutlass":
+            refusal = ("it runs from C++ only", "backend='triton'")
         if refusal is None:
             return name
         reasons.append((name, *refusal))

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cpu/backend.hpp"
+#include "cuda/backend.hpp"
 #include "flexact/backend.hpp"
 #include "flexact/error.hpp"
 #include "moe/triton_backend.hpp"
@@ -10,7 +11,8 @@
 namespace flexact {
 
 const std::vector<const Backend*>& backends() {
-  static const std::vector<const Backend*> table = {&cpu::backend(), &moe::triton_backend()};
+  static const std::vector<const Backend*> table = {&cpu::backend(), &moe::triton_backend(),
+                                                    &cuda::backend()};
   return table;
 }
 

@@ -23,7 +23,29 @@ std::vector<Subject> subjects() {
   return list;
 }
 
+namespace {
+
+bool gpu_cases = false;
+
+const std::vector<Size>& gpu_sizes() {
+  // Experts with several tiles of 128 rows, short ones and none; widths around a tile of columns.
+  static const std::vector<Size> list = {
+      {"even", 4, 2, 64, 48, 6},    {"tiny", 3, 1, 8, 8, 3},      {"tiles", 3, 2, 200, 136, 150},
+      {"decode", 8, 2, 96, 80, 1},  {"wide", 2, 2, 136, 264, 70}, {"k32", 40, 32, 24, 16, 3},
+      {"many", 64, 8, 64, 40, 40},  {"empty", 4, 2, 32, 32, 0},   {"dense", 1, 1, 72, 64, 300},
+      {"deep", 4, 2, 520, 128, 33},
+  };
+  return list;
+}
+
+}  // namespace
+
+void use_gpu_cases() {
+  gpu_cases = true;
+}
+
 const std::vector<Size>& sizes() {
+  if (gpu_cases) return gpu_sizes();
   // No size is a multiple of a tile in all dimensions but the first.
   static const std::vector<Size> list = {
       {"even", 4, 2, 64, 48, 6},     {"one", 3, 1, 1, 1, 3},      {"odd", 5, 3, 17, 33, 7},
@@ -44,7 +66,9 @@ using Row = std::array<int, kChoices.size()>;
 Options options_of(const Row& row) {
   Options options;
   options.size = row[0];
-  options.io = row[1] == 0 ? DType::BFloat16 : row[1] == 1 ? DType::Float32 : DType::Float16;
+  options.io = row[1] == 0 || gpu_cases ? DType::BFloat16
+               : row[1] == 1            ? DType::Float32
+                                        : DType::Float16;
   options.bias13 = row[2] != 0;
   options.bias2 = row[3] != 0;
   options.router_weight_on_input = row[4] != 0;
@@ -170,14 +194,19 @@ const std::vector<Format>& all_formats() {
   static const std::vector<Format> list = {Format::Bf16,     Format::Fp16,      Format::Fp32,
                                            Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
                                            Format::Mxfp4,    Format::Nvfp4,     Format::Mxfp4Fp8};
-  return list;
+  static const std::vector<Format> on_gpu = {Format::Bf16};
+  return gpu_cases ? on_gpu : list;
 }
 
 std::vector<Variant> variants() {
   std::vector<Variant> list;
   for (const Backend* backend : backends()) {
-    // Kernels on a GPU run from Python; tests/gpu holds them to the same reference.
-    if (backend->device() != "cpu") continue;
+    if ((backend->device() == "cpu") == gpu_cases) continue;
+    // Triton's kernels run from Python; tests/gpu holds them to the same reference.
+    if (gpu_cases) {
+      if (backend->name() == "cutlass") list.push_back({backend, "sm_90a"});
+      continue;
+    }
     for (cpu::Isa isa : cpu::supported_isas()) {
       list.push_back({backend, std::string(cpu::to_string(isa))});
     }

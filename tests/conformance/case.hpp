@@ -52,6 +52,9 @@ struct Options {
 };
 
 const std::vector<Size>& sizes();
+// From now on: what the kernels of a GPU take. bf16, rows of whole 16-byte pieces, and sizes around
+// their tiles. To be called first.
+void use_gpu_cases();
 const std::vector<Options>& covering_options();
 
 // Everything but the variant that runs it.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "device.hpp"
 #include "flexact/error.hpp"
 
 namespace flexact::conformance {
@@ -18,6 +19,9 @@ class Guarded {
     while (reinterpret_cast<std::uintptr_t>(memory_.data() + start_) % 64 != 0) ++start_;
   }
   std::byte* data() { return memory_.data() + start_; }
+  // All of it, guards included, and where the memory between them begins.
+  std::vector<std::byte>& whole() { return memory_; }
+  std::size_t start() const { return start_; }
   std::size_t size() const { return size_; }
   bool guards_intact() const {
     const auto intact = [](std::byte b) { return b == kPattern; };
@@ -33,6 +37,50 @@ class Guarded {
   std::size_t start_;
   std::vector<std::byte> memory_;
 };
+
+// Memory that a GPU writes: a copy there, and back into the guarded memory here.
+class Mirror {
+ public:
+  Mirror(Device& device, Guarded& host) : device_(device), host_(host), padded_(host.whole()) {
+    // Moved so that the copy is aligned as the original is.
+    padded_.insert(padded_.begin(), kAlign - host.start() % kAlign, std::byte{0xff});
+    copy_ = static_cast<std::byte*>(device.copy(padded_.data(), padded_.size()));
+  }
+  std::byte* data() { return copy_ + (padded_.size() - host_.whole().size()) + host_.start(); }
+  void fetch() {
+    device_.read(padded_.data(), copy_, padded_.size());
+    std::copy(padded_.end() - static_cast<std::ptrdiff_t>(host_.whole().size()), padded_.end(),
+              host_.whole().begin());
+  }
+
+ private:
+  static constexpr std::size_t kAlign = 64;
+  Device& device_;
+  Guarded& host_;
+  std::vector<std::byte> padded_;
+  std::byte* copy_;
+};
+
+// Runs the plan once into `output`, on whichever memory its backend works.
+void run_plan(const Plan& plan, const CaseData& data, const ParameterTable& values, Device* device,
+              Guarded& workspace, Guarded& output) {
+  const auto or_null = [](std::byte* pointer, std::size_t size) {
+    return size == 0 ? nullptr : pointer;
+  };
+  if (device == nullptr) {
+    plan.run(data.inputs(output.data()), values, or_null(workspace.data(), workspace.size()),
+             workspace.size(), nullptr);
+    return;
+  }
+  Mirror workspace_there(*device, workspace);
+  Mirror output_there(*device, output);
+  MoeInputs inputs = device->copy(data.inputs(nullptr));
+  inputs.output = output_there.data();
+  plan.run(inputs, device->copy(values), or_null(workspace_there.data(), workspace.size()),
+           workspace.size(), nullptr);
+  workspace_there.fetch();
+  output_there.fetch();
+}
 
 Outcome failed(std::string message) {
   return {Outcome::Kind::Failed, std::move(message), 0};
@@ -114,9 +162,12 @@ Outcome run(const Prepared& prepared, const Variant& variant, Fault fault) {
   try {
     const std::optional<Refusal> refusal = backend.refuse(m.problem, m.function);
     select(variant);
+    std::optional<Device> device;
     std::unique_ptr<Plan> plan;
     try {
-      plan = backend.plan(m.problem, m.function, m.data.weights());
+      if (!refusal && backend.device() != "cpu") device.emplace();
+      const MoeWeights weights = m.data.weights();
+      plan = backend.plan(m.problem, m.function, device ? device->copy(weights) : weights);
     } catch (const Error& error) {
       if (refusal && error.code() == ErrorCode::Unsupported && !refusal->reason.empty()) {
         return {Outcome::Kind::Refused, refusal->reason, 0};
@@ -133,10 +184,8 @@ Outcome run(const Prepared& prepared, const Variant& variant, Fault fault) {
     const auto count = static_cast<std::size_t>(m.data.output_count());
     Guarded output(count * element), again(count * element);
     for (Guarded* target : {&output, &again}) {
-      const MoeInputs inputs = m.data.inputs(target->data());
-      Guarded workspace(plan->workspace_bytes(inputs.tokens));
-      plan->run(inputs, m.values, workspace.size() == 0 ? nullptr : workspace.data(),
-                workspace.size(), nullptr);
+      Guarded workspace(plan->workspace_bytes(m.data.inputs(nullptr).tokens));
+      run_plan(*plan, m.data, m.values, device ? &*device : nullptr, workspace, *target);
       if (!workspace.guards_intact()) return failed("writes outside the workspace");
       if (!target->guards_intact()) return failed("writes outside the output");
     }

@@ -7,6 +7,8 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
+#include <vector>
 
 #include "activation/printers.hpp"
 #include "activation_random_expression.hpp"
@@ -21,7 +23,6 @@ using flexact::Arity;
 using flexact::Error;
 using flexact::ErrorCode;
 using flexact::Function;
-using flexact::Pairing;
 using flexact::moe::Numerics;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -93,16 +94,11 @@ cuda::LinkedKernel link(const cuda::KernelImage& image, const std::string& sourc
   return cuda::link_kernel_with(cache, image, source, kArchitecture, "test");
 }
 
-TEST(FunctionSource, swaps_rounds_and_slows_down_as_asked) {
+TEST(FunctionSource, rounds_or_slows_down_as_asked) {
   const Function f = Function::named("swiglu");
-  const std::string plain = cuda::function_source(f, Pairing::Concat, Numerics::Fast);
-  EXPECT_EQ(plain, flexact::activation::print_cuda(f));
-  EXPECT_EQ(cuda::function_source(f, Pairing::Interleaved, Numerics::Fast), plain);
-  EXPECT_THAT(cuda::function_source(f, Pairing::UpFirst, Numerics::Fast),
-              HasSubstr("u[2] = {flexact_input(first[0])"));
-  EXPECT_THAT(cuda::function_source(f, Pairing::Concat, Numerics::Exact), HasSubstr("cvt.rn.bf16"));
-  EXPECT_THAT(cuda::function_source(f, Pairing::Concat, Numerics::Precise),
-              HasSubstr("#define FLEXACT_PRECISE"));
+  EXPECT_EQ(cuda::function_source(f, Numerics::Fast), flexact::activation::print_cuda(f));
+  EXPECT_THAT(cuda::function_source(f, Numerics::Exact), HasSubstr("cvt.rn.bf16"));
+  EXPECT_THAT(cuda::function_source(f, Numerics::Precise), HasSubstr("#define FLEXACT_PRECISE"));
 }
 
 TEST(LateLinking, compiles_every_catalogue_function_in_every_form) {
@@ -114,16 +110,14 @@ TEST(LateLinking, compiles_every_catalogue_function_in_every_form) {
     const Function f = Function::named(name);
     // The forms take turns; each meets every third function.
     const Numerics numerics[] = {Numerics::Fast, Numerics::Exact, Numerics::Precise};
-    const Pairing pairing = index % 2 == 0 ? Pairing::Concat : Pairing::UpFirst;
     const auto linked =
-        link(image_of(gated), cuda::function_source(f.gated(), pairing, numerics[index++ % 3]));
+        link(image_of(gated), cuda::function_source(f.gated(), numerics[index++ % 3]));
     EXPECT_THAT(linked.report.faults(), IsEmpty()) << name;
     ASSERT_EQ(linked.report.kernels.size(), 1u) << name;
     EXPECT_GT(linked.report.kernels[0].registers, 16);
     EXPECT_EQ(linked.cubin.substr(1, 3), "ELF");
     if (f.arity() == Arity::Unary && index % 4 == 0) {
-      EXPECT_THAT(link(image_of(unary), cuda::function_source(f, Pairing::None, Numerics::Fast))
-                      .report.faults(),
+      EXPECT_THAT(link(image_of(unary), cuda::function_source(f, Numerics::Fast)).report.faults(),
                   IsEmpty())
           << name;
     }
@@ -169,8 +163,7 @@ TEST(LateLinking, the_second_link_comes_from_disk_and_a_damaged_entry_is_rebuilt
   const Folder folder;
   const cuda::DiskCache cache(folder.path() + "/cache");
   const std::string ir = tools()->compile(kKernel, kArchitecture);
-  const std::string source =
-      cuda::function_source(Function::named("swiglu"), Pairing::Concat, Numerics::Fast);
+  const std::string source = cuda::function_source(Function::named("swiglu"), Numerics::Fast);
   const auto first = link(image_of(ir), source, cache);
   EXPECT_FALSE(first.from_disk);
   const auto second = link(image_of(ir), source, cache);
@@ -192,7 +185,7 @@ TEST(LateLinking, everything_that_matters_is_in_the_key) {
   const std::string other_ir =
       tools()->compile(std::string(kKernel) + "__device__ int more;", kArchitecture);
   const Function f = Function::named("swiglu");
-  const std::string source = cuda::function_source(f, Pairing::Concat, Numerics::Fast);
+  const std::string source = cuda::function_source(f, Numerics::Fast);
   const std::string key = link(image_of(ir), source).key;
   EXPECT_EQ(link(image_of(ir), source).key, key);
   EXPECT_NE(link(image_of(other_ir), source).key, key);
@@ -253,23 +246,42 @@ TEST(ShippedKernels, link_without_spills_stack_or_serialised_wgmma) {
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
   expect_clean("sm90_bf16_layer", "", "no function");
   for (const char* name : {"swiglu", "geglu", "situ"}) {
-    expect_clean("sm90_bf16_gated",
-                 cuda::function_source(Function::named(name), Pairing::Concat, Numerics::Fast),
+    expect_clean("sm90_bf16_gated", cuda::function_source(Function::named(name), Numerics::Fast),
                  name);
   }
-  expect_clean("sm90_bf16_unary",
-               cuda::function_source(Function::named("xielu"), Pairing::None, Numerics::Fast),
+  expect_clean("sm90_bf16_unary", cuda::function_source(Function::named("xielu"), Numerics::Fast),
                "xielu");
 }
 
-// Minutes; `make test-cuda-links` runs it.
+// Minutes; `make test-cuda-links` runs it. What it links stays in the user's cache.
 TEST(ShippedKernels, DISABLED_link_with_every_function_and_random_expressions) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
+  std::vector<std::pair<std::string, Function>> functions;
   for (const std::string& name : flexact::ActivationRegistry::instance().list()) {
-    const Function f = Function::named(name).gated();
-    expect_clean("sm90_bf16_gated", cuda::function_source(f, Pairing::Concat, Numerics::Fast),
-                 name.c_str());
+    functions.emplace_back(name, Function::named(name));
+  }
+  functions.emplace_back("expr1", Function::expression("g*sigmoid(beta*g+shift)*(u+0.5)"));
+  functions.emplace_back("expr2", Function::expression("a*tanh(x/a)+b*log1p(x^2)+0.1*x"));
+  for (std::uint32_t seed = 0; functions.size() < 66; ++seed) {
+    const std::string text = flexact::testing_support::Generator(seed).expression(4).text;
+    if (text.find('x') == std::string::npos) continue;
+    try {
+      functions.emplace_back(text, Function::expression(text));
+    } catch (const Error&) {
+      // Constant folding found it meaningless.
+    }
+  }
+  const cuda::DiskCache cache = cuda::DiskCache::standard();
+  const auto check = [&](const char* image, const Function& f, const std::string& name) {
+    const auto linked =
+        cuda::link_kernel_with(cache, cuda::kernel_image(image),
+                               cuda::function_source(f, Numerics::Fast), kArchitecture, name);
+    EXPECT_THAT(linked.report.faults(), IsEmpty()) << image << " " << name;
+  };
+  for (const auto& [name, f] : functions) {
+    check("sm90_bf16_gated", f.gated(), name);
+    if (f.arity() == Arity::Unary) check("sm90_bf16_unary", f, name);
   }
 }
 

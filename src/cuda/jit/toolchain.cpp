@@ -1,11 +1,12 @@
 // The two libraries' C interfaces, as far as they are used, and calls of them.
 #include "cuda/jit/toolchain.hpp"
 
-#include <sys/stat.h>
-
 #include <cstdint>
+#include <fstream>
 #include <memory>
 #include <utility>
+
+#include "activation/digest.hpp"
 
 namespace flexact::cuda {
 
@@ -202,10 +203,13 @@ std::string toolchain_identity() {
       const Toolchain& tools = Toolchain::instance();
       path = name == kCompilerName ? tools.compiler_path() : tools.linker_path();
     }
-    struct ::stat status {};
-    if (::stat(path.c_str(), &status) != 0) status = {};
-    text += path + " " + std::to_string(status.st_size) + " " +
-            std::to_string(status.st_mtim.tv_sec) + "\n";
+    // The head of a library holds the sizes of its parts and the digest that its build left there.
+    std::string head(4096, '\0');
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    const auto size = static_cast<std::int64_t>(file.tellg());
+    file.seekg(0).read(head.data(), static_cast<std::streamsize>(head.size()));
+    text +=
+        std::string(name) + " " + std::to_string(size) + " " + activation::sha256_hex(head) + "\n";
   }
   return text;
 }

@@ -22,6 +22,7 @@ inline constexpr int kGemmSharedBytes =
     kStages * kStageBytes + kStagingBytes + 2 * kStages * 8 + 1024;
 
 inline constexpr int kRouteThreads = 1024;
+inline constexpr int kRouteBlocks = 8;  // of one cluster, where there is work for so many
 
 // One row tile: `rows` consecutive rows of the sorted order, all of one expert.
 struct RowTile {
@@ -34,17 +35,20 @@ struct RowTile {
 struct GemmArguments {
   const RowTile* tiles;
   const std::int32_t* tile_count;
-  void* output;               // [rows, columns] bf16
-  std::int32_t columns;       // of the output: I or H
-  std::int32_t depth;         // H or I
-  std::int32_t group_rows;    // row tiles that are swept together, so that weights stay in L2
-  std::int32_t column_tiles;  // of a cluster
+  std::uint32_t* taken;     // two counters, 0 before and after: tiles taken, CTAs that are done
+  void* output;             // [rows, columns] bf16
+  std::int32_t columns;     // of the output: I or H
+  std::int32_t depth;       // H or I
+  std::int32_t group_rows;  // row tiles that are swept together, so that weights stay in L2
+  std::int32_t column_tiles;
   std::int32_t value_columns;
+  std::int32_t gate_pair;    // which of the two weight rows of an output is the gate: 0 or 1
+  std::int32_t interleaved;  // the two are neighbours: the weights' second dimension, not the third
   std::int32_t padding;
   const float* values;        // [1 or E, value_columns]
   std::int64_t value_stride;  // 0 where all experts share one row
-  const float* bias;       // [E, columns], gated [E, 2, columns] as the pairs are stored; or null
-  const float* row_scale;  // [rows] factor of the input row, or null
+  const float* bias;          // [E, columns], gated [E, 2, columns], gates first; or null
+  const float* row_scale;     // [rows] factor of the input row, or null
 };
 
 // A bias of any floating type in the order that the GEMM reads.
@@ -55,7 +59,7 @@ struct BiasArguments {
   std::int32_t type;         // DType
   std::int32_t width;        // gated: 2I
   std::int32_t interleaved;  // gate and up of a column are neighbours
-  std::int32_t padding;
+  std::int32_t up_first;
   float* output;
 };
 
@@ -70,6 +74,7 @@ struct RouteArguments {
   std::int32_t* slot_row;  // [tokens, top_k]: its row in the sorted order, or -1
   RowTile* tiles;
   std::int32_t* tile_count;
+  std::uint32_t* taken;  // four counters to clear: of GEMM1 and GEMM2
 };
 
 struct GatherArguments {

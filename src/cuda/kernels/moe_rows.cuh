@@ -41,44 +41,100 @@ __device__ inline unsigned long long sum_before(unsigned long long value, unsign
   return before + inclusive - value;
 }
 
-// One block: counts the slots of each expert, gives each expert its rows and tiles, and each slot its
-// row. Rows of one expert come in no particular order; no result depends on it.
-__device__ inline void route(const RouteArguments& r) {
-  extern __shared__ int count[];  // [experts], then the next free row of each
+__device__ inline unsigned cluster_rank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline unsigned cluster_size() {
+  unsigned size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The same place in another block's shared memory.
+__device__ inline int read_remote(const int* local, unsigned rank) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(local));
+  unsigned remote;
+  int value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(value) : "r"(remote) : "memory");
+  return value;
+}
+
+// Calls visit(slot, expert) for this block's slots of ours; several ids are on their way at once.
+template <typename Visit>
+__device__ inline void for_each_slot(const RouteArguments& r, Visit visit) {
+  constexpr int kAhead = 8;
   const int slots = r.tokens * r.top_k;
+  const int each = (slots + static_cast<int>(cluster_size()) - 1) / static_cast<int>(cluster_size());
+  const int first = static_cast<int>(cluster_rank()) * each;
+  const int end = min(slots, first + each);
+  for (int base = first + static_cast<int>(threadIdx.x); base < end; base += kAhead * kRouteThreads) {
+    std::int64_t id[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int slot = base + i * kRouteThreads;
+      id[i] = slot < end ? id_at(r, slot) : -1;
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int slot = base + i * kRouteThreads;
+      if (slot < end) visit(slot, is_ours(r, id[i]) ? static_cast<int>(id[i]) : -1);
+    }
+  }
+}
+
+// One cluster of blocks: counts the slots of each expert, gives each expert its rows and tiles, and each
+// slot its row. Rows of one expert come in no particular order; no result depends on it.
+__device__ inline void route(const RouteArguments& r) {
+  extern __shared__ int memory[];
+  int* const count = memory;               // [experts] of this block
+  int* const next_row = memory + r.experts;  // [experts] that this block's slots take
+  const unsigned rank = cluster_rank();
   for (int e = static_cast<int>(threadIdx.x); e < r.experts; e += kRouteThreads) count[e] = 0;
   __syncthreads();
-  for (int slot = static_cast<int>(threadIdx.x); slot < slots; slot += kRouteThreads) {
-    const std::int64_t id = id_at(r, slot);
-    if (is_ours(r, id)) atomicAdd(&count[id], 1);
-  }
-  __syncthreads();
+  for_each_slot(r, [&](int, int expert) {
+    if (expert >= 0) atomicAdd(&count[expert], 1);
+  });
+  cluster_sync();
 
   int rows_before = 0;
   int tiles_before = 0;
   for (int base = 0; base < r.experts; base += kRouteThreads) {
     const int e = base + static_cast<int>(threadIdx.x);
-    const int rows = e < r.experts ? count[e] : 0;
+    int rows = 0;
+    int of_earlier_blocks = 0;
+    for (unsigned block = 0; block < cluster_size() && e < r.experts; ++block) {
+      if (block == rank) of_earlier_blocks = rows;
+      rows += read_remote(count + e, block);
+    }
     const int tiles = (rows + kTileRows - 1) / kTileRows;
     unsigned long long total;
     const unsigned long long before =
         sum_before(static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(rows), total);
     const int first_row = rows_before + static_cast<int>(before & 0xffffffffu);
     const int first_tile = tiles_before + static_cast<int>(before >> 32);
-    if (e < r.experts) count[e] = first_row;
-    for (int i = 0; i < tiles; ++i) {
+    if (e < r.experts) next_row[e] = first_row + of_earlier_blocks;
+    for (int i = 0; i < tiles && rank == 0; ++i) {
       r.tiles[first_tile + i] = {e, first_row + i * kTileRows, min(kTileRows, rows - i * kTileRows), 0};
     }
     rows_before += static_cast<int>(total & 0xffffffffu);
     tiles_before += static_cast<int>(total >> 32);
   }
-  if (threadIdx.x == 0) *r.tile_count = tiles_before;
+  if (rank == 0 && threadIdx.x == 0) {
+    *r.tile_count = tiles_before;
+    for (int i = 0; i < 4; ++i) r.taken[i] = 0;
+  }
   __syncthreads();
 
-  for (int slot = static_cast<int>(threadIdx.x); slot < slots; slot += kRouteThreads) {
-    const std::int64_t id = id_at(r, slot);
-    r.slot_row[slot] = is_ours(r, id) ? atomicAdd(&count[id], 1) : -1;
-  }
+  for_each_slot(r, [&](int slot, int expert) {
+    r.slot_row[slot] = expert >= 0 ? atomicAdd(&next_row[expert], 1) : -1;
+  });
+  // No block leaves while another may read its counts.
+  cluster_sync();
 }
 
 __device__ inline bool aligned16(const void* address, std::int64_t stride_bytes) {
@@ -174,7 +230,9 @@ __device__ inline void order_bias(const BiasArguments& b) {
     } else {
       value = __half2float(static_cast<const __half*>(b.bias)[at]);
     }
-    const int to = b.interleaved != 0 ? i % 2 * (b.width / 2) + i / 2 : i;
+    int to = i;
+    if (b.interleaved != 0) to = i % 2 * (b.width / 2) + i / 2;
+    if (b.up_first != 0) to = i < b.width / 2 ? i + b.width / 2 : i - b.width / 2;
     b.output[expert * b.width + to] = value;
   }
 }

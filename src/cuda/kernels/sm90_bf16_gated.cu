@@ -1,5 +1,4 @@
-// GEMM1 of gated layers: one kernel for each cluster size.
+// GEMM1 of gated layers.
 #include "sm90_bf16_gemm.cuh"
 
-FLEXACT_GEMM_KERNEL(flexact_gemm_gated, Gated, 1)
-FLEXACT_GEMM_KERNEL(flexact_gemm_gated_pair, Gated, 2)
+FLEXACT_GEMM_KERNEL(flexact_gemm_gated, Gated)

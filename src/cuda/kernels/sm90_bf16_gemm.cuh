@@ -16,7 +16,6 @@
 
 #include <cute/arch/copy_sm90.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
-#include <cute/arch/cluster_sm90.hpp>
 #include <cute/tensor.hpp>
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
@@ -25,7 +24,7 @@
 
 // The linked function: see activation/printers.hpp. Two elements at a time, so that packed arithmetic
 // is possible; after linking it is inlined and its array arguments are registers.
-extern "C" __device__ void flexact_act2(const float first[2], const float second[2],
+extern "C" __device__ void flexact_act2(const float g[2], const float u[2],
                                         const float* parameters, float y[2]);
 extern "C" __device__ void flexact_act2_unary(const float x[2], const float* parameters, float y[2]);
 
@@ -36,7 +35,7 @@ using cute::Shape;
 
 // What becomes of the accumulators.
 enum class Epilogue {
-  Gated,  // columns 16j … 16j+7 are the gates (or ups) of outputs 8j … 8j+7, the next eight their partners
+  Gated,  // the first half of a tile's columns are gates, the second half their ups
   Unary,
   Plain,  // rounded as they are
 };
@@ -44,8 +43,9 @@ enum class Epilogue {
 namespace sm90 {
 
 inline constexpr int kConsumers = 2;  // warpgroups
-inline constexpr int kProducerRegisters = 24;
-inline constexpr int kConsumerRegisters = 240;
+inline constexpr int kWorkSlots = 2;
+inline constexpr int kProducerRegisters = 40;
+inline constexpr int kConsumerRegisters = 232;
 
 using Element = cute::bfloat16_t;
 using FullBarrier = cutlass::arch::ClusterTransactionBarrier;
@@ -66,45 +66,35 @@ struct SharedStorage {
   alignas(128) Element staging[kStagingBytes / 2];
   FullBarrier full[kStages];
   EmptyBarrier empty[kStages];
+  int4 work[kWorkSlots];  // expert, first row, rows, column tile; -1 as the column: nothing more
+  EmptyBarrier work_full[kWorkSlots];
+  EmptyBarrier work_empty[kWorkSlots];
 };
-static_assert(kStages * kStageBytes + kStagingBytes + 2 * kStages * 8 + 1024 <= kGemmSharedBytes);
+static_assert(sizeof(SharedStorage) <= kGemmSharedBytes);
 
-// The tiles of this cluster, one after the other. Groups of row tiles are swept column by column:
-// the CTAs at work then share few weights and few rows, and L2 serves most reads.
-struct Schedule {
-  const GemmArguments& arguments;  // stays in constant memory
-  int row_tiles;
-  int position;
+// The tile at a position of the order in which tiles are taken. Groups of row tiles are swept column by
+// column: the CTAs at work then share few weights and few rows, and L2 serves most reads.
+__device__ inline int4 tile_at(const GemmArguments& arguments, int position, int row_tiles) {
+  const int group_tiles = arguments.group_rows * arguments.column_tiles;
+  const int group = position / group_tiles;
+  const int inside = position - group * group_tiles;
+  const int first = group * arguments.group_rows;
+  const int height = min(arguments.group_rows, row_tiles - first);
+  const int column = inside / height;
+  const auto* at = arguments.tiles + first + inside - column * height;
+  int4 tile = __ldg(reinterpret_cast<const int4*>(at));
+  tile.w = column;
+  return tile;
+}
 
-  template <int kCluster>
-  __device__ static Schedule of_cluster(const GemmArguments& arguments) {
-    return {arguments, *arguments.tile_count, static_cast<int>(blockIdx.x) / kCluster};
-  }
-
-  template <int kCluster>
-  __device__ bool next(RowTile& rows, int& column) {
-    if (position >= row_tiles * arguments.column_tiles) return false;
-    const int group_tiles = arguments.group_rows * arguments.column_tiles;
-    const int group = position / group_tiles;
-    const int inside = position - group * group_tiles;
-    const int first = group * arguments.group_rows;
-    const int height = min(arguments.group_rows, row_tiles - first);
-    column = inside / height;
-    const auto* at = arguments.tiles + first + inside - column * height;
-    const int4 entry = __ldg(reinterpret_cast<const int4*>(at));
-    rows = {entry.x, entry.y, entry.z, 0};
-    position += static_cast<int>(gridDim.x) / kCluster;
-    return true;
-  }
-};
-
-// A position in the ring of stages; `phase` flips with each round.
+// A position in a ring of kLength slots; `phase` flips with each round.
+template <int kLength>
 struct Ring {
-  int stage = 0;
+  int slot = 0;
   std::uint32_t phase = 0;
   __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
+    if (++slot == kLength) {
+      slot = 0;
       phase ^= 1;
     }
   }
@@ -158,9 +148,10 @@ __device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const Ge
     const float* bias = arguments.bias + tile.expert * columns * (kEpilogue == Epilogue::Gated ? 2 : 1);
     CUTE_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
-      const int of_output = kEpilogue == Epilogue::Gated ? block / 2 * 8 : block * 8;
+      const bool second = kEpilogue == Epilogue::Gated && block >= kBlocks / 2;
+      const int of_output = (second ? block - kBlocks / 2 : block) * 8;
       const int column = min(first_column + of_output + place.column, arguments.columns - 2);
-      const float* at = bias + column + (kEpilogue == Epilogue::Gated && block % 2 == 1 ? columns : 0);
+      const float* at = bias + column + (second ? columns : 0);
       const float2 pair = __ldg(reinterpret_cast<const float2*>(at));
       for (int half = 0; half < 2; ++half) {
         value(acc, block, half, 0) += pair.x;
@@ -175,10 +166,11 @@ template <Epilogue kEpilogue, typename Accumulators>
 __device__ __forceinline__ std::uint32_t result(Accumulators& acc, int block, int half,
                                                 const float* parameters) {
   if constexpr (kEpilogue == Epilogue::Gated) {
-    const float first[2] = {value(acc, 2 * block, half, 0), value(acc, 2 * block, half, 1)};
-    const float second[2] = {value(acc, 2 * block + 1, half, 0), value(acc, 2 * block + 1, half, 1)};
+    constexpr int kPartner = kTileColumns / 16;
+    const float gate[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
+    const float up[2] = {value(acc, block + kPartner, half, 0), value(acc, block + kPartner, half, 1)};
     float y[2];
-    flexact_act2(first, second, parameters, y);
+    flexact_act2(gate, up, parameters, y);
     return pack(y[0], y[1]);
   } else if constexpr (kEpilogue == Epilogue::Unary) {
     const float x[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
@@ -239,114 +231,121 @@ __device__ __forceinline__ void store(Accumulators& acc, Element* staging, const
   }
 }
 
-// The producer: one thread issues every copy of this CTA.
-template <Epilogue kEpilogue, int kCluster>
+// The producer: one thread takes tiles and issues every copy. Tiles are taken from a counter, so that all
+// CTAs stay close together in the order however unequal tiles are; the next one is asked for while the
+// copies of this one are issued.
+template <Epilogue kEpilogue>
 __device__ __forceinline__ void produce(SharedStorage& shared, const CUtensorMap* map_a,
-                                        const CUtensorMap* map_b, const GemmArguments& arguments,
-                                        int rank) {
+                                        const CUtensorMap* map_b, const GemmArguments& arguments) {
   constexpr int kOutputs = kEpilogue == Epilogue::Gated ? kTileColumns / 2 : kTileColumns;
   constexpr int kHalfBytes = 64 * kTileDepth * 2;
   constexpr int kColumnBytes = kTileColumns * kTileDepth * 2;
-  Schedule schedule = Schedule::of_cluster<kCluster>(arguments);
-  constexpr auto kKeep = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
-  Ring ring;
-  RowTile tile;
-  int column;
-  while (schedule.next<kCluster>(tile, column)) {
-    const int first_column = (column * kCluster + rank) * kOutputs;
-    const int halves = tile.rows > 64 ? 2 : 1;
-    for (int k = 0; k < arguments.depth; k += kTileDepth) {
-      shared.empty[ring.stage].wait(ring.phase ^ 1);
-      auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.stage]);
-      shared.full[ring.stage].arrive_and_expect_tx(halves * kHalfBytes + kColumnBytes);
+  constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+  const int row_tiles = *arguments.tile_count;
+  const int tiles = row_tiles * arguments.column_tiles;
+  int position = static_cast<int>(blockIdx.x);
+  Ring<kStages> ring;
+  Ring<kWorkSlots> work;
+  while (true) {
+    const bool any = position < tiles;
+    const int next = any ? static_cast<int>(gridDim.x + atomicAdd(arguments.taken, 1u)) : 0;
+    const int4 tile = any ? tile_at(arguments, position, row_tiles) : make_int4(0, 0, 0, -1);
+    shared.work_empty[work.slot].wait(work.phase ^ 1);
+    shared.work[work.slot] = tile;
+    shared.work_full[work.slot].arrive();
+    work.advance();
+    if (!any) break;
 
-      // In a cluster, each CTA fetches half of the rows for both.
+    const int first_column = tile.w * kOutputs;
+    const int halves = tile.z > 64 ? 2 : 1;
+    for (int k = 0; k < arguments.depth; k += kTileDepth) {
+      shared.empty[ring.slot].wait(ring.phase ^ 1);
+      auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]);
+      shared.full[ring.slot].arrive_and_expect_tx(halves * kHalfBytes + kColumnBytes);
       for (int half = 0; half < halves; ++half) {
-        Element* target = &shared.a[ring.stage][half * 64 * kTileDepth];
-        if constexpr (kCluster == 1) {
-          cute::SM90_TMA_LOAD_2D::copy(map_a, full, kKeep, target, k, tile.first_row + half * 64);
-        } else if (half == rank) {
-          cute::SM90_TMA_LOAD_MULTICAST_2D::copy(map_a, full, (1 << kCluster) - 1, kKeep, target, k,
-                                                 tile.first_row + half * 64);
-        }
+        cute::SM90_TMA_LOAD_2D::copy(map_a, full, kHint,
+                                     &shared.a[ring.slot][half * 64 * kTileDepth], k, tile.y + half * 64);
       }
-      if constexpr (kEpilogue == Epilogue::Gated) {
-        cute::SM90_TMA_LOAD_5D::copy(map_b, full, kKeep, shared.b[ring.stage], k, 0, 0, first_column / 8,
-                                     tile.expert);
-      } else {
-        cute::SM90_TMA_LOAD_3D::copy(map_b, full, kKeep, shared.b[ring.stage], k, first_column,
-                                     tile.expert);
+      // Two boxes of 128 weight rows: gates and their ups, wherever the checkpoint has them.
+      CUTE_UNROLL
+      for (int part = 0; part < 2; ++part) {
+        const int row = first_column + (kEpilogue == Epilogue::Gated ? 0 : part * 128);
+        const int pair = kEpilogue == Epilogue::Gated ? part ^ arguments.gate_pair : 0;
+        cute::SM90_TMA_LOAD_4D::copy(map_b, full, kHint,
+                                     &shared.b[ring.slot][part * 128 * kTileDepth], k,
+                                     arguments.interleaved != 0 ? pair : row,
+                                     arguments.interleaved != 0 ? row : pair, tile.x);
       }
       ring.advance();
     }
+    position = next;
   }
-}
 
-// Gives a stage back to whoever writes into it: the producers of all CTAs of the cluster.
-template <int kCluster>
-__device__ __forceinline__ void release(EmptyBarrier& empty, int lane) {
-  if constexpr (kCluster == 1) {
-    if (lane == 0) empty.arrive();
-  } else {
-    if (lane < kCluster) empty.arrive(lane);
+  // The last CTA leaves the counters as it found them.
+  if (atomicAdd(arguments.taken + 1, 1u) == gridDim.x - 1) {
+    arguments.taken[0] = 0;
+    arguments.taken[1] = 0;
   }
 }
 
 // A consumer warpgroup.
-template <Epilogue kEpilogue, int kCluster>
-__device__ __forceinline__ void consume(SharedStorage& shared, const GemmArguments& arguments,
-                                        int rank) {
+template <Epilogue kEpilogue>
+__device__ __forceinline__ void consume(SharedStorage& shared, const GemmArguments& arguments) {
   constexpr int kOutputs = kEpilogue == Epilogue::Gated ? kTileColumns / 2 : kTileColumns;
-  const int thread = static_cast<int>(threadIdx.x) - 128;
-  const int warpgroup_row = thread / 128 * 64;
-  const int lane = thread % 32;
+  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
 
   TiledMma mma;
-  auto of_thread = mma.get_slice(thread);
-  auto a = of_thread.make_fragment_A(of_thread.partition_A(
+  auto of_warpgroup = mma.get_slice(warpgroup * 128);
+  auto a = of_warpgroup.make_fragment_A(of_warpgroup.partition_A(
       cute::make_tensor(cute::make_smem_ptr(&shared.a[0][0]), SmemLayoutA{})));
-  auto b = of_thread.make_fragment_B(of_thread.partition_B(
+  auto b = of_warpgroup.make_fragment_B(of_warpgroup.partition_B(
       cute::make_tensor(cute::make_smem_ptr(&shared.b[0][0]), SmemLayoutB{})));
   auto acc = cute::partition_fragment_C(mma, Shape<Int<kTileRows>, Int<kTileColumns>>{});
 
-  Schedule schedule = Schedule::of_cluster<kCluster>(arguments);
   const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
-  Ring ring;
-  RowTile tile;
-  int column;
-  while (schedule.next<kCluster>(tile, column)) {
+  Ring<kStages> ring;
+  Ring<kWorkSlots> work;
+  while (true) {
+    shared.work_full[work.slot].wait(work.phase);
+    const int4 tile = shared.work[work.slot];
+    __syncwarp();
+    if (lane == 0) shared.work_empty[work.slot].arrive();
+    work.advance();
+    if (tile.w < 0) break;
+
     // The second warpgroup has nothing to do in a short tile.
-    if (warpgroup_row >= tile.rows) {
+    if (warpgroup * 64 >= tile.z) {
       for (int step = 0; step < steps; ++step) {
-        shared.full[ring.stage].wait(ring.phase);
-        release<kCluster>(shared.empty[ring.stage], lane);
+        shared.full[ring.slot].wait(ring.phase);
+        if (lane == 0) shared.empty[ring.slot].arrive();
         ring.advance();
       }
       continue;
     }
 
-    // One product stays in flight: a stage is released when the next one's has been issued.
+    // One product stays in flight: a stage is given back when the next one's has been issued.
     mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
     int previous = 0;
     for (int step = 0; step < steps; ++step) {
-      shared.full[ring.stage].wait(ring.phase);
+      shared.full[ring.slot].wait(ring.phase);
       cute::warpgroup_fence_operand(acc);
       cute::warpgroup_arrive();
       CUTE_UNROLL
       for (int k = 0; k < kTileDepth / 16; ++k) {
-        cute::gemm(mma, a(cute::_, cute::_, k, ring.stage), b(cute::_, cute::_, k, ring.stage), acc);
+        cute::gemm(mma, a(cute::_, cute::_, k, ring.slot), b(cute::_, cute::_, k, ring.slot), acc);
         mma.accumulate_ = cute::GMMA::ScaleOut::One;
       }
       cute::warpgroup_commit_batch();
       cute::warpgroup_wait<1>();
       cute::warpgroup_fence_operand(acc);
-      if (step > 0) release<kCluster>(shared.empty[previous], lane);
-      previous = ring.stage;
+      if (step > 0 && lane == 0) shared.empty[previous].arrive();
+      previous = ring.slot;
       ring.advance();
     }
     cute::warpgroup_wait<0>();
     cute::warpgroup_fence_operand(acc);
-    release<kCluster>(shared.empty[previous], lane);
+    if (lane == 0) shared.empty[previous].arrive();
 
     const Place place = Place::of_consumer();
     // A copy in registers: the compiler could not know that stores leave the table alone.
@@ -355,65 +354,57 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
       CUTE_UNROLL
       for (int i = 0; i < kMaxParameters; ++i) {
         parameters[i] = i < arguments.value_columns
-                            ? __ldg(arguments.values + tile.expert * arguments.value_stride + i)
+                            ? __ldg(arguments.values + tile.x * arguments.value_stride + i)
                             : 0.0f;
       }
     }
-    const int first_column = (column * kCluster + rank) * kOutputs;
-    apply_scale_and_bias<kEpilogue>(acc, arguments, tile, first_column, place);
-    store<kEpilogue>(acc, shared.staging + place.warp * 16 * 128, arguments, tile, first_column, place, parameters);
+    const RowTile rows = {tile.x, tile.y, tile.z, 0};
+    apply_scale_and_bias<kEpilogue>(acc, arguments, rows, tile.w * kOutputs, place);
+    store<kEpilogue>(acc, shared.staging + place.warp * 16 * 128, arguments, rows, tile.w * kOutputs, place,
+                     parameters);
   }
 }
 
-template <Epilogue kEpilogue, int kCluster>
+template <Epilogue kEpilogue>
 __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUtensorMap* map_b,
                                              const GemmArguments& arguments) {
   extern __shared__ std::uint8_t memory[];
   auto& shared = *reinterpret_cast<SharedStorage*>(
       (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
-  const int rank = kCluster == 1 ? 0 : static_cast<int>(cute::block_rank_in_cluster());
 
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       shared.full[stage].init(1);
-      shared.empty[stage].init(kCluster * kConsumers * 4);
+      shared.empty[stage].init(kConsumers * 4);
+    }
+    for (int slot = 0; slot < kWorkSlots; ++slot) {
+      shared.work_full[slot].init(1);
+      shared.work_empty[slot].init(kConsumers * 4);
     }
     cutlass::arch::fence_barrier_init();
   }
-  if constexpr (kCluster == 1) {
-    __syncthreads();
-  } else {
-    cute::cluster_arrive_relaxed();
-    cute::cluster_wait();
-  }
+  __syncthreads();
 
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     if (threadIdx.x == 0) {
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_a));
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_b));
-      produce<kEpilogue, kCluster>(shared, map_a, map_b, arguments, rank);
+      produce<kEpilogue>(shared, map_a, map_b, arguments);
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    consume<kEpilogue, kCluster>(shared, arguments, rank);
-  }
-
-  // No CTA leaves while the other may still write into its shared memory or wait for its arrival.
-  if constexpr (kCluster > 1) {
-    cute::cluster_arrive();
-    cute::cluster_wait();
+    consume<kEpilogue>(shared, arguments);
   }
 }
 
 }  // namespace sm90
 }  // namespace flexact::cuda
 
-#define FLEXACT_GEMM_KERNEL(name, epilogue, cluster)                                              \
-  extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                    \
-      name(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,  \
-           const __grid_constant__ flexact::cuda::GemmArguments arguments) {                      \
-    flexact::cuda::sm90::grouped_gemm<flexact::cuda::Epilogue::epilogue, cluster>(&map_a, &map_b, \
-                                                                                  arguments);     \
+#define FLEXACT_GEMM_KERNEL(name, epilogue)                                                      \
+  extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                   \
+      name(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, \
+           const __grid_constant__ flexact::cuda::GemmArguments arguments) {                     \
+    flexact::cuda::sm90::grouped_gemm<flexact::cuda::Epilogue::epilogue>(&map_a, &map_b, arguments); \
   }

@@ -2,5 +2,4 @@
 #include "moe_rows.cuh"
 #include "sm90_bf16_gemm.cuh"
 
-FLEXACT_GEMM_KERNEL(flexact_gemm_plain, Plain, 1)
-FLEXACT_GEMM_KERNEL(flexact_gemm_plain_pair, Plain, 2)
+FLEXACT_GEMM_KERNEL(flexact_gemm_plain, Plain)

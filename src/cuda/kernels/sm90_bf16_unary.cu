@@ -1,5 +1,4 @@
 // GEMM1 of layers without a gate.
 #include "sm90_bf16_gemm.cuh"
 
-FLEXACT_GEMM_KERNEL(flexact_gemm_unary, Unary, 1)
-FLEXACT_GEMM_KERNEL(flexact_gemm_unary_pair, Unary, 2)
+FLEXACT_GEMM_KERNEL(flexact_gemm_unary, Unary)

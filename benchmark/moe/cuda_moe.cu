@@ -1,0 +1,463 @@
+// The CUDA backend's MoE layer on a GPU: checked against fp64 on sampled tokens, then timed as CUDA-graph
+// replays with the L2 cache flushed before each, as a whole and by launch.
+//
+//   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--seconds S] [--variants]
+//
+// benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M and variant.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cuda/backend.hpp"
+#include "flexact/activation.hpp"
+#include "flexact/error.hpp"
+
+namespace {
+
+using flexact::Function;
+using flexact::Pairing;
+
+#define CHECK(call)                                                                        \
+  do {                                                                                     \
+    const cudaError_t status_ = (call);                                                    \
+    if (status_ != cudaSuccess) {                                                          \
+      std::printf("%s: %s at line %d\n", #call, cudaGetErrorString(status_), __LINE__);    \
+      std::exit(1);                                                                        \
+    }                                                                                      \
+  } while (0)
+
+struct Shape {
+  const char* name;
+  int experts, top_k, hidden, intermediate;
+};
+constexpr Shape kShapes[] = {{"mixtral", 8, 2, 4096, 14336},
+                             {"qwen3_30b", 128, 8, 2048, 768},
+                             {"qwen3_235b", 128, 8, 4096, 1536},
+                             {"dsv3_ep", 32, 8, 7168, 2048},
+                             {"gptoss20b", 32, 4, 2880, 2880}};
+
+std::chrono::steady_clock::time_point begin_;
+double elapsed() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+}
+
+// Nearly normal numbers of size `scale` from a hash of the index.
+__global__ void fill(__nv_bfloat16* out, std::size_t count, float scale, unsigned seed) {
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
+       i += std::size_t{gridDim.x} * blockDim.x) {
+    unsigned long long h = (i + 1) * 0x9E3779B97F4A7C15ull + seed * 0xD1B54A32D192ED03ull;
+    h ^= h >> 32;
+    h *= 0xD6E8FEB86659FD93ull;
+    h ^= h >> 32;
+    float sum = 0;
+    for (int k = 0; k < 4; ++k) sum += static_cast<float>(h >> (16 * k) & 0xffff) * (1.0f / 65536) - 0.5f;
+    out[i] = __float2bfloat16_rn(sum * 1.7320508f * scale);
+  }
+}
+
+// out[r, n] = Σ_k a[row of r, k] · b[e of r, n, k] in fp64, a warp for each element.
+template <typename A>
+__global__ void reference_gemm(const A* a, const int* row, const int* expert, const __nv_bfloat16* b,
+                               double* out, int n_count, int k_count) {
+  const int warp = static_cast<int>((blockIdx.x * std::size_t{blockDim.x} + threadIdx.x) / 32);
+  const int lane = threadIdx.x % 32;
+  const int r = blockIdx.y;
+  if (warp >= n_count) return;
+  const A* left = a + static_cast<std::size_t>(row[r]) * k_count;
+  const __nv_bfloat16* right = b + (static_cast<std::size_t>(expert[r]) * n_count + warp) * k_count;
+  double sum = 0;
+  for (int k = lane; k < k_count; k += 32) {
+    sum += static_cast<double>(static_cast<float>(left[k])) * static_cast<double>(__bfloat162float(right[k]));
+  }
+  for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  if (lane == 0) out[static_cast<std::size_t>(r) * n_count + warp] = sum;
+}
+
+template <typename T>
+class Array {
+ public:
+  explicit Array(std::size_t count) : count_(count) { CHECK(cudaMalloc(&data_, count * sizeof(T))); }
+  explicit Array(const std::vector<T>& values) : Array(std::max<std::size_t>(values.size(), 1)) {
+    CHECK(cudaMemcpy(data_, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+  ~Array() { cudaFree(data_); }
+  T* get() const { return data_; }
+  std::size_t size() const { return count_; }
+  std::vector<T> read() const {
+    std::vector<T> values(count_);
+    CHECK(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return values;
+  }
+
+ private:
+  T* data_ = nullptr;
+  std::size_t count_;
+};
+
+flexact::TensorView view(const void* data, flexact::DType dtype, std::vector<std::int64_t> shape) {
+  flexact::TensorView v;
+  v.data = data;
+  v.dtype = dtype;
+  v.rank = static_cast<int>(shape.size());
+  std::int64_t stride = 1;
+  for (int i = v.rank - 1; i >= 0; --i) {
+    v.shape[i] = shape[i];
+    v.strides[i] = stride;
+    stride *= shape[i];
+  }
+  return v;
+}
+
+struct Layer {
+  Shape shape;
+  Array<__nv_bfloat16> w13, w2;
+  explicit Layer(const Shape& s)
+      : shape(s),
+        w13(std::size_t(s.experts) * 2 * s.intermediate * s.hidden),
+        w2(std::size_t(s.experts) * s.hidden * s.intermediate) {
+    fill<<<1024, 256>>>(w13.get(), w13.size(), 1.5f / std::sqrt(static_cast<float>(s.hidden)), 1);
+    fill<<<1024, 256>>>(w2.get(), w2.size(), 1.0f / std::sqrt(static_cast<float>(s.intermediate)), 2);
+    CHECK(cudaDeviceSynchronize());
+  }
+};
+
+struct Batch {
+  int tokens;
+  std::vector<int> ids;
+  std::vector<float> weights;
+  Array<__nv_bfloat16> hidden;
+  Array<int> device_ids;
+  Array<float> device_weights;
+  Array<__nv_bfloat16> output;
+
+  static std::vector<int> draw(const Shape& s, int tokens) {
+    std::mt19937 random(17);
+    std::vector<int> ids, all(s.experts);
+    for (int i = 0; i < s.experts; ++i) all[i] = i;
+    for (int m = 0; m < tokens; ++m) {
+      for (int slot = 0; slot < s.top_k; ++slot) {
+        std::swap(all[slot], all[slot + random() % (s.experts - slot)]);
+        ids.push_back(all[slot]);
+      }
+    }
+    return ids;
+  }
+  static std::vector<float> draw_weights(const Shape& s, int tokens) {
+    std::mt19937 random(18);
+    std::uniform_real_distribution<float> uniform(0.05f, 1.0f);
+    std::vector<float> weights(std::size_t(tokens) * s.top_k);
+    for (float& w : weights) w = uniform(random) / s.top_k;
+    return weights;
+  }
+  Batch(const Shape& s, int m)
+      : tokens(m),
+        ids(draw(s, m)),
+        weights(draw_weights(s, m)),
+        hidden(std::size_t(m) * s.hidden),
+        device_ids(ids),
+        device_weights(weights),
+        output(std::size_t(m) * s.hidden) {
+    fill<<<1024, 256>>>(hidden.get(), hidden.size(), 1.0f, 3);
+    CHECK(cudaDeviceSynchronize());
+  }
+  flexact::MoeInputs inputs(const Shape& s) const {
+    flexact::MoeInputs in;
+    in.tokens = tokens;
+    in.hidden_states = view(hidden.get(), flexact::DType::BFloat16, {tokens, s.hidden});
+    in.topk_weights = view(device_weights.get(), flexact::DType::Float32, {tokens, s.top_k});
+    in.topk_ids = view(device_ids.get(), flexact::DType::Int32, {tokens, s.top_k});
+    in.output = output.get();
+    return in;
+  }
+};
+
+// ‖out − ref‖ / ‖ref‖ over sampled tokens, everything in fp64 but the one rounding of the activated values.
+double error_of(const Layer& layer, const Batch& batch, const Function& function,
+                const std::vector<double>& parameters) {
+  const Shape& s = layer.shape;
+  const int samples = std::min(batch.tokens, 24);
+  std::vector<int> tokens, rows, experts;
+  for (int i = 0; i < samples; ++i) {
+    tokens.push_back(static_cast<int>(std::int64_t{i} * (batch.tokens - 1) / std::max(1, samples - 1)));
+    for (int slot = 0; slot < s.top_k; ++slot) {
+      rows.push_back(tokens.back());
+      experts.push_back(batch.ids[std::size_t(tokens.back()) * s.top_k + slot]);
+    }
+  }
+  const int pairs = static_cast<int>(rows.size());
+  const Array<int> device_rows(rows), device_experts(experts);
+  Array<double> product(std::size_t(pairs) * 2 * s.intermediate);
+  reference_gemm<<<dim3((2 * s.intermediate + 7) / 8, pairs), 256>>>(
+      batch.hidden.get(), device_rows.get(), device_experts.get(), layer.w13.get(), product.get(),
+      2 * s.intermediate, s.hidden);
+  const std::vector<double> values = product.read();
+  std::vector<float> activated(std::size_t(pairs) * s.intermediate);
+  for (int r = 0; r < pairs; ++r) {
+    for (int i = 0; i < s.intermediate; ++i) {
+      const double* at = &values[std::size_t(r) * 2 * s.intermediate + i];
+      activated[std::size_t(r) * s.intermediate + i] = __bfloat162float(
+          __float2bfloat16_rn(static_cast<float>(function.reference(at[0], at[s.intermediate], parameters))));
+    }
+  }
+  std::vector<int> order(pairs);
+  for (int r = 0; r < pairs; ++r) order[r] = r;
+  const Array<float> device_activated(activated);
+  const Array<int> device_order(order);
+  Array<double> down(std::size_t(pairs) * s.hidden);
+  reference_gemm<<<dim3((s.hidden + 7) / 8, pairs), 256>>>(device_activated.get(), device_order.get(),
+                                                          device_experts.get(), layer.w2.get(), down.get(),
+                                                          s.hidden, s.intermediate);
+  const std::vector<double> partial = down.read();
+  double difference = 0, size = 0;
+  std::vector<__nv_bfloat16> row(s.hidden);
+  for (int i = 0; i < samples; ++i) {
+    CHECK(cudaMemcpy(row.data(), batch.output.get() + std::size_t(tokens[i]) * s.hidden, s.hidden * 2,
+                     cudaMemcpyDeviceToHost));
+    for (int h = 0; h < s.hidden; ++h) {
+      double want = 0;
+      for (int slot = 0; slot < s.top_k; ++slot) {
+        want += static_cast<double>(batch.weights[std::size_t(tokens[i]) * s.top_k + slot]) *
+                partial[(std::size_t(i) * s.top_k + slot) * s.hidden + h];
+      }
+      const double got = __bfloat162float(row[h]);
+      difference += (got - want) * (got - want);
+      size += want * want;
+    }
+  }
+  return std::sqrt(difference / size);
+}
+
+struct Times {
+  double median, low, high;
+  int count;
+};
+
+class Timer {
+ public:
+  Timer() : flush_(256u << 20) { CHECK(cudaStreamCreate(&stream_)); }
+  cudaStream_t stream() const { return stream_; }
+
+  template <typename F>
+  Times time(F launch, double budget) {
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    launch();
+    CHECK(cudaStreamEndCapture(stream_, &graph));
+    CHECK(cudaGraphInstantiate(&replay, graph, 0));
+    std::vector<double> first = replays(replay, 3);
+    const int count = static_cast<int>(std::clamp(budget * 1e6 / (first[1] + 120), 7.0, 40.0));
+    std::vector<double> us = replays(replay, count);
+    CHECK(cudaGraphExecDestroy(replay));
+    CHECK(cudaGraphDestroy(graph));
+    return {us[us.size() / 2], us[us.size() / 10], us[us.size() * 9 / 10], count};
+  }
+
+ private:
+  std::vector<double> replays(cudaGraphExec_t replay, int count) {
+    std::vector<cudaEvent_t> start(count), stop(count);
+    for (int i = 0; i < count; ++i) {
+      CHECK(cudaEventCreate(&start[i]));
+      CHECK(cudaEventCreate(&stop[i]));
+      CHECK(cudaMemsetAsync(flush_.get(), i, flush_.size(), stream_));
+      CHECK(cudaEventRecord(start[i], stream_));
+      CHECK(cudaGraphLaunch(replay, stream_));
+      CHECK(cudaEventRecord(stop[i], stream_));
+    }
+    CHECK(cudaStreamSynchronize(stream_));
+    std::vector<double> us(count);
+    for (int i = 0; i < count; ++i) {
+      float ms = 0;
+      CHECK(cudaEventElapsedTime(&ms, start[i], stop[i]));
+      us[i] = ms * 1e3;
+      cudaEventDestroy(start[i]);
+      cudaEventDestroy(stop[i]);
+    }
+    std::sort(us.begin(), us.end());
+    return us;
+  }
+
+  cudaStream_t stream_;
+  Array<char> flush_;
+};
+
+struct Variant {
+  const char* name;
+  int group_rows, group_rows2;
+};
+
+struct Options {
+  std::string output, shapes, tokens = "1,16,128,1024,4096,16384", function = "swiglu";
+  double seconds = 200;
+  bool variants = false;
+};
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+class Run {
+ public:
+  explicit Run(const Options& options)
+      : options_(options),
+        function_(Function::named(options.function).gated()),
+        out_(std::fopen(options.output.c_str(), "a")) {
+    for (const flexact::Parameter& parameter : function_.parameters()) {
+      parameters_.push_back(parameter.default_value.value_or(1.0));
+    }
+    const std::vector<float> values(parameters_.begin(), parameters_.end());
+    values_ = std::make_unique<Array<float>>(values);
+  }
+  ~Run() { std::fclose(out_); }
+
+  int all() {
+    for (const Shape& shape : kShapes) {
+      const auto wanted = split(options_.shapes);
+      if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), shape.name) == wanted.end()) continue;
+      const Layer layer(shape);
+      for (const std::string& tokens : split(options_.tokens)) {
+        if (elapsed() > options_.seconds) return failures_;
+        batch(layer, std::atoi(tokens.c_str()));
+      }
+    }
+    return failures_;
+  }
+
+ private:
+  std::unique_ptr<flexact::Plan> plan(const Layer& layer, const Variant& variant, unsigned launches) {
+    const Shape& s = layer.shape;
+    flexact::MoeProblem problem;
+    problem.experts = s.experts;
+    problem.top_k = s.top_k;
+    problem.hidden = s.hidden;
+    problem.intermediate = s.intermediate;
+    flexact::MoeWeights weights;
+    weights.w13 = view(layer.w13.get(), flexact::DType::BFloat16, {s.experts, 2 * s.intermediate, s.hidden});
+    weights.w2 = view(layer.w2.get(), flexact::DType::BFloat16, {s.experts, s.hidden, s.intermediate});
+    flexact::cuda::PlanOptions options;
+    options.group_rows = variant.group_rows;
+    options.group_rows2 = variant.group_rows2;
+    options.launches = launches;
+    return flexact::cuda::make_moe_plan(problem, function_, weights, options);
+  }
+
+  void batch(const Layer& layer, int tokens) {
+    const Shape& s = layer.shape;
+    const Batch data(s, tokens);
+    static constexpr Variant kDefault[] = {{"default", 0, 0}};
+    static constexpr Variant kVariants[] = {{"g4", 4, 4}, {"g8", 8, 8}, {"g16", 16, 16}, {"g8,2", 8, 2}};
+    const Variant* first = options_.variants ? kVariants : kDefault;
+    const int count = options_.variants ? static_cast<int>(std::size(kVariants)) : 1;
+    for (int v = 0; v < count; ++v) {
+      const Variant& variant = first[v];
+      const auto whole = plan(layer, variant, flexact::cuda::kAllLaunches);
+      const std::size_t bytes = whole->workspace_bytes(tokens);
+      Array<char> workspace(bytes);
+      CHECK(cudaMemset(workspace.get(), 0xff, bytes));
+      CHECK(cudaMemset(data.output.get(), 0xff, data.output.size() * 2));
+      const flexact::ParameterTable values{values_->get(), 1, static_cast<std::int64_t>(parameters_.size())};
+      const auto launch = [&](const flexact::Plan& each) {
+        each.run(data.inputs(s), values, workspace.get(), bytes, timer_.stream());
+      };
+      launch(*whole);
+      CHECK(cudaStreamSynchronize(timer_.stream()));
+      const double error = error_of(layer, data, function_, parameters_);
+      const std::vector<__nv_bfloat16> once = data.output.read();
+      if (!(error < 0.006)) ++failures_;
+
+      const double pairs = static_cast<double>(tokens) * s.top_k;
+      const double flops = pairs * 2.0 * s.hidden * s.intermediate;
+      struct Part {
+        const char* name;
+        unsigned launches;
+        double flops;
+      };
+      const Part parts[] = {{"layer", flexact::cuda::kAllLaunches, 3 * flops},
+                            {"gemm1", flexact::cuda::kGemm1, 2 * flops},
+                            {"gemm2", flexact::cuda::kGemm2, flops},
+                            {"sort", flexact::cuda::kSort, 0},
+                            {"combine", flexact::cuda::kCombine, 0}};
+      for (const Part& part : parts) {
+        if (options_.variants && (part.launches == flexact::cuda::kSort || part.launches == flexact::cuda::kCombine))
+          continue;
+        if (part.launches == flexact::cuda::kGemm1) {
+          // The layer's result overwrote the sorted rows.
+          launch(*plan(layer, variant, flexact::cuda::kSort));
+        }
+        const auto one = plan(layer, variant, part.launches);
+        const Times us = timer_.time([&] { launch(*one); }, 0.06);
+        if (part.launches == flexact::cuda::kAllLaunches) {
+          const std::vector<__nv_bfloat16> again = data.output.read();
+          if (std::memcmp(once.data(), again.data(), once.size() * 2) != 0) {
+            std::printf("%s M=%d: a replay gives other bits\n", s.name, tokens);
+            ++failures_;
+          }
+        }
+        std::fprintf(out_,
+                     "{\"shape\": \"%s\", \"M\": %d, \"variant\": \"%s\", \"function\": \"%s\", \"part\": \"%s\", "
+                     "\"us\": %.2f, \"p10\": %.2f, \"p90\": %.2f, \"n\": %d, \"tflops\": %.1f, \"relerr\": %.3g}\n",
+                     s.name, tokens, variant.name, options_.function.c_str(), part.name, us.median, us.low,
+                     us.high, us.count, part.flops / us.median / 1e6, error);
+        std::fflush(out_);
+        std::printf("%-11s M=%-6d %-6s %-8s %9.1f us %6.1f TFLOP/s  p10 %.1f p90 %.1f err %.2g\n", s.name, tokens,
+                    variant.name, part.name, us.median, part.flops / us.median / 1e6, us.low, us.high, error);
+        std::fflush(stdout);
+      }
+    }
+  }
+
+  Options options_;
+  Function function_;
+  std::vector<double> parameters_;
+  std::unique_ptr<Array<float>> values_;
+  Timer timer_;
+  std::FILE* out_;
+  int failures_ = 0;
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  begin_ = std::chrono::steady_clock::now();
+  Options options;
+  for (int i = 1; i < count; ++i) {
+    const std::string name = arguments[i];
+    const auto next = [&] { return std::string(i + 1 < count ? arguments[++i] : ""); };
+    if (name == "--shapes") {
+      options.shapes = next();
+    } else if (name == "--tokens") {
+      options.tokens = next();
+    } else if (name == "--function") {
+      options.function = next();
+    } else if (name == "--seconds") {
+      options.seconds = std::atof(next().c_str());
+    } else if (name == "--variants") {
+      options.variants = true;
+    } else {
+      options.output = name;
+    }
+  }
+  try {
+    CHECK(cudaFree(nullptr));
+    return Run(options).all() == 0 ? 0 : 1;
+  } catch (const flexact::Error& error) {
+    std::printf("%s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,86 @@
+// What the CUDA backend takes. Problems are judged before the machine is, so that a matrix of what
+// is supported says the same everywhere.
+#include "cuda/backend.hpp"
+
+#include <string>
+
+#include "cuda/driver.hpp"
+#include "cuda/jit/kernel_images.hpp"
+#include "flexact/error.hpp"
+#include "moe/problem.hpp"
+
+namespace flexact::cuda {
+
+namespace {
+
+// Experts are counted in one block's shared memory.
+constexpr std::int64_t kMostExperts = 16384;
+
+class CutlassBackend final : public Backend {
+ public:
+  std::string name() const override { return "cutlass"; }
+  std::string device() const override { return "cuda"; }
+
+  std::optional<Refusal> refuse(const MoeProblem& problem,
+                                const Function& function) const override {
+    moe::validate(problem);
+    if (auto refusal = moe::refuse_meaningless(problem, function)) return refusal;
+    if (problem.format != Format::Bf16) {
+      return Refusal{
+          "there are no CUDA kernels for format " + std::string(to_string(problem.format)),
+          "bf16 is what there is"};
+    }
+    if (problem.io_dtype != DType::BFloat16) {
+      return Refusal{"the CUDA kernels take " + std::string(to_string(DType::BFloat16)) +
+                         " hidden states, not " + std::string(to_string(problem.io_dtype)),
+                     "convert the hidden states"};
+    }
+    if (problem.hidden % 8 != 0 || problem.intermediate % 8 != 0) {
+      return Refusal{"the copy engine reads rows of whole 16-byte pieces, and hidden " +
+                         std::to_string(problem.hidden) + " or intermediate " +
+                         std::to_string(problem.intermediate) + " is not a multiple of 8",
+                     "pad the weights with zeros"};
+    }
+    if (problem.experts > kMostExperts) {
+      return Refusal{"more than " + std::to_string(kMostExperts) + " experts", "fewer a rank"};
+    }
+    return refuse_machine();
+  }
+
+  std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
+                             const MoeWeights& weights) const override {
+    if (const auto refusal = refuse(problem, function)) {
+      throw Error(ErrorCode::Unsupported, refusal->reason, "cutlass", refusal->hint);
+    }
+    return make_moe_plan(problem, function, weights, {moe::selected_numerics()});
+  }
+};
+
+}  // namespace
+
+std::optional<Refusal> refuse_machine() {
+  if (kernel_images().empty()) {
+    return Refusal{"this build of flexact has no CUDA kernels",
+                   "build it where nvcc 13 and nvidia-cutlass are (docs/cuda.md)"};
+  }
+  std::string why;
+  const Driver* driver = Driver::find(why);
+  if (driver == nullptr) return Refusal{why, "a machine with an NVIDIA GPU"};
+  if (find_hopper(*driver) < 0) {
+    return Refusal{"there is no GPU of compute capability 9.0",
+                   "the kernels are for Hopper (sm_90a)"};
+  }
+  try {
+    Toolchain::instance();
+  } catch (const Error& error) {
+    return Refusal{error.where() + ": " + error.message(), error.hint()};
+  }
+  return std::nullopt;
+}
+
+const Backend& backend() {
+  static const CutlassBackend instance;
+  return instance;
+}
+
+}  // namespace flexact::cuda

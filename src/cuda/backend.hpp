@@ -1,0 +1,31 @@
+// The CUDA backend "cutlass", and how tests make a plan with every choice in their hands.
+#pragma once
+
+#include <memory>
+
+#include "flexact/backend.hpp"
+#include "moe/numerics.hpp"
+
+namespace flexact::cuda {
+
+// The launches of a call, for measurements of each.
+enum Launches : unsigned { kSort = 1, kGemm1 = 2, kGemm2 = 4, kCombine = 8, kAllLaunches = 15 };
+
+struct PlanOptions {
+  moe::Numerics numerics = moe::Numerics::Fast;
+  // Row tiles that are swept together in GEMM1 and GEMM2; 0: as measured best.
+  int group_rows = 0;
+  int group_rows2 = 0;
+  unsigned launches = kAllLaunches;
+};
+
+// What Backend::plan does, with the choices given. All tensors are device memory of one GPU.
+std::unique_ptr<Plan> make_moe_plan(const MoeProblem& problem, const Function& function,
+                                    const MoeWeights& weights, const PlanOptions& options);
+
+// Why this machine or this build runs no CUDA kernel; nullopt: it does.
+std::optional<Refusal> refuse_machine();
+
+const Backend& backend();
+
+}  // namespace flexact::cuda

@@ -1,0 +1,387 @@
+// A layer on a GPU: what is linked and described once, and the five launches of a call.
+//
+//   route ─ gather ─ GEMM1 + activation ─ GEMM2 ─ combine
+//
+// Weights stay where they are, in the caller's memory and layout. run() passes pointers on: it
+// allocates nothing, reads nothing back and waits for nothing, so it may be captured in a CUDA
+// graph.
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "cuda/backend.hpp"
+#include "cuda/driver.hpp"
+#include "cuda/jit/function_source.hpp"
+#include "cuda/jit/linker.hpp"
+#include "cuda/kernels/arguments.hpp"
+#include "cuda/module_cache.hpp"
+#include "cuda/tensor_map.hpp"
+#include "flexact/error.hpp"
+#include "moe/problem.hpp"
+
+namespace flexact::cuda {
+
+namespace {
+
+constexpr const char* kArchitecture = "sm_90a";
+// Scratch of a call; more tokens are taken in chunks.
+constexpr std::int64_t kMostScratch = std::int64_t{2} << 30;
+// Measured: benchmark/results/cuda_moe_h100.json.
+constexpr int kDefaultGroupRows = 8;
+constexpr int kDefaultGroupRows2 = 4;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Device memory that the plan owns.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(const Driver& driver, Context context, std::size_t bytes)
+      : driver_(&driver), context_(context), bytes_(bytes) {
+    driver.check(driver.allocate(&pointer_, bytes), "allocating a plan's memory");
+  }
+  DeviceMemory(DeviceMemory&& other) noexcept { *this = std::move(other); }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    std::swap(driver_, other.driver_);
+    std::swap(context_, other.context_);
+    std::swap(pointer_, other.pointer_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~DeviceMemory() {
+    if (pointer_ == 0) return;
+    try {
+      const ContextGuard current(*driver_, context_);
+      driver_->release(pointer_);
+    } catch (const Error&) {
+      // The context is gone, and its memory with it.
+    }
+  }
+  float* get() const { return reinterpret_cast<float*>(static_cast<std::uintptr_t>(pointer_)); }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  const Driver* driver_ = nullptr;
+  Context context_ = nullptr;
+  DevicePointer pointer_ = 0;
+  std::size_t bytes_ = 0;
+};
+
+// Where things lie in the workspace, for one chunk.
+struct Layout {
+  std::size_t rows = 0;  // sorted input rows; after GEMM1, GEMM2's result
+  std::size_t activated = 0;
+  std::size_t slot_row = 0;
+  std::size_t row_scale = 0;
+  std::size_t tiles = 0;
+  std::size_t tile_count = 0;
+  std::size_t taken = 0;  // counters of GEMM1, then of GEMM2
+  std::size_t bytes = 0;
+};
+
+class MoePlan final : public Plan {
+ public:
+  MoePlan(const MoeProblem& problem, const Function& function, const MoeWeights& weights,
+          const PlanOptions& options);
+
+  std::size_t workspace_bytes(std::int64_t tokens) const override {
+    moe::validate_tokens(tokens);
+    return tokens == 0 ? 0 : layout(std::min(tokens, chunk_tokens(tokens))).bytes + 255;
+  }
+  std::size_t resident_bytes() const override { return bias13_.bytes() + bias2_.bytes(); }
+  std::string describe() const override;
+  void run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
+           std::size_t workspace_size, void* stream) const override;
+
+ private:
+  DeviceMemory ordered_bias(const TensorView& bias, Pairing pairing) const;
+  std::int64_t chunk_tokens(std::int64_t tokens) const;
+  std::int64_t most_tiles(std::int64_t tokens) const;
+  Layout layout(std::int64_t tokens) const;
+  void run_chunk(const MoeInputs& inputs, const ParameterTable& values, std::int64_t first,
+                 std::int64_t tokens, char* workspace, Stream stream) const;
+  template <typename Arguments>
+  void launch(Kernel kernel, const Arguments& arguments, unsigned blocks, unsigned threads,
+              unsigned shared, Stream stream, const char* doing, unsigned cluster = 1) const;
+  void launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
+                   const GemmArguments& arguments, std::int64_t row_tiles, Stream stream,
+                   const char* doing) const;
+
+  const Driver& driver_ = Driver::instance();
+  MoeProblem problem_;
+  std::string function_;
+  std::int64_t parameter_count_;
+  Location location_;
+  int multiprocessors_ = 0;
+  int group_rows_, group_rows2_;
+  unsigned launches_;
+  Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
+         combine_ = nullptr, order_bias_ = nullptr;
+  TensorMap map13_, map2_;
+  DeviceMemory bias13_, bias2_;
+};
+
+MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeWeights& weights,
+                 const PlanOptions& options)
+    : problem_(problem),
+      function_(function.name().empty() ? function.canonical() : function.name()),
+      parameter_count_(static_cast<std::int64_t>(function.parameters().size())),
+      group_rows_(options.group_rows == 0 ? kDefaultGroupRows : options.group_rows),
+      group_rows2_(options.group_rows2 == 0 ? kDefaultGroupRows2 : options.group_rows2),
+      launches_(options.launches) {
+  moe::validate_plain_weights(problem, weights);
+  location_ = location_of(driver_, "w13", weights.w13.data);
+  for (const auto& [name, view] :
+       {std::pair{"w2", &weights.w2}, std::pair{"w13_bias", &weights.w13_bias},
+        std::pair{"w2_bias", &weights.w2_bias}}) {
+    if (*view && location_of(driver_, name, view->data).device != location_.device) {
+      throw Error(ErrorCode::InvalidArgument, "lies on another GPU than w13", name);
+    }
+  }
+  const ContextGuard current(driver_, location_.context);
+  driver_.check(driver_.device_attribute(&multiprocessors_, kMultiprocessors, location_.device),
+                "counting multiprocessors");
+
+  const bool gated = problem.pairing != Pairing::None;
+  const auto gemm1 =
+      link_kernel(kernel_image(gated ? "sm90_bf16_gated" : "sm90_bf16_unary"),
+                  function_source(function, options.numerics), kArchitecture, function_);
+  const auto layer = link_kernel(kernel_image("sm90_bf16_layer"), {}, kArchitecture, {});
+  const auto kernel = [&](const LinkedKernel& linked, const char* name, int shared) {
+    return kernel_of(driver_, location_.context, linked, name, shared);
+  };
+  gemm1_ = kernel(*gemm1, gated ? "flexact_gemm_gated" : "flexact_gemm_unary", kGemmSharedBytes);
+  gemm2_ = kernel(*layer, "flexact_gemm_plain", kGemmSharedBytes);
+  route_ = kernel(*layer, "flexact_route", static_cast<int>(problem.experts) * 8);
+  gather_ = kernel(*layer, "flexact_gather", 0);
+  combine_ = kernel(*layer, "flexact_combine", 0);
+  order_bias_ = kernel(*layer, "flexact_order_bias", 0);
+
+  map13_ = map_weights(driver_, "w13", weights.w13, problem.pairing);
+  map2_ = map_weights(driver_, "w2", weights.w2, Pairing::None);
+  if (problem.bias13) bias13_ = ordered_bias(weights.w13_bias, problem.pairing);
+  if (problem.bias2) bias2_ = ordered_bias(weights.w2_bias, Pairing::None);
+}
+
+// Plans are made once, so this may wait for the copy.
+DeviceMemory MoePlan::ordered_bias(const TensorView& bias, Pairing pairing) const {
+  DeviceMemory memory(driver_, location_.context,
+                      static_cast<std::size_t>(bias.shape[0] * bias.shape[1]) * sizeof(float));
+  BiasArguments arguments{};
+  arguments.bias = bias.data;
+  arguments.stride = bias.strides[0];
+  arguments.step = bias.strides[1];
+  arguments.type = bias.dtype == DType::Float32 ? 0 : bias.dtype == DType::BFloat16 ? 1 : 2;
+  arguments.width = static_cast<std::int32_t>(bias.shape[1]);
+  arguments.interleaved = pairing == Pairing::Interleaved;
+  arguments.up_first = pairing == Pairing::UpFirst;
+  arguments.output = memory.get();
+  launch(order_bias_, arguments, static_cast<unsigned>(bias.shape[0]), 256, 0, nullptr,
+         "copying a bias");
+  driver_.check(driver_.stream_synchronize(nullptr), "copying a bias");
+  return memory;
+}
+
+std::string MoePlan::describe() const {
+  return "cutlass, " + std::string(kArchitecture) + " bf16, tile " + std::to_string(kTileRows) +
+         "x" + std::to_string(kTileColumns) + "x" + std::to_string(kTileDepth) + ", " + function_;
+}
+
+std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {
+  const std::int64_t each = problem_.top_k * (problem_.hidden + problem_.intermediate) * 2;
+  const std::int64_t most = std::max<std::int64_t>(1, kMostScratch / each);
+  return ceil_div(tokens, ceil_div(tokens, most));
+}
+
+std::int64_t MoePlan::most_tiles(std::int64_t tokens) const {
+  const std::int64_t rows = tokens * problem_.top_k;
+  return rows / kTileRows + std::min(rows, problem_.experts);
+}
+
+Layout MoePlan::layout(std::int64_t tokens) const {
+  Layout layout;
+  const auto take = [&layout](std::int64_t bytes) {
+    const std::size_t at = layout.bytes;
+    layout.bytes += static_cast<std::size_t>(ceil_div(bytes, 256) * 256);
+    return at;
+  };
+  const std::int64_t rows = tokens * problem_.top_k;
+  layout.rows = take(rows * problem_.hidden * 2);
+  layout.activated = take(rows * problem_.intermediate * 2);
+  layout.slot_row = take(rows * 4);
+  layout.row_scale = take(problem_.router_weight_on_input ? rows * 4 : 0);
+  layout.tiles = take(most_tiles(tokens) * static_cast<std::int64_t>(sizeof(RowTile)));
+  layout.tile_count = take(4);
+  layout.taken = take(16);
+  return layout;
+}
+
+template <typename Arguments>
+void MoePlan::launch(Kernel kernel, const Arguments& arguments, unsigned blocks, unsigned threads,
+                     unsigned shared, Stream stream, const char* doing, unsigned cluster) const {
+  constexpr int kClusterDimension = 4;
+  LaunchAttribute attribute{};
+  attribute.id = kClusterDimension;
+  attribute.value.cluster = {cluster, 1, 1};
+  const LaunchConfiguration configuration{{blocks, 1, 1}, {threads, 1, 1}, shared,
+                                          stream,         &attribute,      1};
+  void* parameters[] = {const_cast<Arguments*>(&arguments)};
+  driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
+}
+
+void MoePlan::launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
+                          const GemmArguments& arguments, std::int64_t row_tiles, Stream stream,
+                          const char* doing) const {
+  const std::int64_t blocks =
+      std::min<std::int64_t>(multiprocessors_, row_tiles * arguments.column_tiles);
+  const LaunchConfiguration configuration{{static_cast<unsigned>(blocks), 1, 1},
+                                          {kGemmThreads, 1, 1},
+                                          kGemmSharedBytes,
+                                          stream,
+                                          nullptr,
+                                          0};
+  void* parameters[] = {const_cast<TensorMap*>(&input), const_cast<TensorMap*>(&weights),
+                        const_cast<GemmArguments*>(&arguments)};
+  driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
+}
+
+void MoePlan::run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
+                  std::size_t workspace_size, void* stream) const {
+  moe::validate(problem_, inputs);
+  moe::validate(problem_, parameter_count_, values);
+  if (inputs.tokens == 0) return;
+  const std::size_t needed = workspace_bytes(inputs.tokens);
+  if (workspace == nullptr || workspace_size < needed) {
+    throw Error(
+        ErrorCode::InvalidArgument,
+        std::to_string(workspace_size) + " bytes, but " + std::to_string(needed) + " are needed",
+        "workspace", "workspace_bytes(tokens) says how many");
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(workspace);
+  auto* const aligned = reinterpret_cast<char*>((address + 255) / 256 * 256);
+  const ContextGuard current(driver_, location_.context);
+  const std::int64_t chunk = chunk_tokens(inputs.tokens);
+  for (std::int64_t first = 0; first < inputs.tokens; first += chunk) {
+    run_chunk(inputs, values, first, std::min(chunk, inputs.tokens - first), aligned, stream);
+  }
+}
+
+void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, std::int64_t first,
+                        std::int64_t tokens, char* workspace, Stream stream) const {
+  const Layout at = layout(tokens);
+  const std::int64_t rows = tokens * problem_.top_k;
+  const auto row_of = [](const TensorView& view, std::int64_t row) {
+    return static_cast<const char*>(view.data) + row * view.strides[0] * size_of(view.dtype);
+  };
+  auto* const slot_row = reinterpret_cast<std::int32_t*>(workspace + at.slot_row);
+  auto* const row_scale = reinterpret_cast<float*>(workspace + at.row_scale);
+  auto* const tiles = reinterpret_cast<RowTile*>(workspace + at.tiles);
+  auto* const tile_count = reinterpret_cast<std::int32_t*>(workspace + at.tile_count);
+  auto* const taken = reinterpret_cast<std::uint32_t*>(workspace + at.taken);
+  const auto* const weights = reinterpret_cast<const float*>(row_of(inputs.topk_weights, first));
+
+  RouteArguments route{};
+  route.ids = row_of(inputs.topk_ids, first);
+  route.id_stride = inputs.topk_ids.strides[0];
+  route.id_step = inputs.topk_ids.strides[1];
+  route.wide_ids = inputs.topk_ids.dtype == DType::Int64;
+  route.experts = static_cast<std::int32_t>(problem_.experts);
+  route.tokens = static_cast<std::int32_t>(tokens);
+  route.top_k = static_cast<std::int32_t>(problem_.top_k);
+  route.slot_row = slot_row;
+  route.tiles = tiles;
+  route.tile_count = tile_count;
+  route.taken = taken;
+  if ((launches_ & kSort) != 0) {
+    const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
+    launch(route_, route, blocks, kRouteThreads, static_cast<unsigned>(problem_.experts) * 8,
+           stream, "sorting tokens by expert", blocks);
+  }
+
+  GatherArguments gather{};
+  gather.hidden = row_of(inputs.hidden_states, first);
+  gather.hidden_stride = inputs.hidden_states.strides[0];
+  gather.slot_row = slot_row;
+  gather.weights = problem_.router_weight_on_input ? weights : nullptr;
+  gather.weight_stride = inputs.topk_weights.strides[0];
+  gather.weight_step = inputs.topk_weights.strides[1];
+  gather.rows = workspace + at.rows;
+  gather.row_scale = row_scale;
+  gather.width = static_cast<std::int32_t>(problem_.hidden);
+  gather.top_k = static_cast<std::int32_t>(problem_.top_k);
+  if ((launches_ & kSort) != 0) {
+    launch(gather_, gather, static_cast<unsigned>(tokens), 256, 0, stream, "gathering rows");
+  }
+
+  const bool gated = problem_.pairing != Pairing::None;
+  const auto columns_of = [](std::int64_t columns, bool half) {
+    return static_cast<std::int32_t>(ceil_div(columns, half ? kTileColumns / 2 : kTileColumns));
+  };
+  GemmArguments gemm{};
+  gemm.tiles = tiles;
+  gemm.tile_count = tile_count;
+  gemm.taken = taken;
+  gemm.output = workspace + at.activated;
+  gemm.columns = static_cast<std::int32_t>(problem_.intermediate);
+  gemm.depth = static_cast<std::int32_t>(problem_.hidden);
+  gemm.group_rows = group_rows_;
+  gemm.column_tiles = columns_of(problem_.intermediate, gated);
+  gemm.value_columns = static_cast<std::int32_t>(parameter_count_);
+  gemm.values = values.data;
+  gemm.value_stride = values.rows == 1 ? 0 : values.columns;
+  gemm.gate_pair = problem_.pairing == Pairing::UpFirst;
+  gemm.interleaved = problem_.pairing == Pairing::Interleaved;
+  gemm.bias = bias13_.get();
+  gemm.row_scale = problem_.router_weight_on_input ? row_scale : nullptr;
+  if ((launches_ & kGemm1) != 0) {
+    launch_gemm(gemm1_, map_rows(driver_, workspace + at.rows, rows, problem_.hidden), map13_, gemm,
+                most_tiles(tokens), stream, "computing gate, up and activation");
+  }
+
+  // The input rows are not needed any more: their memory takes the result.
+  GemmArguments down{};
+  down.tiles = tiles;
+  down.tile_count = tile_count;
+  down.taken = taken + 2;
+  down.output = workspace + at.rows;
+  down.columns = static_cast<std::int32_t>(problem_.hidden);
+  down.depth = static_cast<std::int32_t>(problem_.intermediate);
+  down.group_rows = group_rows2_;
+  down.column_tiles = columns_of(problem_.hidden, false);
+  down.bias = bias2_.get();
+  if ((launches_ & kGemm2) != 0) {
+    launch_gemm(gemm2_, map_rows(driver_, workspace + at.activated, rows, problem_.intermediate),
+                map2_, down, most_tiles(tokens), stream, "computing down");
+  }
+
+  CombineArguments combine{};
+  combine.rows = workspace + at.rows;
+  combine.slot_row = slot_row;
+  const bool weighted = problem_.combine && !problem_.router_weight_on_input;
+  combine.weights = weighted ? weights : nullptr;
+  combine.weight_stride = inputs.topk_weights.strides[0];
+  combine.weight_step = inputs.topk_weights.strides[1];
+  const std::int64_t out_row = problem_.hidden * (problem_.combine ? 1 : problem_.top_k);
+  combine.output = static_cast<char*>(inputs.output) + first * out_row * 2;
+  combine.width = static_cast<std::int32_t>(problem_.hidden);
+  combine.top_k = static_cast<std::int32_t>(problem_.top_k);
+  combine.scale = problem_.routed_scaling_factor;
+  combine.combine = problem_.combine;
+  if ((launches_ & kCombine) != 0) {
+    launch(combine_, combine, static_cast<unsigned>(tokens), 256, 0, stream,
+           "adding the experts' results");
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Plan> make_moe_plan(const MoeProblem& problem, const Function& function,
+                                    const MoeWeights& weights, const PlanOptions& options) {
+  return std::make_unique<MoePlan>(problem, function, weights, options);
+}
+
+}  // namespace flexact::cuda

@@ -1,0 +1,78 @@
+// Tensor maps through the driver.
+#include "cuda/tensor_map.hpp"
+
+#include <array>
+
+#include "cuda/kernels/arguments.hpp"
+#include "flexact/error.hpp"
+
+namespace flexact::cuda {
+
+namespace {
+
+constexpr int kBFloat16 = 9;
+constexpr int kNoInterleave = 0;
+constexpr int kSwizzle128 = 3;
+constexpr int kPromote256 = 3;
+constexpr int kFillZeros = 0;
+
+template <std::size_t kRank>
+TensorMap encode(const Driver& driver, const void* data,
+                 const std::array<std::uint64_t, kRank>& sizes,
+                 const std::array<std::uint64_t, kRank - 1>& strides,
+                 const std::array<std::uint32_t, kRank>& box) {
+  std::array<std::uint32_t, kRank> steps;
+  steps.fill(1);
+  TensorMap map;
+  driver.check(driver.tensor_map(&map, kBFloat16, static_cast<int>(kRank), const_cast<void*>(data),
+                                 sizes.data(), strides.data(), box.data(), steps.data(),
+                                 kNoInterleave, kSwizzle128, kPromote256, kFillZeros),
+               "describing a tensor to the copy engine");
+  return map;
+}
+
+}  // namespace
+
+TensorMap map_rows(const Driver& driver, const void* rows, std::int64_t count, std::int64_t depth) {
+  const auto width = static_cast<std::uint64_t>(depth);
+  return encode<2>(driver, rows, {width, static_cast<std::uint64_t>(count)}, {width * 2},
+                   {kTileDepth, 64});
+}
+
+TensorMap map_weights(const Driver& driver, const char* name, const TensorView& weights,
+                      Pairing pairing) {
+  const auto bytes = [&](int dimension, std::int64_t rows) {
+    const std::int64_t stride = weights.strides[static_cast<std::size_t>(dimension)] * rows * 2;
+    if (stride % 16 != 0) {
+      throw Error(ErrorCode::InvalidArgument, "a stride is no multiple of 16 bytes", name,
+                  "contiguous weights");
+    }
+    return static_cast<std::uint64_t>(stride);
+  };
+  if (weights.shape[2] > 1 && weights.strides[2] != 1) {
+    throw Error(ErrorCode::InvalidArgument,
+                "the last stride is " + std::to_string(weights.strides[2]), name,
+                "rows of neighbouring elements");
+  }
+  if (reinterpret_cast<std::uintptr_t>(weights.data) % 16 != 0) {
+    throw Error(ErrorCode::InvalidArgument, "is not aligned to 16 bytes", name,
+                "cudaMalloc aligns to 256");
+  }
+  const auto experts = static_cast<std::uint64_t>(weights.shape[0]);
+  const auto rows = static_cast<std::uint64_t>(weights.shape[1]);
+  const auto depth = static_cast<std::uint64_t>(weights.shape[2]);
+  if (pairing == Pairing::None) {
+    return encode<4>(driver, weights.data, {depth, rows, 1, experts},
+                     {bytes(1, 1), bytes(1, weights.shape[1]), bytes(0, 1)},
+                     {kTileDepth, 128, 1, 1});
+  }
+  if (pairing == Pairing::Interleaved) {
+    return encode<4>(driver, weights.data, {depth, 2, rows / 2, experts},
+                     {bytes(1, 1), bytes(1, 2), bytes(0, 1)}, {kTileDepth, 1, 128, 1});
+  }
+  return encode<4>(driver, weights.data, {depth, rows / 2, 2, experts},
+                   {bytes(1, 1), bytes(1, weights.shape[1] / 2), bytes(0, 1)},
+                   {kTileDepth, 128, 1, 1});
+}
+
+}  // namespace flexact::cuda

@@ -1,0 +1,18 @@
+// What the copy engine must know of the operands: rows of the sorted input, and rows of the
+// weights.
+#pragma once
+
+#include "cuda/driver.hpp"
+#include "flexact/moe.hpp"
+
+namespace flexact::cuda {
+
+// [rows, depth] bf16, contiguous, in boxes of 64 rows.
+TensorMap map_rows(const Driver& driver, const void* rows, std::int64_t count, std::int64_t depth);
+
+// Weights [E, N, depth] of any strides, in boxes of 128 rows. The rows of a gated layer are pairs
+// (gate, up): a dimension of its own, after the rows, or before them where gate and up alternate.
+TensorMap map_weights(const Driver& driver, const char* name, const TensorView& weights,
+                      Pairing pairing);
+
+}  // namespace flexact::cuda

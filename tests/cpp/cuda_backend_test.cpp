@@ -1,0 +1,89 @@
+// What the CUDA backend says without a GPU: problems are judged first, then the machine.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "cuda/backend.hpp"
+#include "cuda/driver.hpp"
+#include "flexact/error.hpp"
+
+namespace {
+
+using flexact::DType;
+using flexact::Error;
+using flexact::ErrorCode;
+using flexact::Format;
+using flexact::Function;
+using flexact::MoeProblem;
+using flexact::Pairing;
+using flexact::Refusal;
+using testing::AnyOf;
+using testing::HasSubstr;
+
+MoeProblem problem() {
+  MoeProblem p;
+  p.experts = 8;
+  p.top_k = 2;
+  p.hidden = 64;
+  p.intermediate = 48;
+  return p;
+}
+
+std::string reason(const MoeProblem& p, const Function& function = Function::named("swiglu")) {
+  const auto refusal = flexact::cuda::backend().refuse(p, function);
+  return refusal ? refusal->reason : "";
+}
+
+TEST(CutlassBackend, is_in_the_table_and_works_on_a_gpu) {
+  EXPECT_EQ(&flexact::backend("cutlass"), &flexact::cuda::backend());
+  EXPECT_EQ(flexact::cuda::backend().device(), "cuda");
+}
+
+TEST(CutlassBackend, refuses_formats_types_and_sizes_it_has_no_kernel_for) {
+  MoeProblem p = problem();
+  for (const Format format : {Format::Fp16, Format::Fp32, Format::Fp8Block}) {
+    p.format = format;
+    EXPECT_THAT(reason(p), HasSubstr("no CUDA kernels for format"));
+  }
+  p = problem();
+  p.io_dtype = DType::Float16;
+  EXPECT_THAT(reason(p), HasSubstr("float16"));
+  p = problem();
+  p.hidden = 65;
+  EXPECT_THAT(reason(p), HasSubstr("hidden 65"));
+  p = problem();
+  p.intermediate = 50;
+  EXPECT_THAT(reason(p), HasSubstr("intermediate 50"));
+  p = problem();
+  p.experts = 20000;
+  EXPECT_THAT(reason(p), HasSubstr("experts"));
+  p = problem();
+  p.bias13 = p.router_weight_on_input = true;
+  EXPECT_THAT(reason(p), HasSubstr("no agreed meaning"));
+  p = problem();
+  p.pairing = Pairing::None;
+  EXPECT_THAT(reason(p), HasSubstr("pairing is none"));
+}
+
+TEST(CutlassBackend, refuses_what_the_machine_lacks_and_plans_nothing_then) {
+  const auto machine = flexact::cuda::refuse_machine();
+  EXPECT_EQ(reason(problem()), machine ? machine->reason : "");
+  if (!machine) GTEST_SKIP() << "this machine has a GPU";
+  EXPECT_FALSE(machine->hint.empty());
+  EXPECT_THAT(machine->reason, AnyOf(HasSubstr("no CUDA kernels"), HasSubstr("libcuda"),
+                                     HasSubstr("compute capability"), HasSubstr("libnv")));
+  try {
+    flexact::cuda::backend().plan(problem(), Function::named("swiglu"), {});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::Unsupported);
+    EXPECT_EQ(error.message(), machine->reason);
+  }
+}
+
+TEST(Driver, a_missing_one_is_an_error_that_says_so) {
+  std::string why;
+  if (flexact::cuda::Driver::find(why) != nullptr) GTEST_SKIP() << "this machine has a driver";
+  EXPECT_THAT(why, AnyOf(HasSubstr("no NVIDIA driver"), HasSubstr("CUDA_ERROR")));
+}
+
+}  // namespace
