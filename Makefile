@@ -7,13 +7,13 @@ PRESET ?= developer
 # COVERAGE=1 measures the Python lines that the tests reach, subprocesses included.
 PYTEST := $(PY) -m $(if $(COVERAGE),coverage run -m )pytest -n $(JOBS) --dist worksteal
 CTEST := ctest --output-on-failure -j$(JOBS)
-CPP_SOURCES = $(shell git ls-files 'include/*.hpp' 'src/*.hpp' 'src/*.cpp' 'tests/*.hpp' 'tests/*.cpp' 'examples/*.cpp' 'benchmark/*.cpp')
+CPP_SOURCES = $(shell git ls-files 'include/*.hpp' 'src/*.hpp' 'src/*.cpp' 'tests/*.hpp' 'tests/*.cpp' 'examples/*.cpp' 'benchmark/*.cpp' 'benchmark/*.hpp')
 CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup test test-cpp test-python test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
-  demo bench format lint clean
+  demo bench bench-cpu tables format lint clean
 
 setup:
 	@scripts/setup.sh
@@ -27,7 +27,7 @@ test-cpp:
 	$(CTEST) --test-dir build/$(PRESET)
 
 test-python:
-	$(if $(COVERAGE),$(PY) -m coverage erase)
+	$(if $(COVERAGE),$(PY) -m coverage erase; find build/python-* -name '*.gcda' -delete)
 	$(PYTEST) $(PYTEST_ARGS)
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; under ThreadSanitizer.
@@ -58,8 +58,8 @@ coverage:
 
 # gcov prints a negative count for a branch that threads counted at once; such lines are passed over.
 coverage-report:
-	gcovr --gcov-ignore-parse-errors --root . --filter include/ --filter src/ --exclude src/python/ --object-directory build/asan \
-	  --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
+	gcovr --gcov-ignore-parse-errors --root . --filter include/ --filter src/ \
+	  build/asan $(wildcard build/python-*) --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --fail-under=$(COVERAGE_GATE)
 
@@ -71,6 +71,30 @@ bench: setup
 	cmake --preset developer
 	cmake --build --preset developer -j$(JOBS)
 	set -e; for program in build/developer/benchmark/bench_*; do $$program; done
+
+# What docs/performance.md says of the CPU: under eight minutes on an idle machine. BUSY=--busy-ok runs on
+# another one, counts processor time and marks the results. Writes benchmark/results, then the page.
+CPU_BENCH := build/developer/benchmark
+RECORD = $(PY) benchmark/record.py $(BUSY)
+CLOCK = --clock $(if $(BUSY),processor,wall)
+bench-cpu: setup
+	cmake --preset developer
+	cmake --build --preset developer -j$(JOBS) --target bench_cpu_moe bench_cpu_tape bench_limits conformance
+	test -d build/peers/kt_kernel || $(PY) -m pip install -q --no-deps --target build/peers kt-kernel==0.7.2
+	$(PY) benchmark/peers/cpu_moe.py $(BUSY) $(CLOCK)
+	$(RECORD) $(CPU_BENCH)/bench_cpu_moe --name cpu_moe_isas --core all \
+	  -- --variants avx512bf16,avx512,avx2 --shape qwen3_30b $(CLOCK)
+	$(RECORD) $(CPU_BENCH)/bench_cpu_moe --name cpu_moe_threads --core all \
+	  -- --variants avx512bf16,avx512bf16x2 $(CLOCK)
+	FLEXACT_NUM_THREADS=1 $(RECORD) build/developer/tests/conformance/conformance \
+	  --name cpu_moe_activation_cost -- bench --intermediate 512 --tokens 64 --rounds 200
+	$(RECORD) $(CPU_BENCH)/bench_cpu_tape --rounds 3
+	$(MAKE) tables
+
+# The tables and pictures of the pages, from the files in benchmark/results.
+tables:
+	$(PY) scripts/fill_tables.py
+	$(PY) scripts/draw_docs.py
 
 format:
 	$(CLANG_FORMAT) -i $(CPP_SOURCES)

@@ -1,44 +1,36 @@
-"""Runs a Google Benchmark executable pinned to one core and records its medians.
+"""Runs a benchmark program and records what it measured, on what, and whether others disturbed it.
+
+A Google Benchmark executable: medians over interleaved rounds, on one core.
 
     python benchmark/record.py build/developer/benchmark/bench_cpu_tape [--core 1] [--rounds 5]
 
-writes benchmark/results/NAME.json: the device, the commit, the command, and for each benchmark the
-median and the range over the rounds. Rounds are interleaved, so that a slow minute of a shared machine
-hits every benchmark alike.
+A program that writes its own JSON to `--out FILE`: its arguments follow `--`.
+
+    python benchmark/record.py build/developer/benchmark/bench_cpu_moe --name cpu_moe_isas --core all \
+        -- --variants avx512bf16,avx512,avx2
+
+Both write benchmark/results/NAME.json: device, commit, command, load, and the figures. On a machine that
+others use it stops, unless `--busy-ok` accepts figures that are marked as disturbed.
 """
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import machine
 
 
-def cpu_model() -> str:
-    """The processor's name and how many cores this process may use, in words."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown CPU"
-
-
-def main() -> None:
-    """Runs the rounds and writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("executable", type=Path)
-    parser.add_argument("--core", default="1")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--filter", default="")
-    arguments = parser.parse_args()
-
+def run_rounds(command: list[str], rounds: int, pattern: str) -> dict:
+    """Medians and ranges of a Google Benchmark executable; a slow minute hits all benchmarks alike."""
     samples: dict[str, list[dict]] = {}
-    for _ in range(arguments.rounds):
-        command = ["taskset", "-c", arguments.core, str(arguments.executable)]
-        command += ["--benchmark_format=json", "--benchmark_min_time=0.02"]
-        command += [f"--benchmark_filter={arguments.filter or '.'}"]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    flags = ["--benchmark_format=json", "--benchmark_min_time=0.02", f"--benchmark_filter={pattern or '.'}"]
+    for _ in range(rounds):
+        output = subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout
         for entry in json.loads(output)["benchmarks"]:
             samples.setdefault(entry["name"], []).append(entry)
 
@@ -57,21 +49,42 @@ def main() -> None:
                 values = [entry[counter] for entry in entries]
                 row[counter] = float(f"{statistics.median(values):.4g}")
         rows[name] = row
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    result = {
-        "device": f"{cpu_model()}, one pinned core of a shared machine",
-        "commit": commit,
-        "command": f"python benchmark/record.py {arguments.executable}",
-        "rounds": arguments.rounds,
-        "results": rows,
-    }
-    name = arguments.executable.name.removeprefix("bench_")
-    path = ROOT / "benchmark" / "results" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    return {"rounds": rounds, "results": rows}
+
+
+def run_own(command: list[str], arguments: list[str]) -> dict:
+    """What a program writes to the file that it is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        subprocess.run([*command, *arguments, "--out", str(path)], check=True)
+        return json.loads(path.read_text())
+
+
+def main() -> None:
+    """Runs the program and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("executable", type=Path)
+    parser.add_argument("--name", help="of the result file; by default the executable's without bench_")
+    parser.add_argument("--core", default="1", help="the processor it is fixed to, or all")
+    parser.add_argument("--rounds", type=int, default=5, help="of a Google Benchmark executable")
+    parser.add_argument("--filter", default="", help="of a Google Benchmark executable")
+    parser.add_argument("--busy-ok", action="store_true")
+    words = sys.argv[1:]
+    own = words[words.index("--") + 1 :] if "--" in words else None
+    options = parser.parse_args(words[: words.index("--")] if own is not None else words)
+
+    machine.require_idle(options.busy_ok)
+    watch = machine.Watch()
+    command = [] if options.core == "all" else ["taskset", "-c", options.core]
+    command.append(str(options.executable))
+    rounds = (command, options.rounds, options.filter)
+    measured = run_rounds(*rounds) if own is None else run_own(command, own)
+    shown = ["python", "benchmark/record.py", *(word for word in words if word != "--busy-ok")]
+    head = {**watch.facts(), "command": shlex.join(shown)}
+    path = machine.ROOT / "benchmark" / "results" / f"{options.name or options.executable.name[6:]}.json"
+    result = head | {key: value for key, value in measured.items() if key not in head}
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {path.relative_to(machine.ROOT)}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ STYLE = """
 text{font:13px system-ui,sans-serif;fill:#1b1f24}.s{font-size:11.5px;fill:#5b6570}
 .m{font:11.5px ui-monospace,monospace}.b{fill:#f6f8fa;stroke:#c8d0d8}.k{fill:#ddeafa;stroke:#0b6bcb}
 .a{stroke:#6b7680;fill:none;stroke-width:1.4}.h{fill:#6b7680}.right{fill:#0b6bcb}.wrong{fill:#c4572a}
-.none{fill:#aab4be}
+.none{fill:#aab4be}.p1{fill:#c4572a}.p2{fill:#8b7ab8}.p3{fill:#aab4be}.grid{stroke:#dde3e9}
 @media(prefers-color-scheme:dark){text{fill:#e6eaee}.s{fill:#9aa5b1}.b{fill:#171c22;stroke:#3d4650}
 .k{fill:#12283f;stroke:#5aa9f0}.a{stroke:#8b96a1}.h{fill:#8b96a1}.right{fill:#5aa9f0}.wrong{fill:#e58a63}
-.none{fill:#56616c}}
+.none{fill:#56616c}.p1{fill:#e58a63}.p2{fill:#a899d6}.p3{fill:#56616c}.grid{stroke:#2a3138}}
 """
 
 
@@ -128,13 +128,53 @@ def perplexity() -> str:
     return d.svg()
 
 
+def cpu_moe() -> str:
+    """How much of what the machine allows each implementation reaches, at every number of tokens."""
+    result = json.loads((ROOT / "benchmark/results/cpu_moe_peers.json").read_text())
+    shape = result["shapes"]["qwen3_30b"]
+    kinds = {
+        "flexact": ("right", "flexact"),
+        "kt_kernel": ("p1", "kt-kernel"),
+        "grouped_mm": ("p2", "torch grouped_mm"),
+        "loop": ("p3", "torch, loop over experts"),
+    }
+    left, top, height, group = 60, 46, 200, 114
+    right = left + group * len(shape["tokens"])
+    d = Drawing(right + 10, top + height + 44, "Share of the machine's roof that each implementation reaches")
+    for percent in (0, 25, 50, 75, 100):
+        y = top + height * (1 - percent / 100)
+        d.parts.append(f'<path class="grid" d="M{left} {y:g} H{right}"/>')
+        d.text(left - 8, y + 4, f"{percent} %", "s", "end")
+    for i, (tokens, row) in enumerate(shape["tokens"].items()):
+        roof = 1e3 * max(
+            row["bytes"] / (result["read_gbs"]["best"] * 1e9),
+            row["operations"] / (result["peak_gflops"]["best"] * 1e9),
+        )
+        for j, key in enumerate(key for key in kinds if key in row["milliseconds"]):
+            share = roof / row["milliseconds"][key]["median"]
+            x, y = left + group * i + 10 + 24 * j, top + height * (1 - share)
+            d.bar(x, round(y, 1), 21, round(height * share, 1), kinds[key][0])
+            d.text(x + 10.5, round(y, 1) - 4, f"{100 * share:.0f}", "s")
+        d.text(left + group * i + 57, top + height + 18, tokens)
+    d.text((left + right) / 2, top + height + 37, "tokens", "s")
+    x = float(left)
+    for kind, label in kinds.values():
+        d.bar(x, 10, 14, 14, kind)
+        d.text(x + 20, 21.5, label, "", "start")
+        x += 60 + 7.2 * len(label)
+    return d.svg()
+
+
+PICTURES = {"data-flow": data_flow, "perplexity": perplexity, "cpu-moe": cpu_moe}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     OUT.mkdir(parents=True, exist_ok=True)
     stale = []
-    for name, draw in (("data-flow", data_flow), ("perplexity", perplexity)):
+    for name, draw in PICTURES.items():
         path, content = OUT / f"{name}.svg", draw()
         if check and (not path.exists() or path.read_text(encoding="utf-8") != content):
             stale.append(path.name)

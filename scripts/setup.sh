@@ -4,6 +4,7 @@
 #
 #   PYTHON=…             the interpreter that .venv is made with (3.11 or newer)
 #   FLEXACT_PIP_ARGS=…   more arguments for pip, e.g. an index with CPU builds of torch
+#   COVERAGE=1           the extension module counts the lines that it runs
 #   FLEXACT_SGLANG=0     leave SGLang out (the demo then runs through transformers)
 #   FLEXACT_CUDA=0       leave the CUDA compiler's packages out (the CUDA kernels are then not built)
 set -euo pipefail
@@ -73,7 +74,7 @@ pip_install() { $VENV/bin/pip install -qq ${FLEXACT_PIP_ARGS:-} "$@"; }
 # changed NAME FILE…: whether the files differ from those that step NAME last succeeded with.
 changed() {
   local name=$1; shift
-  fresh=$({ echo "${FLEXACT_SGLANG:-1}"; sha256sum "$@"; } | sha256sum)
+  fresh=$({ echo "${FLEXACT_SGLANG:-1} ${coverage:-}"; sha256sum "$@"; } | sha256sum)
   [ "$(cat "$STAMPS/$name" 2>/dev/null)" != "$fresh" ]
 }
 done_with() { mkdir -p $STAMPS; printf '%s\n' "$fresh" > "$STAMPS/$1"; }
@@ -114,13 +115,15 @@ cuda_packages() {
 }
 
 package() {
-  local sources
+  local sources coverage=OFF
+  [ -z "${COVERAGE:-}" ] || coverage=ON
   mapfile -t sources < <(find CMakeLists.txt cmake include src python pyproject.toml README.md LICENSE \
     -type f -not -name '*.pyc' | LC_ALL=C sort)
   changed flexact "${sources[@]}" requirements/dev.txt requirements/cuda.txt || return 0
   say "building flexact"
   CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
-    pip_install --no-deps --no-build-isolation --force-reinstall .
+    pip_install --no-deps --no-build-isolation --force-reinstall \
+    -C cmake.define.FLEXACT_COVERAGE_BINDINGS=$coverage .
   # SGLang's CPU engine imports two packages that have no CPU build; stand-ins for them.
   if $VENV/bin/python -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("sglang") and u.find_spec("flexact.sglang.cpu_support")))' 2>/dev/null; then
     $VENV/bin/python -m flexact.sglang.cpu_support

@@ -1,12 +1,13 @@
-// Limits by loops that do one thing only.
+// Limits by loops that do one thing only, and their C form for the programs in Python.
 #include "cpu_limits.hpp"
 
-#include <sched.h>
 #include <sys/mman.h>
 #include <time.h>
 
-#include <fstream>
+#include <atomic>
 #include <new>
+#include <thread>
+#include <vector>
 
 #include "cpu/isa.hpp"
 
@@ -117,25 +118,47 @@ void pin_to(int processor) {
   sched_setaffinity(0, sizeof mask, &mask);
 }
 
-std::string processor_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);) {
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+Pinned::Pinned(int processor) {
+  sched_getaffinity(0, sizeof before_, &before_);
+  pin_to(processor);
+}
+Pinned::~Pinned() {
+  sched_setaffinity(0, sizeof before_, &before_);
+}
+
+const char* to_string(Peak peak) noexcept {
+  switch (peak) {
+    case Peak::Dot512:
+      return "vdpbf16ps";
+    case Peak::Fma512:
+      return "fp32 fma 512";
+    case Peak::Fma256:
+      return "fp32 fma 256";
   }
   return "unknown";
 }
 
-double peak_gflops([[maybe_unused]] bool bf16) {
+double peak_gflops([[maybe_unused]] Peak peak, [[maybe_unused]] double milliseconds) {
 #if defined(__x86_64__)
-  const auto measure = [](double (*loop)(long)) {
-    loop(100000);
+  const auto measure = [milliseconds](double (*loop)(long)) {
+    constexpr long kRounds = 20000;
+    loop(kRounds);
     const double begin = thread_seconds();
-    const double operations = loop(4000000);
-    return operations / (thread_seconds() - begin) * 1e-9;
+    double operations = 0, taken = 0;
+    while (taken < milliseconds * 1e-3) {
+      operations += loop(kRounds);
+      taken = thread_seconds() - begin;
+    }
+    return operations / taken * 1e-9;
   };
-  if (bf16) return cpu::is_supported(cpu::Isa::Avx512Bf16) ? measure(bf16_loop) : 0;
-  if (cpu::is_supported(cpu::Isa::Avx512)) return measure(fp32_loop_512);
-  if (cpu::is_supported(cpu::Isa::Avx2)) return measure(fp32_loop_256);
+  switch (peak) {
+    case Peak::Dot512:
+      return cpu::is_supported(cpu::Isa::Avx512Bf16) ? measure(bf16_loop) : 0;
+    case Peak::Fma512:
+      return cpu::is_supported(cpu::Isa::Avx512) ? measure(fp32_loop_512) : 0;
+    case Peak::Fma256:
+      return cpu::is_supported(cpu::Isa::Avx2) ? measure(fp32_loop_256) : 0;
+  }
 #endif
   return 0;
 }
@@ -153,18 +176,51 @@ ReadBandwidth::~ReadBandwidth() {
   munmap(data_, bytes_ + (2 << 20));
 }
 
-double ReadBandwidth::measure() const {
+double ReadBandwidth::measure(int part, int parts) const {
+  const std::size_t bytes = bytes_ / static_cast<std::size_t>(parts) / 4096 * 4096;
+  const std::byte* data = data_ + static_cast<std::size_t>(part) * bytes;
   const double begin = thread_seconds();
 #if defined(__x86_64__)
   if (cpu::is_supported(cpu::Isa::Avx512)) {
-    read_512(data_, bytes_);
+    read_512(data, bytes);
   } else {
-    read_any(data_, bytes_);
+    read_any(data, bytes);
   }
 #else
-  read_any(data_, bytes_);
+  read_any(data, bytes);
 #endif
-  return static_cast<double>(bytes_) / (thread_seconds() - begin) * 1e-9;
+  return static_cast<double>(bytes) / (thread_seconds() - begin) * 1e-9;
+}
+
+double together(int threads, int processor, const std::function<double(int)>& rate) {
+  if (threads == 1) return rate(0);
+  const int processors = static_cast<int>(std::thread::hardware_concurrency());
+  std::vector<double> rates(static_cast<std::size_t>(threads));
+  std::atomic<int> ready{0};
+  std::vector<std::thread> team;
+  for (int i = 0; i < threads; ++i) {
+    team.emplace_back([&, i] {
+      pin_to((processor + i) % processors);
+      ++ready;
+      while (ready < threads) {
+      }
+      rates[static_cast<std::size_t>(i)] = rate(i);
+    });
+  }
+  double sum = 0;
+  for (std::thread& thread : team) thread.join();
+  for (const double r : rates) sum += r;
+  return sum;
 }
 
 }  // namespace flexact::benchmark
+
+extern "C" double flexact_peak_gflops() {
+  using flexact::benchmark::Peak;
+  const double dot = flexact::benchmark::peak_gflops(Peak::Dot512);
+  return dot > 0 ? dot : flexact::benchmark::peak_gflops(Peak::Fma256);
+}
+extern "C" double flexact_read_gbs() {
+  static const flexact::benchmark::ReadBandwidth memory(std::size_t{1} << 29);
+  return memory.measure();
+}

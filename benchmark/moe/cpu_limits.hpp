@@ -1,8 +1,10 @@
-// What one thread of this machine can do at best: the limits that a kernel's speed is compared
-// with.
+// What this machine can do at best: the limits that a kernel's speed is compared with.
 #pragma once
 
+#include <sched.h>
+
 #include <cstddef>
+#include <functional>
 #include <string>
 
 namespace flexact::benchmark {
@@ -12,11 +14,24 @@ double thread_seconds();
 double wall_seconds();
 // Fixes the calling thread to one processor.
 void pin_to(int processor);
-std::string processor_name();
+// The same until the end of the block.
+class Pinned {
+ public:
+  explicit Pinned(int processor);
+  ~Pinned();
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
 
-// GFLOP/s of register-resident multiply-adds: vdpbf16ps where `bf16`, else fp32. 0: not on this
-// machine.
-double peak_gflops(bool bf16);
+ private:
+  cpu_set_t before_{};
+};
+
+// Register-resident multiply-adds.
+enum class Peak { Dot512, Fma512, Fma256 };
+// "vdpbf16ps", "fp32 fma 512", "fp32 fma 256".
+const char* to_string(Peak peak) noexcept;
+// GFLOP/s of the calling thread in about `milliseconds`, by processor time. 0: not on this machine.
+double peak_gflops(Peak peak, double milliseconds = 30);
 
 // A buffer far larger than the caches, on huge pages where there are any.
 class ReadBandwidth {
@@ -25,12 +40,16 @@ class ReadBandwidth {
   ~ReadBandwidth();
   ReadBandwidth(const ReadBandwidth&) = delete;
   ReadBandwidth& operator=(const ReadBandwidth&) = delete;
-  // GB/s of one pass over the buffer.
-  double measure() const;
+  // GB/s of the calling thread over the given part of the buffer, by processor time.
+  double measure(int part = 0, int parts = 1) const;
 
  private:
   std::byte* data_;
   std::size_t bytes_;
 };
+
+// The sum of rate(0) … rate(threads - 1), run at the same time, each on a processor of its own: the
+// caller's `processor` first.
+double together(int threads, int processor, const std::function<double(int)>& rate);
 
 }  // namespace flexact::benchmark

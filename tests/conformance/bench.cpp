@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <ctime>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -29,13 +28,11 @@ struct Entry {
   Function function;
   std::vector<float> values;
   std::unique_ptr<Plan> plan;
+  // The identity of the same arity with weights of its own, which are as cold as the function's.
+  std::unique_ptr<Plan> identity;
   std::vector<double> milliseconds;
   std::vector<double> ratios;  // to the identity's time in the same moment
 };
-
-bool is_identity(const Entry& entry) {
-  return entry.name == "bilinear" || entry.name == "linear";
-}
 
 // The middle value, and half the width of its 95 % interval by the values' own spread.
 struct Middle {
@@ -112,20 +109,19 @@ int bench(const BenchOptions& options) {
 
   std::vector<Entry> entries;
   for (const Subject& subject : subjects()) {
-    if (!options.function.empty() && subject.name != options.function &&
-        subject.name != "bilinear" && subject.name != "linear") {
-      continue;
-    }
+    if (!options.function.empty() && subject.name != options.function) continue;
     const bool unary = subject.function.arity() == Arity::Unary;
     p.pairing = unary ? Pairing::None : Pairing::Concat;
     MoeWeights weights;
     weights.w13 = tensor(w13.data(), DType::BFloat16,
                          {p.experts, unary ? p.intermediate : 2 * p.intermediate, p.hidden});
     weights.w2 = tensor(w2.data(), DType::BFloat16, {p.experts, p.hidden, p.intermediate});
+    const Function identity = Function::named(unary ? "linear" : "bilinear");
     entries.push_back({subject.name,
                        subject.function,
                        test::sample_parameters(subject.function, 1)[0],
                        variant.backend->plan(p, subject.function, weights),
+                       variant.backend->plan(p, identity, weights),
                        {},
                        {}});
   }
@@ -138,30 +134,24 @@ int bench(const BenchOptions& options) {
   inputs.topk_ids = tensor(ids.data(), DType::Int64, {options.tokens, p.top_k});
   inputs.output = output.data();
   std::vector<std::byte> memory;
-  const auto time = [&](const Entry& entry) {
-    const std::size_t bytes = entry.plan->workspace_bytes(inputs.tokens);
+  const auto time = [&](const Plan& plan, const std::vector<float>& row) {
+    const std::size_t bytes = plan.workspace_bytes(inputs.tokens);
     memory.resize(std::max(memory.size(), bytes + 64));
     void* workspace = memory.data();
     std::size_t space = memory.size();
     std::align(64, bytes, workspace, space);
-    const ParameterTable values{entry.values.data(), 1,
-                                static_cast<std::int64_t>(entry.values.size())};
+    const ParameterTable values{row.data(), 1, static_cast<std::int64_t>(row.size())};
     const double begin = processor_milliseconds();
-    entry.plan->run(inputs, values, workspace, bytes, nullptr);
+    plan.run(inputs, values, workspace, bytes, nullptr);
     return processor_milliseconds() - begin;
   };
-  std::map<Arity, const Entry*> identity;
-  for (const Entry& entry : entries) {
-    if (is_identity(entry)) identity[entry.function.arity()] = &entry;
-  }
   for (int round = -1; round < options.rounds; ++round) {  // the first one warms up
     for (Entry& entry : entries) {
       // Who comes first changes, since the second one finds warmer inputs.
-      const Entry& base = *identity.at(entry.function.arity());
-      const bool base_first = round % 2 == 0;
-      double beside = base_first ? time(base) : 0;
-      const double taken = time(entry);
-      if (!base_first) beside = time(base);
+      const bool identity_first = round % 2 == 0;
+      double beside = identity_first ? time(*entry.identity, {}) : 0;
+      const double taken = time(*entry.plan, entry.values);
+      if (!identity_first) beside = time(*entry.identity, {});
       if (round < 0) continue;
       entry.milliseconds.push_back(taken);
       entry.ratios.push_back(taken / beside);

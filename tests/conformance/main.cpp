@@ -180,7 +180,7 @@ int main_checked(int argc, char** argv) {
   bench_command.add_option("--intermediate", timed.intermediate)->capture_default_str();
   bench_command.add_option("--tokens", timed.tokens)->capture_default_str();
   bench_command.add_option("--rounds", timed.rounds)->capture_default_str();
-  bench_command.add_option("--json", timed.output, "Where the results go");
+  bench_command.add_option("--out,--json", timed.output, "Where the results go");
 
   CLI11_PARSE(app, argc, argv);
   if (bench_command) return bench(timed);

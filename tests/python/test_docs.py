@@ -72,6 +72,7 @@ def test_the_python_of_a_page_runs(code):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_pictures_are_those_that_the_script_draws():
-    done = subprocess.run([sys.executable, ROOT / "scripts/draw_docs.py", "--check"], capture_output=True)
+@pytest.mark.parametrize("script", ["draw_docs.py", "fill_tables.py"])
+def test_pictures_and_tables_are_made_from_the_files_that_they_show(script):
+    done = subprocess.run([sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True)
     assert done.returncode == 0, done.stderr
