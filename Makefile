@@ -6,7 +6,8 @@ PYTEST_ARGS ?=
 PRESET ?= developer
 # COVERAGE=1 measures the Python lines that the tests reach, subprocesses included.
 PYTEST := $(PY) -m $(if $(COVERAGE),coverage run -m )pytest -n $(JOBS) --dist worksteal
-CTEST := ctest --output-on-failure -j$(JOBS)
+# The packages that the CUDA tests find at run time are those of .venv.
+CTEST := VIRTUAL_ENV=$(CURDIR)/.venv ctest --output-on-failure -j$(JOBS)
 CPP_SOURCES = $(shell git ls-files 'include/*.hpp' 'src/*.hpp' 'src/*.cpp' 'tests/*.hpp' 'tests/*.cpp' 'examples/*.cpp' 'benchmark/*.cpp' 'benchmark/*.hpp')
 CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90

@@ -1,6 +1,7 @@
 // The CUDA backend "cutlass", and how tests make a plan with every choice in their hands.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "flexact/backend.hpp"
@@ -17,6 +18,8 @@ struct PlanOptions {
   int group_rows = 0;
   int group_rows2 = 0;
   unsigned launches = kAllLaunches;
+  // Bytes of scratch; calls that would need more are taken in chunks.
+  std::int64_t most_scratch = std::int64_t{2} << 30;
 };
 
 // What Backend::plan does, with the choices given. All tensors are device memory of one GPU.

@@ -24,8 +24,6 @@ namespace flexact::cuda {
 namespace {
 
 constexpr const char* kArchitecture = "sm_90a";
-// Scratch of a call; more tokens are taken in chunks.
-constexpr std::int64_t kMostScratch = std::int64_t{2} << 30;
 // Measured: benchmark/results/cuda_moe_h100.json.
 constexpr int kDefaultGroupRows = 8;
 constexpr int kDefaultGroupRows2 = 4;
@@ -83,6 +81,12 @@ struct Layout {
   std::size_t bytes = 0;
 };
 
+struct Grid {
+  unsigned x, y, threads;
+  unsigned shared = 0;   // bytes
+  unsigned cluster = 1;  // blocks of x
+};
+
 class MoePlan final : public Plan {
  public:
   MoePlan(const MoeProblem& problem, const Function& function, const MoeWeights& weights,
@@ -105,8 +109,8 @@ class MoePlan final : public Plan {
   void run_chunk(const MoeInputs& inputs, const ParameterTable& values, std::int64_t first,
                  std::int64_t tokens, char* workspace, Stream stream) const;
   template <typename Arguments>
-  void launch(Kernel kernel, const Arguments& arguments, unsigned blocks, unsigned threads,
-              unsigned shared, Stream stream, const char* doing, unsigned cluster = 1) const;
+  void launch(Kernel kernel, const Arguments& arguments, const Grid& grid, Stream stream,
+              const char* doing) const;
   void launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
                    const GemmArguments& arguments, std::int64_t row_tiles, Stream stream,
                    const char* doing) const;
@@ -119,6 +123,7 @@ class MoePlan final : public Plan {
   int multiprocessors_ = 0;
   int group_rows_, group_rows2_;
   unsigned launches_;
+  std::int64_t most_scratch_;
   Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
          combine_ = nullptr, order_bias_ = nullptr;
   TensorMap map13_, map2_;
@@ -132,7 +137,8 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
       parameter_count_(static_cast<std::int64_t>(function.parameters().size())),
       group_rows_(options.group_rows == 0 ? kDefaultGroupRows : options.group_rows),
       group_rows2_(options.group_rows2 == 0 ? kDefaultGroupRows2 : options.group_rows2),
-      launches_(options.launches) {
+      launches_(options.launches),
+      most_scratch_(options.most_scratch) {
   moe::validate_plain_weights(problem, weights);
   location_ = location_of(driver_, "w13", weights.w13.data);
   for (const auto& [name, view] :
@@ -180,7 +186,7 @@ DeviceMemory MoePlan::ordered_bias(const TensorView& bias, Pairing pairing) cons
   arguments.interleaved = pairing == Pairing::Interleaved;
   arguments.up_first = pairing == Pairing::UpFirst;
   arguments.output = memory.get();
-  launch(order_bias_, arguments, static_cast<unsigned>(bias.shape[0]), 256, 0, nullptr,
+  launch(order_bias_, arguments, {static_cast<unsigned>(bias.shape[0]), 1, 256}, nullptr,
          "copying a bias");
   driver_.check(driver_.stream_synchronize(nullptr), "copying a bias");
   return memory;
@@ -193,7 +199,7 @@ std::string MoePlan::describe() const {
 
 std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {
   const std::int64_t each = problem_.top_k * (problem_.hidden + problem_.intermediate) * 2;
-  const std::int64_t most = std::max<std::int64_t>(1, kMostScratch / each);
+  const std::int64_t most = std::max<std::int64_t>(1, most_scratch_ / each);
   return ceil_div(tokens, ceil_div(tokens, most));
 }
 
@@ -221,14 +227,14 @@ Layout MoePlan::layout(std::int64_t tokens) const {
 }
 
 template <typename Arguments>
-void MoePlan::launch(Kernel kernel, const Arguments& arguments, unsigned blocks, unsigned threads,
-                     unsigned shared, Stream stream, const char* doing, unsigned cluster) const {
+void MoePlan::launch(Kernel kernel, const Arguments& arguments, const Grid& grid, Stream stream,
+                     const char* doing) const {
   constexpr int kClusterDimension = 4;
   LaunchAttribute attribute{};
   attribute.id = kClusterDimension;
-  attribute.value.cluster = {cluster, 1, 1};
-  const LaunchConfiguration configuration{{blocks, 1, 1}, {threads, 1, 1}, shared,
-                                          stream,         &attribute,      1};
+  attribute.value.cluster = {grid.cluster, 1, 1};
+  const LaunchConfiguration configuration{
+      {grid.x, grid.y, 1}, {grid.threads, 1, 1}, grid.shared, stream, &attribute, 1};
   void* parameters[] = {const_cast<Arguments*>(&arguments)};
   driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
 }
@@ -284,6 +290,10 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   auto* const taken = reinterpret_cast<std::uint32_t*>(workspace + at.taken);
   const auto* const weights = reinterpret_cast<const float*>(row_of(inputs.topk_weights, first));
 
+  const Grid of_rows = {static_cast<unsigned>(tokens),
+                        static_cast<unsigned>(ceil_div(problem_.hidden, 8 * kRowThreads)),
+                        kRowThreads};
+
   RouteArguments route{};
   route.ids = row_of(inputs.topk_ids, first);
   route.id_stride = inputs.topk_ids.strides[0];
@@ -298,8 +308,9 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.taken = taken;
   if ((launches_ & kSort) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
-    launch(route_, route, blocks, kRouteThreads, static_cast<unsigned>(problem_.experts) * 8,
-           stream, "sorting tokens by expert", blocks);
+    launch(route_, route,
+           {blocks, 1, kRouteThreads, static_cast<unsigned>(problem_.experts) * 8, blocks}, stream,
+           "sorting tokens by expert");
   }
 
   GatherArguments gather{};
@@ -314,7 +325,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gather.width = static_cast<std::int32_t>(problem_.hidden);
   gather.top_k = static_cast<std::int32_t>(problem_.top_k);
   if ((launches_ & kSort) != 0) {
-    launch(gather_, gather, static_cast<unsigned>(tokens), 256, 0, stream, "gathering rows");
+    launch(gather_, gather, of_rows, stream, "gathering rows");
   }
 
   const bool gated = problem_.pairing != Pairing::None;
@@ -372,8 +383,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   combine.scale = problem_.routed_scaling_factor;
   combine.combine = problem_.combine;
   if ((launches_ & kCombine) != 0) {
-    launch(combine_, combine, static_cast<unsigned>(tokens), 256, 0, stream,
-           "adding the experts' results");
+    launch(combine_, combine, of_rows, stream, "adding the experts' results");
   }
 }
 

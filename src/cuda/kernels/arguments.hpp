@@ -22,7 +22,8 @@ inline constexpr int kGemmSharedBytes =
     kStages * kStageBytes + kStagingBytes + 2 * kStages * 8 + 1024;
 
 inline constexpr int kRouteThreads = 1024;
-inline constexpr int kRouteBlocks = 8;  // of one cluster, where there is work for so many
+inline constexpr int kRowThreads = 128;  // of gather and combine, eight elements each
+inline constexpr int kRouteBlocks = 8;   // of one cluster, where there is work for so many
 
 // One row tile: `rows` consecutive rows of the sorted order, all of one expert.
 struct RowTile {

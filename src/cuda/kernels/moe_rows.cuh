@@ -141,32 +141,33 @@ __device__ inline bool aligned16(const void* address, std::int64_t stride_bytes)
   return (reinterpret_cast<std::uintptr_t>(address) % 16 == 0) && stride_bytes % 16 == 0;
 }
 
-// One block a token: its row goes to each of its experts.
+// The eight elements of a row that this thread works on: blocks of x share a token, blocks of y a row.
+__device__ inline int piece_of_thread() {
+  return static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+}
+
+// A token's row goes to each of its experts.
 __device__ inline void gather(const GatherArguments& g) {
   const int token = static_cast<int>(blockIdx.x);
   const std::int32_t* slot_row = g.slot_row + std::int64_t{token} * g.top_k;
   const auto* from = static_cast<const __nv_bfloat16*>(g.hidden) + token * g.hidden_stride;
   auto* rows = static_cast<__nv_bfloat16*>(g.rows);
-  if (g.weights != nullptr) {
-    for (int slot = static_cast<int>(threadIdx.x); slot < g.top_k; slot += static_cast<int>(blockDim.x)) {
-      if (slot_row[slot] >= 0) {
-        g.row_scale[slot_row[slot]] = g.weights[token * g.weight_stride + slot * g.weight_step];
-      }
-    }
+  const int slot = static_cast<int>(threadIdx.x);
+  if (g.weights != nullptr && blockIdx.y == 0 && slot < g.top_k && slot_row[slot] >= 0) {
+    g.row_scale[slot_row[slot]] = g.weights[token * g.weight_stride + slot * g.weight_step];
   }
-  const bool vectors = aligned16(g.hidden, g.hidden_stride * 2);
-  for (int piece = static_cast<int>(threadIdx.x); piece < g.width / 8; piece += static_cast<int>(blockDim.x)) {
-    uint4 data;
-    if (vectors) {
-      data = reinterpret_cast<const uint4*>(from)[piece];
-    } else {
-      auto* element = reinterpret_cast<__nv_bfloat16*>(&data);
-      for (int i = 0; i < 8; ++i) element[i] = from[piece * 8 + i];
-    }
-    for (int slot = 0; slot < g.top_k; ++slot) {
-      const int row = slot_row[slot];
-      if (row >= 0) reinterpret_cast<uint4*>(rows + std::int64_t{row} * g.width)[piece] = data;
-    }
+  const int piece = piece_of_thread();
+  if (piece >= g.width / 8) return;
+  uint4 data;
+  if (aligned16(g.hidden, g.hidden_stride * 2)) {
+    data = reinterpret_cast<const uint4*>(from)[piece];
+  } else {
+    auto* element = reinterpret_cast<__nv_bfloat16*>(&data);
+    for (int i = 0; i < 8; ++i) element[i] = from[piece * 8 + i];
+  }
+  for (int i = 0; i < g.top_k; ++i) {
+    const int row = slot_row[i];
+    if (row >= 0) reinterpret_cast<uint4*>(rows + std::int64_t{row} * g.width)[piece] = data;
   }
 }
 
@@ -182,38 +183,48 @@ __device__ inline void store8(__nv_bfloat16* to, const float* values, bool vecto
   }
 }
 
-// One block a token: the weighted sum of its experts' rows in the order of its slots, in fp32.
+// The weighted sum of a token's rows in the order of its slots, in fp32; several rows are on their way at
+// once.
 __device__ inline void combine(const CombineArguments& c) {
+  constexpr int kAhead = 4;
   const int token = static_cast<int>(blockIdx.x);
+  const int piece = piece_of_thread();
+  if (piece >= c.width / 8) return;
   const std::int32_t* slot_row = c.slot_row + std::int64_t{token} * c.top_k;
   const auto* rows = static_cast<const __nv_bfloat16*>(c.rows);
   auto* output = static_cast<__nv_bfloat16*>(c.output);
   const bool vectors = aligned16(c.output, 0);
-  for (int piece = static_cast<int>(threadIdx.x); piece < c.width / 8; piece += static_cast<int>(blockDim.x)) {
-    float sum[8] = {};
-    for (int slot = 0; slot < c.top_k; ++slot) {
-      const int row = slot_row[slot];
-      float weight = 0;
-      uint4 data{};
-      if (row >= 0) {
-        data = reinterpret_cast<const uint4*>(rows + std::int64_t{row} * c.width)[piece];
-        weight = c.weights == nullptr ? 1.0f : c.weights[token * c.weight_stride + slot * c.weight_step];
-      }
-      const auto* element = reinterpret_cast<const __nv_bfloat16*>(&data);
+  float sum[8] = {};
+  for (int base = 0; base < c.top_k; base += kAhead) {
+    uint4 data[kAhead] = {};
+    float weight[kAhead] = {};
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const int slot = base + ahead;
+      const int row = slot < c.top_k ? slot_row[slot] : -1;
+      if (row < 0) continue;
+      data[ahead] = reinterpret_cast<const uint4*>(rows + std::int64_t{row} * c.width)[piece];
+      weight[ahead] =
+          c.weights == nullptr ? 1.0f : c.weights[token * c.weight_stride + slot * c.weight_step];
+    }
+#pragma unroll
+    for (int ahead = 0; ahead < kAhead; ++ahead) {
+      const auto* element = reinterpret_cast<const __nv_bfloat16*>(&data[ahead]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const float value = weight * __bfloat162float(element[i]);
+        const float value = weight[ahead] * __bfloat162float(element[i]);
         sum[i] = c.combine != 0 ? sum[i] + value : value;
       }
-      if (c.combine == 0) {
+      const int slot = base + ahead;
+      if (c.combine == 0 && slot < c.top_k) {
         store8(output + (std::int64_t{token} * c.top_k + slot) * c.width + piece * 8, sum, vectors);
       }
     }
-    if (c.combine != 0) {
+  }
+  if (c.combine != 0) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) sum[i] *= c.scale;
-      store8(output + std::int64_t{token} * c.width + piece * 8, sum, vectors);
-    }
+    for (int i = 0; i < 8; ++i) sum[i] *= c.scale;
+    store8(output + std::int64_t{token} * c.width + piece * 8, sum, vectors);
   }
 }
 
@@ -244,12 +255,12 @@ extern "C" __global__ void __launch_bounds__(flexact::cuda::kRouteThreads, 1)
   flexact::cuda::route(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
     flexact_gather(const __grid_constant__ flexact::cuda::GatherArguments arguments) {
   flexact::cuda::gather(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
     flexact_combine(const __grid_constant__ flexact::cuda::CombineArguments arguments) {
   flexact::cuda::combine(arguments);
 }

@@ -1,0 +1,302 @@
+// Plans of the backend "cutlass" on the driver beside this file, against the CPU backend: what the
+// host passes to the kernels, and what it says when something is wrong.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <vector>
+
+#include "cuda/backend.hpp"
+#include "cuda/driver.hpp"
+#include "device.hpp"
+#include "flexact/activation.hpp"
+#include "flexact/error.hpp"
+
+namespace {
+
+using flexact::DType;
+using flexact::Error;
+using flexact::ErrorCode;
+using flexact::Function;
+using flexact::MoeInputs;
+using flexact::MoeProblem;
+using flexact::MoeWeights;
+using flexact::Pairing;
+using flexact::ParameterTable;
+using flexact::TensorView;
+using flexact::conformance::Device;
+using testing::HasSubstr;
+
+#define NEED_MACHINE() \
+  if (const auto refusal = flexact::cuda::refuse_machine()) GTEST_SKIP() << refusal->reason
+
+std::uint16_t to_bf16(float value) {
+  std::uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  return static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
+}
+float from_bf16(std::uint16_t bits) {
+  const std::uint32_t word = std::uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+TensorView view(const void* data, DType dtype, std::vector<std::int64_t> shape,
+                std::int64_t gap = 0) {
+  TensorView v;
+  v.data = data;
+  v.dtype = dtype;
+  v.rank = static_cast<int>(shape.size());
+  std::int64_t stride = 1;
+  for (int i = v.rank - 1; i >= 0; --i) {
+    if (i == 0) stride += gap;
+    v.shape[static_cast<std::size_t>(i)] = shape[static_cast<std::size_t>(i)];
+    v.strides[static_cast<std::size_t>(i)] = stride;
+    stride *= shape[static_cast<std::size_t>(i)];
+  }
+  return v;
+}
+
+// A layer with numbers in it. Functions are those that the driver's kernels compute.
+struct Layer {
+  MoeProblem problem;
+  Function function;
+  std::int64_t tokens, gap;
+  bool wide_ids;
+  std::vector<std::uint16_t> hidden, w13, w2, bias2;
+  std::vector<float> bias13, router, values;
+  std::vector<std::int64_t> ids64;
+  std::vector<std::int32_t> ids32;
+
+  explicit Layer(Pairing pairing, unsigned choices, std::int64_t m = 9)
+      : function(pairing == Pairing::None ? Function::expression("2*x+p")
+                                          : Function::expression("g*u+p")),
+        tokens(m),
+        gap((choices & 1) != 0 ? 8 : 0),
+        wide_ids((choices & 2) != 0) {
+    problem.experts = 5;
+    problem.top_k = 3;
+    problem.hidden = 24;
+    problem.intermediate = 16;
+    problem.pairing = pairing;
+    problem.bias13 = (choices & 4) != 0;
+    problem.bias2 = problem.bias13;
+    problem.router_weight_on_input = (choices & 8) != 0 && !problem.bias13;
+    problem.combine = (choices & 16) == 0;
+    problem.routed_scaling_factor = 2.5f;
+    std::mt19937 random(choices);
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    const auto bf16 = [&](std::int64_t count) {
+      std::vector<std::uint16_t> list(static_cast<std::size_t>(count));
+      for (auto& each : list) each = to_bf16(uniform(random));
+      return list;
+    };
+    const std::int64_t rows = pairing == Pairing::None ? 16 : 32;
+    hidden = bf16(tokens * (24 + gap));
+    w13 = bf16(5 * (rows * 24 + gap));
+    w2 = bf16(5 * 24 * 16);
+    bias2 = bf16(5 * 24);
+    for (std::int64_t i = 0; i < 5 * rows; ++i) bias13.push_back(uniform(random));
+    for (std::int64_t i = 0; i < tokens * 3; ++i) {
+      router.push_back(uniform(random));
+      ids64.push_back(static_cast<std::int64_t>(random() % 7) - 1);  // -1 and 5 are not here
+    }
+    ids32.assign(ids64.begin(), ids64.end());
+    for (int i = 0; i < 5; ++i) values.push_back(uniform(random));
+  }
+
+  MoeWeights weights() const {
+    MoeWeights w;
+    const std::int64_t rows = problem.pairing == Pairing::None ? 16 : 32;
+    w.w13 = view(w13.data(), DType::BFloat16, {5, rows, 24}, gap);
+    w.w2 = view(w2.data(), DType::BFloat16, {5, 24, 16});
+    if (problem.bias13) w.w13_bias = view(bias13.data(), DType::Float32, {5, rows});
+    if (problem.bias2) w.w2_bias = view(bias2.data(), DType::BFloat16, {5, 24});
+    return w;
+  }
+  MoeInputs inputs(void* output) const {
+    MoeInputs in;
+    in.tokens = tokens;
+    in.hidden_states = view(hidden.data(), DType::BFloat16, {tokens, 24}, gap);
+    in.topk_weights = view(router.data(), DType::Float32, {tokens, 3});
+    in.topk_ids = wide_ids ? view(ids64.data(), DType::Int64, {tokens, 3})
+                           : view(ids32.data(), DType::Int32, {tokens, 3});
+    in.output = output;
+    return in;
+  }
+  ParameterTable table() const { return {values.data(), 5, 1}; }
+  std::size_t outputs() const {
+    return static_cast<std::size_t>(tokens * (problem.combine ? 1 : problem.top_k) *
+                                    problem.hidden);
+  }
+};
+
+std::vector<float> on_cpu(const Layer& layer) {
+  const auto plan = flexact::backend("cpu").plan(layer.problem, layer.function, layer.weights());
+  std::vector<std::uint16_t> output(layer.outputs(), 0xffff);
+  const std::size_t bytes = (plan->workspace_bytes(layer.tokens) + 63) / 64 * 64;
+  const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(64, bytes + 64),
+                                                              &std::free);
+  plan->run(layer.inputs(output.data()), layer.table(), workspace.get(), bytes, nullptr);
+  std::vector<float> result;
+  for (const auto each : output) result.push_back(from_bf16(each));
+  return result;
+}
+
+std::vector<float> on_gpu(const Layer& layer, const flexact::cuda::PlanOptions& options = {}) {
+  Device device;
+  const auto plan = flexact::cuda::make_moe_plan(layer.problem, layer.function,
+                                                 device.copy(layer.weights()), options);
+  std::vector<std::uint16_t> output(layer.outputs(), 0xffff);
+  MoeInputs inputs = device.copy(layer.inputs(nullptr));
+  inputs.output = device.copy(output.data(), output.size() * 2);
+  const std::size_t bytes = plan->workspace_bytes(layer.tokens);
+  const std::vector<std::byte> poison(bytes, std::byte{0xff});
+  plan->run(inputs, device.copy(layer.table()), device.copy(poison.data(), bytes), bytes, nullptr);
+  device.read(reinterpret_cast<std::byte*>(output.data()), inputs.output, output.size() * 2);
+  std::vector<float> result;
+  for (const auto each : output) result.push_back(from_bf16(each));
+  return result;
+}
+
+void expect_equal(const std::vector<float>& actual, const std::vector<float>& expected,
+                  const std::string& what) {
+  ASSERT_EQ(actual.size(), expected.size());
+  double largest = 0;
+  for (const float each : expected) largest = std::fmax(largest, std::fabs(each));
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    ASSERT_NEAR(actual[i], expected[i], 0.02 * largest) << what << " at " << i;
+  }
+}
+
+TEST(CutlassPlan, passes_every_layout_and_option_to_the_kernels) {
+  NEED_MACHINE();
+  for (const Pairing pairing :
+       {Pairing::Concat, Pairing::UpFirst, Pairing::Interleaved, Pairing::None}) {
+    for (unsigned choices = 0; choices < 32; ++choices) {
+      const Layer layer(pairing, choices);
+      expect_equal(on_gpu(layer), on_cpu(layer),
+                   std::string(to_string(pairing)) + " " + std::to_string(choices));
+    }
+  }
+}
+
+TEST(CutlassPlan, takes_many_tokens_in_chunks_of_bounded_scratch) {
+  NEED_MACHINE();
+  const Layer layer(Pairing::Concat, 3, 50);
+  flexact::cuda::PlanOptions options;
+  options.most_scratch = 3 * (24 + 16) * 2 * 7;  // seven tokens
+  expect_equal(on_gpu(layer, options), on_cpu(layer), "chunks");
+  Device device;
+  const auto whole =
+      flexact::cuda::make_moe_plan(layer.problem, layer.function, device.copy(layer.weights()), {});
+  const auto chunked = flexact::cuda::make_moe_plan(layer.problem, layer.function,
+                                                    device.copy(layer.weights()), options);
+  EXPECT_LT(chunked->workspace_bytes(5000), whole->workspace_bytes(5000));
+  EXPECT_EQ(whole->workspace_bytes(0), 0u);
+}
+
+TEST(CutlassPlan, owns_its_biases_and_nothing_else) {
+  NEED_MACHINE();
+  Device device;
+  const Layer with(Pairing::Concat, 4), without(Pairing::Concat, 0);
+  const flexact::Backend& backend = flexact::backend("cutlass");
+  EXPECT_EQ(
+      backend.plan(with.problem, with.function, device.copy(with.weights()))->resident_bytes(),
+      (5u * 32 + 5 * 24) * 4);
+  const auto plan = backend.plan(without.problem, without.function, device.copy(without.weights()));
+  EXPECT_EQ(plan->resident_bytes(), 0u);
+  EXPECT_THAT(plan->describe(), HasSubstr("sm_90a"));
+}
+
+TEST(CutlassPlan, no_tokens_launch_nothing) {
+  NEED_MACHINE();
+  Device device;
+  Layer layer(Pairing::Concat, 0, 1);
+  const auto plan =
+      flexact::cuda::make_moe_plan(layer.problem, layer.function, device.copy(layer.weights()), {});
+  MoeInputs inputs = layer.inputs(nullptr);
+  inputs.tokens = 0;
+  EXPECT_NO_THROW(plan->run(inputs, layer.table(), nullptr, 0, nullptr));
+}
+
+std::string message_of(const std::function<void()>& call, ErrorCode code) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(CutlassPlan, tensors_it_cannot_read_are_refused_by_name) {
+  NEED_MACHINE();
+  Device device;
+  const Layer layer(Pairing::Concat, 0);
+  const auto plan_of = [&](const MoeWeights& weights) {
+    return [&layer, weights] {
+      flexact::cuda::make_moe_plan(layer.problem, layer.function, weights, {});
+    };
+  };
+  MoeWeights weights = device.copy(layer.weights());
+  weights.w2 = layer.weights().w2;
+  EXPECT_THAT(message_of(plan_of(weights), ErrorCode::InvalidArgument),
+              HasSubstr("w2: is no device memory"));
+  EXPECT_THAT(message_of(plan_of(layer.weights()), ErrorCode::InvalidArgument),
+              HasSubstr("w13: is no device"));
+  weights = device.copy(layer.weights());
+  weights.w13.strides[1] = 25;
+  EXPECT_THAT(message_of(plan_of(weights), ErrorCode::InvalidArgument),
+              HasSubstr("multiple of 16 bytes"));
+  weights = device.copy(layer.weights());
+  weights.w13.strides[2] = 2;
+  EXPECT_THAT(message_of(plan_of(weights), ErrorCode::InvalidArgument), HasSubstr("last stride"));
+  weights = device.copy(layer.weights());
+  weights.w13.data = static_cast<const char*>(weights.w13.data) + 2;
+  EXPECT_THAT(message_of(plan_of(weights), ErrorCode::InvalidArgument),
+              HasSubstr("aligned to 16 bytes"));
+}
+
+TEST(CutlassPlan, a_workspace_that_is_too_small_is_an_error) {
+  NEED_MACHINE();
+  Device device;
+  const Layer layer(Pairing::Concat, 0);
+  const auto plan =
+      flexact::cuda::make_moe_plan(layer.problem, layer.function, device.copy(layer.weights()), {});
+  MoeInputs inputs = device.copy(layer.inputs(nullptr));
+  inputs.output = device.copy(layer.hidden.data(), layer.hidden.size() * 2);
+  char small = 0;
+  EXPECT_THAT(message_of([&] { plan->run(inputs, layer.table(), &small, 1, nullptr); },
+                         ErrorCode::InvalidArgument),
+              HasSubstr("workspace"));
+}
+
+TEST(CutlassPlan, a_failed_call_of_the_driver_names_the_error_and_what_was_being_done) {
+  NEED_MACHINE();
+  const flexact::cuda::Driver& driver = flexact::cuda::Driver::instance();
+  EXPECT_NO_THROW(driver.check(0, "nothing"));
+  EXPECT_THAT(message_of([&] { driver.check(2, "allocating"); }, ErrorCode::DeviceError),
+              HasSubstr("CUDA_ERROR_OUT_OF_MEMORY while allocating"));
+  // A context other than the tensors' is current: the launch must still find its own.
+  const Layer layer(Pairing::Concat, 0);
+  EXPECT_NO_THROW(on_gpu(layer));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string pattern = (std::filesystem::temp_directory_path() / "flexact-plan-XXXXXX").string();
+  const std::string cache = ::mkdtemp(pattern.data());
+  ::setenv("FLEXACT_CUDA_PATH", FAKE_DRIVER_FOLDER, 1);
+  ::setenv("FLEXACT_CACHE_DIR", cache.c_str(), 1);
+  testing::InitGoogleTest(&argc, argv);
+  const int status = RUN_ALL_TESTS();
+  std::filesystem::remove_all(cache);
+  return status;
+}
