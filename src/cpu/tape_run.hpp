@@ -96,6 +96,10 @@ class TapeRunner {
     return frame.slots + operand.index * frame.block;
   }
 
+  static bool is_uniform(const Operand& operand, Scalar value, const Frame& frame) noexcept {
+    return operand.place == Place::Uniform && *source(operand, frame).base == value;
+  }
+
   static void run_body(const TapeView& tape, const Frame& frame, std::size_t vectors) noexcept {
     for (std::size_t i = 0; i < tape.body_count; ++i) execute(tape.body[i], frame, vectors);
   }
@@ -207,9 +211,12 @@ class TapeRunner {
       case TapeOp::Relu:
         return map1(in, f, n, [](V a) { return max_second(V::set(0.0f), a); });
       case TapeOp::SigmoidProduct:
-        if (in.operands[1].place == Place::Uniform && *source(in.operands[1], f).base == 1) {
-          // b * c is c: the same value without the work for its rounding error.
+        // Where b * c is exact: the same value without the work for its rounding error.
+        if (is_uniform(in.operands[1], 1, f)) {
           return map4(in, f, n, [](V a, V, V c, V d) { return a * math::sigmoid(c) * d; });
+        }
+        if (is_uniform(in.operands[1], 2, f)) {
+          return map4(in, f, n, [](V a, V, V c, V d) { return a * math::sigmoid(c + c) * d; });
         }
         return map4(in, f, n,
                     [](V a, V b, V c, V d) { return a * math::sigmoid_of_product(b, c) * d; });
