@@ -25,8 +25,9 @@ namespace {
 
 constexpr const char* kArchitecture = "sm_90a";
 // Measured: benchmark/results/cuda_moe_h100.json.
-constexpr int kDefaultGroupRows = 8;
-constexpr int kDefaultGroupRows2 = 4;
+constexpr int kGroupRows = 8;
+constexpr int kGroupRowsOfFew = 4;  // where experts have fewer than four row tiles on average
+constexpr int kGroupRows2 = 4;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -121,7 +122,7 @@ class MoePlan final : public Plan {
   std::int64_t parameter_count_;
   Location location_;
   int multiprocessors_ = 0;
-  int group_rows_, group_rows2_;
+  int group_rows_, group_rows2_;  // 0: by the size of the call
   unsigned launches_;
   std::int64_t most_scratch_;
   Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
@@ -135,8 +136,8 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
     : problem_(problem),
       function_(function.name().empty() ? function.canonical() : function.name()),
       parameter_count_(static_cast<std::int64_t>(function.parameters().size())),
-      group_rows_(options.group_rows == 0 ? kDefaultGroupRows : options.group_rows),
-      group_rows2_(options.group_rows2 == 0 ? kDefaultGroupRows2 : options.group_rows2),
+      group_rows_(options.group_rows),
+      group_rows2_(options.group_rows2 == 0 ? kGroupRows2 : options.group_rows2),
       launches_(options.launches),
       most_scratch_(options.most_scratch) {
   moe::validate_plain_weights(problem, weights);
@@ -339,7 +340,8 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.output = workspace + at.activated;
   gemm.columns = static_cast<std::int32_t>(problem_.intermediate);
   gemm.depth = static_cast<std::int32_t>(problem_.hidden);
-  gemm.group_rows = group_rows_;
+  const bool few = rows < 4 * kTileRows * problem_.experts;
+  gemm.group_rows = group_rows_ != 0 ? group_rows_ : few ? kGroupRowsOfFew : kGroupRows;
   gemm.column_tiles = columns_of(problem_.intermediate, gated);
   gemm.value_columns = static_cast<std::int32_t>(parameter_count_);
   gemm.values = values.data;
