@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import types
+from typing import Any
+
 import torch
 
 from flexact import _core
@@ -26,8 +30,9 @@ def act_and_mul(
 ) -> torch.Tensor:
     """Applies an activation to the output of a (fused gate and) up projection.
 
-    CPU tensors of float32, bfloat16 and float16 run on the vector kernels when no gradient is needed;
-    all others run as torch operations printed from the same graph, gradients included.
+    Tensors of float32, bfloat16 and float16 run on the CPU's vector kernels or, on a GPU, on a Triton
+    kernel when no gradient is needed; all others run as torch operations printed from the same graph,
+    gradients included.
 
     Args:
         x: [..., 2I] with gate and up as `pairing` says; [..., I] with pairing "none".
@@ -56,7 +61,8 @@ def act_and_mul(
         raise InvalidArgument(
             f"out is {list(out.shape)} {out.dtype}", hint=f"{list(shape)} {x.dtype}, and no gradients"
         )
-    if needs_gradient or x.device.type != "cpu" or x.dtype not in _KERNEL_DTYPES:
+    kernels = x.dtype in _KERNEL_DTYPES and (x.is_cpu or (x.is_cuda and _triton() is not None))
+    if needs_gradient or not kernels:
         result = activation(*_split(x, pairing), layer=layer)
         return result if out is None else out.copy_(result)
     return _run(x, activation, pairing, layer, out)
@@ -83,8 +89,14 @@ def _run(
     )
     values = values_of_layer(activation, layer=layer or 0)
     # Written in place only where no row of x can be overwritten before it is read.
-    direct = out is not None and out.is_contiguous() and out.is_cpu and not _share_memory(out, x)
-    result = out if direct else torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+    direct = out is not None and out.is_contiguous() and out.device == x.device and not _share_memory(out, x)
+    result = out if direct else torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
+    if not x.is_cpu:
+        kernels = _triton()
+        with torch.cuda.device(x.device):
+            table = kernels.on_device(values, x.device)
+            kernels.dense.run(activation.function, table, pairing, rows, result.view(-1, width))
+        return result if out is None or direct else out.copy_(result)
     _core.act_and_mul(
         activation.function,
         values.data_ptr(),
@@ -99,6 +111,16 @@ def _run(
         width,
     )
     return result if out is None or direct else out.copy_(result)
+
+
+@functools.lru_cache(maxsize=1)
+def _triton() -> Any:
+    """The Triton backend's Python side; None where the package triton is absent."""
+    try:
+        from flexact.triton import dense, plan
+    except ImportError:
+        return None
+    return types.SimpleNamespace(dense=dense, on_device=plan.on_device)
 
 
 def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

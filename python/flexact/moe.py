@@ -409,6 +409,8 @@ def _choose(backend: str, problem: MoeProblem, function: Function, device: torch
         refusal = _core.refuse(name, problem, function)
         if refusal is None and name == "cutlass":
             refusal = ("it runs from C++ only", "backend='triton'")
+        if refusal is None and _core.backend_device(name) == "cpu" != device.type:
+            refusal = (f"it computes CPU tensors, and these are on {device}", "move them to the CPU")
         if refusal is None:
             return name
         reasons.append((name, *refusal))

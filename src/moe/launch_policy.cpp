@@ -20,7 +20,7 @@ namespace json = config::json;
 
 // Bounds of the scratch memory: rows of h in a chunk, and bytes of y in a slab.
 constexpr std::int64_t kChunkPairs = std::int64_t{1} << 18;
-constexpr std::int64_t kSlabBytes = std::int64_t{512} << 20;
+constexpr std::int64_t kSlabBytes = std::int64_t{2} << 30;
 constexpr std::int64_t kColumnStep = 256;  // the widest tile
 
 // Bytes of a weight element as it lies in shared memory.
@@ -223,14 +223,14 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
   // Fewer columns than a tile: less of it is thrown away.
   up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, 16, 256));
   down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, 16, 256));
-  launch.fuse_combine = launch.direct && tokens <= 2 && weight_bits(problem.format) == 16;
-  if (launch.fuse_combine) {
-    down.block_n = 8;
-    down.block_k = power_of_two(2 * problem.intermediate - 1, 64, 1024);
-    down.warps = 4;
-    down.stages = 2;
-  } else {
-    down = fitted(down, problem, false, limits);
+  down = fitted(down, problem, false, limits);
+  if (launch.direct && tokens <= 2 && weight_bits(problem.format) == 16) {
+    launch.vector = true;
+    up = {16, 4, power_of_two(2 * problem.hidden - 1, 64, 512), 1, 4, 2, 0};
+    launch.fuse_combine = problem.combine;
+    if (launch.fuse_combine)
+      down = {16, 8, power_of_two(2 * problem.intermediate - 1, 64, 512), 1, 4, 2, 0};
+    return launch;
   }
   up = fitted(up, problem, doubled, limits);
   return launch;
@@ -258,14 +258,17 @@ LaunchTable LaunchTable::from_json(std::string_view text) {
     entry.tokens = integer(each, where, "tokens", 1, kMaxTokens);
     entry.gated = boolean(each, where, "gated", true);
     entry.launch.direct = boolean(each, where, "direct", false);
+    entry.launch.vector = boolean(each, where, "vector", false);
     entry.launch.fuse_combine = boolean(each, where, "fuse_combine", false);
+    entry.launch.permute = boolean(each, where, "permute", false);
     entry.launch.gate_up = read_tile(each, where, "gate_up");
     entry.launch.down = read_tile(each, where, "down");
     entry.launch.source = "measured at " + std::to_string(entry.tokens) + " tokens";
-    if (!entry.launch.fuse_combine && entry.launch.down.block_m != entry.launch.gate_up.block_m) {
+    if (!entry.launch.direct && entry.launch.down.block_m != entry.launch.gate_up.block_m)
       invalid("differs from gate_up's", json::join(json::join(where, "down"), "block_m"));
-    }
-    if (entry.launch.fuse_combine && !entry.launch.direct)
+    if (!entry.launch.direct && entry.launch.vector)
+      invalid("only with direct", json::join(where, "vector"));
+    if (!entry.launch.direct && entry.launch.fuse_combine)
       invalid("only with direct", json::join(where, "fuse_combine"));
     if (entry.launch.direct && entry.tokens * entry.top_k > kDirectPairs) {
       invalid("too many pairs for the direct route", json::join(where, "direct"),
@@ -303,7 +306,13 @@ Launch LaunchTable::choose(const MoeProblem& problem, std::int64_t tokens,
     }
   }
   if (best == nullptr) return model(problem, tokens, limits);
-  return best->launch;
+  Launch launch = best->launch;
+  if (launch.fuse_combine && !problem.combine) {
+    // Nothing is summed: the second GEMM alone.
+    launch.fuse_combine = false;
+    launch.down = model(problem, tokens, limits).down;
+  }
+  return launch;
 }
 
 std::vector<Launch> LaunchTable::all(const MoeProblem& problem, std::int64_t tokens,

@@ -29,11 +29,13 @@ struct Tile {
 struct Launch {
   // Tiles find their pairs in the ids themselves (few pairs); otherwise pairs are sorted first.
   bool direct = false;
-  // Down projection and sum over experts in one kernel without tensor cores; down is then
-  // {block_n, block_k, warps} of it. Only with direct.
-  bool fuse_combine = false;
+  // Only with direct and 16-bit weights: without tensor cores, a tile is {block_n, block_k, warps}.
+  bool vector = false;        // the first GEMM
+  bool fuse_combine = false;  // the second, with the sum over experts in the same kernel
+  // Token rows are copied into sorted order before the first GEMM, which then gathers nothing.
+  bool permute = false;
   Tile gate_up;
-  Tile down;           // its block_m is gate_up's
+  Tile down;           // block_m as gate_up's, where pairs are sorted
   std::string source;  // "model", or the table's entry
   friend bool operator==(const Launch&, const Launch&) = default;
 };
@@ -45,7 +47,7 @@ struct GpuLimits {
 };
 
 // At most so many pairs are searched by every tile instead of being sorted.
-inline constexpr std::int64_t kDirectPairs = 256;
+inline constexpr std::int64_t kDirectPairs = 128;
 
 // Tokens are computed in chunks, and the down projection in slabs of columns, so that the scratch
 // memory does not grow with the number of tokens.

@@ -15,6 +15,15 @@ void bind_launch(nb::module_& module) {
   using moe::LaunchTable;
   using moe::Tile;
   nb::class_<Tile>(module, "Tile", "One GEMM's tile shape.")
+      .def(
+          "__init__",
+          [](Tile* self, int block_m, int block_n, int block_k, int group_m, int warps, int stages,
+             int persistent) {
+            new (self) Tile{block_m, block_n, block_k, group_m, warps, stages, persistent};
+          },
+          nb::kw_only(), nb::arg("block_m"), nb::arg("block_n"), nb::arg("block_k"),
+          nb::arg("group_m") = 1, nb::arg("warps") = 4, nb::arg("stages") = 3,
+          nb::arg("persistent") = 0)
       .def_ro("block_m", &Tile::block_m)
       .def_ro("block_n", &Tile::block_n)
       .def_ro("block_k", &Tile::block_k)
@@ -24,7 +33,9 @@ void bind_launch(nb::module_& module) {
       .def_ro("persistent", &Tile::persistent);
   nb::class_<Launch>(module, "Launch", "How the kernels of one call are launched.")
       .def_ro("direct", &Launch::direct)
+      .def_ro("vector", &Launch::vector)
       .def_ro("fuse_combine", &Launch::fuse_combine)
+      .def_ro("permute", &Launch::permute)
       .def_ro("gate_up", &Launch::gate_up)
       .def_ro("down", &Launch::down)
       .def_ro("source", &Launch::source);

@@ -28,9 +28,16 @@ def tile(m, n, k, **more):
 
 # Small tiles keep the interpreter quick; every flag of the kernels occurs.
 LAUNCHES = {
-    "fused": {"direct": True, "fuse_combine": True, "gate_up": tile(16, 16, 32), "down": tile(16, 8, 32)},
+    "vector": {
+        "direct": True,
+        "vector": True,
+        "fuse_combine": True,
+        "gate_up": tile(16, 8, 32),
+        "down": tile(16, 16, 16),
+    },
     "direct": {"direct": True, "gate_up": tile(16, 16, 32), "down": tile(16, 32, 32)},
     "sorted": {"gate_up": tile(16, 16, 32), "down": tile(16, 32, 32)},
+    "permuted": {"permute": True, "gate_up": tile(16, 16, 32), "down": tile(16, 32, 32)},
     "persistent": {"gate_up": tile(16, 16, 32, persistent=1), "down": tile(16, 128, 32, persistent=2)},
 }
 
@@ -165,15 +172,20 @@ def kernel_cases(device="cpu"):
     swish, oai, relu2 = activation("swish"), activation("swiglu_oai"), activation("relu2")
     half = torch.float16
     rows = [
-        ("fused", swish, {"tokens": 1}),
-        ("fused", oai, {"tokens": 2, "bias": True, "scale": 2.5, "pairing": "interleaved", "hidden": 33}),
-        ("fused", relu2, {"tokens": 2, "pairing": "none", "weight_input": True, "dtype": half}),
+        ("vector", swish, {"tokens": 1}),
+        ("vector", oai, {"tokens": 2, "bias": True, "scale": 2.5, "pairing": "interleaved", "hidden": 33}),
+        ("vector", relu2, {"tokens": 2, "pairing": "none", "weight_input": True, "dtype": half}),
+        ("vector", oai, {"tokens": 3, "pairing": "up_first", "bias": True, "per_expert": True}),
+        ("vector", swish, {"tokens": 1, "combine": False}),
         ("direct", swish, {"tokens": 9, "pairing": "up_first", "dtype": half, "per_expert": True}),
         ("direct", oai, {"tokens": 7, "pairing": "interleaved", "bias": True, "ids": torch.int64}),
         ("direct", relu2, {"tokens": 40, "pairing": "none", "combine": False, "intermediate": 20}),
         ("sorted", swish, {"tokens": 40, "scale": 0.5, "transposed": True}),
         ("sorted", oai, {"tokens": 17, "top_k": 3, "bias": True, "hidden": 33, "intermediate": 19}),
         ("sorted", relu2, {"tokens": 3, "pairing": "none", "weight_input": True, "experts": 9}),
+        ("permuted", swish, {"tokens": 40, "pairing": "up_first"}),
+        ("permuted", oai, {"tokens": 21, "bias": True, "ids": torch.int64, "intermediate": 19}),
+        ("permuted", relu2, {"tokens": 20, "pairing": "none", "weight_input": True, "dtype": half}),
         ("persistent", swish, {"tokens": 40, "pairing": "up_first", "bias": True}),
         ("persistent", oai, {"tokens": 33, "pairing": "interleaved", "combine": False, "dtype": half}),
         ("persistent", relu2, {"tokens": 40, "pairing": "none", "per_expert": True, "bias": True}),
@@ -181,7 +193,7 @@ def kernel_cases(device="cpu"):
         ("sorted", swish, {"tokens": 270, "top_k": 4, "hidden": 16, "intermediate": 16}),
         ("sorted", swish, {"tokens": 1100, "top_k": 1, "hidden": 16, "intermediate": 8, "ids": torch.int64}),
         # More experts a token than there are experts, and every id on another rank.
-        ("direct", oai, {"tokens": 2, "top_k": 32, "experts": 2}),
+        ("direct", oai, {"tokens": 2, "top_k": 32, "experts": 2, "hidden": 16}),
         # Chunks of tokens and slabs of columns.
         ("sorted", oai, {"tokens": 13, "chunking": (5, 16)}),
         ("direct", swish, {"tokens": 3, "chunking": (2, 32), "bias": True}),

@@ -55,7 +55,8 @@ class Format:
         scratch: (tokens, pairs, H, I, bytes of the io dtype, tile) → bytes that the two above allocate.
         step: Values of K in an element of the weight tensor.
         halves: Whether a tile loads gate and up one by one.
-        combines: Whether `down_and_combine` reads these weights.
+        plain: Both operands are the tensors themselves: token rows may be copied into another order, and the
+            kernels without tensor cores (vector.py) read them.
     """
 
     operands: Any
@@ -65,7 +66,7 @@ class Format:
     scratch: Callable[[int, int, int, int, int, Tile], int]
     step: int = 1
     halves: bool = False
-    combines: bool = False
+    plain: bool = False
 
 
 def _kept(operand: Operand, store: Any) -> Intermediate:
@@ -237,7 +238,7 @@ _PLAIN = Format(
     intermediate=_plain_intermediate,
     weights=_plain_weights,
     scratch=_plain_scratch,
-    combines=True,
+    plain=True,
 )
 
 FORMATS = {

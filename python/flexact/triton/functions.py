@@ -6,13 +6,17 @@ FLEXACT_CACHE_DIR, to a file named by its fingerprint. Triton's own cache then g
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from triton import knobs
 
 from flexact._core import Function
 
@@ -48,3 +52,21 @@ def _write(path: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".tmp") as file:
         file.write(text)
     os.replace(file.name, path)
+
+
+@contextlib.contextmanager
+def compilation_cache(compiled: bool) -> Iterator[None]:
+    """What is compiled meanwhile is cached under FLEXACT_CACHE_DIR, where that is set, and nothing else is.
+
+    Args:
+        compiled: Nothing will be compiled, so there is nothing to do.
+    """
+    if compiled or not os.environ.get("FLEXACT_CACHE_DIR"):
+        yield
+        return
+    before = knobs.cache.dir
+    knobs.cache.dir = str(cache_folder() / "compiled")
+    try:
+        yield
+    finally:
+        knobs.cache.dir = before

@@ -54,68 +54,20 @@ def store_rows(
     tl.store(at, rounded(value, out.dtype.element_ty), mask=keep)
 
 
-@triton.jit
-def _gate_up_tile(
-    m, n, x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
-    topk_ids, tiles, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
-    OPERANDS: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr, PARAMETERS: tl.constexpr,
-    PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr, BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr,
-    EXACT: tl.constexpr, TOP_K: tl.constexpr, DIRECT: tl.constexpr, TMA_W: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    if DIRECT > 0:
-        expert, pair, valid = direct_tile(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
-        rows = pair
-    else:
-        expert, _, rows, valid = sorted_tile(m, tiles, BLOCK_M)
-        pair = tl.load(pair_of_row + rows)
-    if expert >= 0:
-        g, u = OPERANDS(
-            x, x_stride, x_extra, pair // TOP_K, 0,
-            w13, w13_strides, w13_extra, expert, n * BLOCK_N, intermediate, hidden,
-            PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, False, TMA_W, EVEN_K,
-        )  # fmt: skip
-        if WEIGHT_INPUT:
-            # w · (W x) for W (w x): the same product, rounded once less.
-            weight = tl.load(topk_weights + pair)[:, None]
-            g *= weight
-            u *= weight
-        parameters = load_values(values, expert, PARAMETERS, PER_EXPERT)
-        columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
-        keep = valid[:, None] & (columns < intermediate)[None, :]
-        bias_row = bias
-        if BIAS:
-            bias_row += expert * bias_stride
-        if PAIRING == "none":
-            if BIAS:
-                at = bias_row + tl.minimum(columns, intermediate - 1)
-                g += tl.load(at).to(tl.float32)[None, :]
-            result = ACTIVATION(through(g, EXACT), *parameters)
-        else:
-            if BIAS:
-                at_g, at_u = split_columns(n * BLOCK_N, intermediate, PAIRING, BLOCK_N)
-                g += tl.load(bias_row + at_g).to(tl.float32)[None, :]
-                u += tl.load(bias_row + at_u).to(tl.float32)[None, :]
-            g = through(g, EXACT)
-            u = through(u, EXACT)
-            result = ACTIVATION(g, u, *parameters)
-        STORE(h, h_stride, h_extra, rows, columns, keep, result, expert, BLOCK_M, BLOCK_N)
-
-
-@triton.jit(do_not_specialize=["pairs"])
+@triton.jit(do_not_specialize=["pairs", "top_k", "experts", "group_m"])
 def gate_up(
-    x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
-    topk_ids, tiles, tile_count, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
+    x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights, topk_ids,
+    tiles, tile_count, pair_of_row, h, h_stride, h_extra, pairs, top_k, hidden, intermediate, experts,
+    group_m,
     OPERANDS: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr, PARAMETERS: tl.constexpr,
     PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr, BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr,
-    EXACT: tl.constexpr, TOP_K: tl.constexpr, DIRECT: tl.constexpr, TMA_W: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr, PERSISTENT: tl.constexpr,
+    EXACT: tl.constexpr, DIRECT: tl.constexpr, TMA_X: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
     """Computes h = act(x w13ᵀ): [pairs, I] in sorted order, or by pair where DIRECT.
 
     Args:
-        x: Hidden states [M, H].
+        x: Hidden states [M, H]; with TMA_X a descriptor of their copy in sorted order [pairs, H].
         x_stride: Elements between their rows.
         x_extra: What OPERANDS needs beside x.
         w13: Weights, a descriptor with TMA_W.
@@ -133,9 +85,11 @@ def gate_up(
         h_stride: Elements between its rows.
         h_extra: What STORE needs beside h.
         pairs: M k.
+        top_k: k.
         hidden: H.
         intermediate: I.
         experts: E.
+        group_m: See tiles.ordered.
         OPERANDS: The format's policy.
         ACTIVATION: The function, on fp32 blocks.
         STORE: How results are stored.
@@ -145,100 +99,68 @@ def gate_up(
         BIAS: Whether there is one.
         WEIGHT_INPUT: Router weight on the input.
         EXACT: None, or the type that g and u are rounded to first.
-        TOP_K: k.
         DIRECT: 0, or a power of two not below the number of pairs.
+        TMA_X: Rows of x stand in sorted order.
         TMA_W: w13 is a descriptor.
         EVEN_K: H is a multiple of BLOCK_K.
         BLOCK_M: Rows of a tile.
         BLOCK_N: Output columns of a tile.
         BLOCK_K: Step along H.
-        GROUP_M: See tiles.ordered.
         PERSISTENT: Programs loop over tiles.
     """
     tiles_n = tl.cdiv(intermediate, BLOCK_N)
-    if DIRECT > 0:
-        _gate_up_tile(
-            tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n,
-            x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
-            topk_ids, tiles, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
-            OPERANDS, ACTIVATION, STORE, PARAMETERS, PER_EXPERT, PAIRING, BIAS, WEIGHT_INPUT, EXACT, TOP_K,
-            DIRECT, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-    else:
-        tiles_m = tl.load(tile_count)
-        end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
-        for index in range(tl.program_id(0), end, tl.num_programs(0)):
-            m, n = ordered(index, tiles_m, tiles_n, GROUP_M)
-            _gate_up_tile(
-                m, n,
-                x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights,
-                topk_ids, tiles, pair_of_row, h, h_stride, h_extra, pairs, hidden, intermediate, experts,
-                OPERANDS, ACTIVATION, STORE, PARAMETERS, PER_EXPERT, PAIRING, BIAS, WEIGHT_INPUT, EXACT,
-                TOP_K, DIRECT, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-
-
-@triton.jit
-def _down_tile(
-    m, n, h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
-    topk_ids, tiles, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
-    OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, DIRECT: tl.constexpr,
-    TMA_H: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    if DIRECT > 0:
-        expert, rows, valid = direct_tile(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
-        first = 0
-    else:
-        expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
-    if expert >= 0:
-        n0 = first_column + n * BLOCK_N
-        accumulator, _ = OPERANDS(
-            h, h_stride, h_extra, rows, first,
-            w2, w2_strides, w2_extra, expert, n0, hidden, intermediate,
-            "none", BLOCK_M, BLOCK_N, BLOCK_K, TMA_H, TMA_W, EVEN_K,
-        )  # fmt: skip
-        pair = rows if DIRECT > 0 else tl.load(pair_of_row + rows)
-        weight = tl.load(topk_weights + pair) if WEIGHT_OUTPUT else 1.0
-        # y holds the columns from first_column on.
-        end = tl.minimum(hidden, first_column + y_stride)
-        if BLOCK_N >= 128:
-            # By halves, which the accumulator's layout gives for nothing: fewer registers are live.
-            HALF: tl.constexpr = BLOCK_N // 2
-            left, right = tl.split(tl.permute(tl.reshape(accumulator, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-            _store_down(left, n0, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert, hidden,
-                        first_column, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
-            _store_down(right, n0 + HALF, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert,
-                        hidden, first_column, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+    tiles_m = pairs if DIRECT > 0 else tl.load(tile_count)
+    end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
+    for index in range(tl.program_id(0), end, tl.num_programs(0)):
+        if DIRECT > 0:
+            n0 = index % tiles_n * BLOCK_N
+            expert, rows, valid = direct_tile(index // tiles_n, topk_ids, pairs, experts, DIRECT, BLOCK_M)
+            pair = rows
+            first = 0
         else:
-            _store_down(accumulator, n0, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert,
-                        hidden, first_column, BIAS, WEIGHT_OUTPUT, BLOCK_M, BLOCK_N)  # fmt: skip
+            m, n = ordered(index, tiles_m, tiles_n, group_m)
+            n0 = n * BLOCK_N
+            expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
+            pair = tl.load(pair_of_row + rows)
+        if expert >= 0:
+            # Gate and up; the same twice where there is no gate.
+            g, u = OPERANDS(
+                x, x_stride, x_extra, rows if TMA_X else pair // top_k, first,
+                w13, w13_strides, w13_extra, expert, n0, intermediate, hidden,
+                PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, TMA_X, TMA_W, EVEN_K,
+            )  # fmt: skip
+            if WEIGHT_INPUT:
+                # w · (W x) for W (w x): the same product, rounded once less.
+                weight = tl.load(topk_weights + pair)[:, None]
+                g *= weight
+                u *= weight
+
+            # The bias, then the activation in fp32.
+            parameters = load_values(values, expert, PARAMETERS, PER_EXPERT)
+            columns = n0 + tl.arange(0, BLOCK_N)
+            if PAIRING == "none":
+                if BIAS:
+                    at = bias + expert * bias_stride + tl.minimum(columns, intermediate - 1)
+                    g += tl.load(at).to(tl.float32)[None, :]
+                result = ACTIVATION(through(g, EXACT), *parameters)
+            else:
+                if BIAS:
+                    at_g, at_u = split_columns(n0, intermediate, PAIRING, BLOCK_N)
+                    g += tl.load(bias + expert * bias_stride + at_g).to(tl.float32)[None, :]
+                    u += tl.load(bias + expert * bias_stride + at_u).to(tl.float32)[None, :]
+                result = ACTIVATION(through(g, EXACT), through(u, EXACT), *parameters)
+
+            keep = valid[:, None] & (columns < intermediate)[None, :]
+            STORE(h, h_stride, h_extra, rows, columns, keep, result, expert, BLOCK_M, BLOCK_N)
 
 
-@triton.jit
-def _store_down(
-    value, n0, end, bias, bias_stride, weight, y, y_stride, pair, valid, expert, hidden, first_column,
-    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Bias, router weight, one rounding."""
-    columns = n0 + tl.arange(0, BLOCK_N)
-    if BIAS:
-        at = bias + expert * bias_stride + tl.minimum(columns, hidden - 1)
-        value += tl.load(at).to(tl.float32)[None, :]
-    if WEIGHT_OUTPUT:
-        value *= weight[:, None]
-    keep = valid[:, None] & (columns < end)[None, :]
-    store_rows(y, y_stride, (), pair, columns - first_column, keep, value, expert, BLOCK_M, BLOCK_N)
-
-
-@triton.jit(do_not_specialize=["pairs", "first_column"])
+@triton.jit(do_not_specialize=["pairs", "experts", "group_m"])
 def down(
-    h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
-    topk_ids, tiles, tile_count, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
+    h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights, topk_ids,
+    tiles, tile_count, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column, group_m,
     OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, DIRECT: tl.constexpr,
     TMA_H: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr, PERSISTENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
     """Computes y[pair] = topk_weight · (h w2ᵀ + bias) for y_stride columns from first_column on.
 
@@ -263,6 +185,7 @@ def down(
         hidden: H.
         experts: E.
         first_column: The column of the output that y starts with.
+        group_m: See tiles.ordered.
         OPERANDS: The format's policy.
         BIAS: Whether there is one.
         WEIGHT_OUTPUT: Multiply by the router weight.
@@ -273,25 +196,55 @@ def down(
         BLOCK_M: Rows of a tile.
         BLOCK_N: Output columns of a tile.
         BLOCK_K: Step along I.
-        GROUP_M: See tiles.ordered.
         PERSISTENT: Programs loop over tiles.
     """
-    tiles_n = tl.cdiv(tl.minimum(y_stride, hidden - first_column), BLOCK_N)
-    if DIRECT > 0:
-        _down_tile(
-            tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n,
-            h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
-            topk_ids, tiles, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
-            OPERANDS, BIAS, WEIGHT_OUTPUT, DIRECT, TMA_H, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-    else:
-        tiles_m = tl.load(tile_count)
-        end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
-        for index in range(tl.program_id(0), end, tl.num_programs(0)):
-            m, n = ordered(index, tiles_m, tiles_n, GROUP_M)
-            _down_tile(
-                m, n,
-                h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights,
-                topk_ids, tiles, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column,
-                OPERANDS, BIAS, WEIGHT_OUTPUT, DIRECT, TMA_H, TMA_W, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+    # y holds the columns [first_column, last_column).
+    last_column = tl.minimum(hidden, first_column + y_stride)
+    tiles_n = tl.cdiv(last_column - first_column, BLOCK_N)
+    tiles_m = pairs if DIRECT > 0 else tl.load(tile_count)
+    end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
+    for index in range(tl.program_id(0), end, tl.num_programs(0)):
+        if DIRECT > 0:
+            n0 = first_column + index % tiles_n * BLOCK_N
+            expert, rows, valid = direct_tile(index // tiles_n, topk_ids, pairs, experts, DIRECT, BLOCK_M)
+            first = 0
+        else:
+            m, n = ordered(index, tiles_m, tiles_n, group_m)
+            n0 = first_column + n * BLOCK_N
+            expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
+        if expert >= 0:
+            accumulator, _ = OPERANDS(
+                h, h_stride, h_extra, rows, first,
+                w2, w2_strides, w2_extra, expert, n0, hidden, intermediate,
+                "none", BLOCK_M, BLOCK_N, BLOCK_K, TMA_H, TMA_W, EVEN_K,
             )  # fmt: skip
+            # Loaded after the sum, so that no register holds them meanwhile.
+            pair = rows if DIRECT > 0 else tl.load(pair_of_row + rows)
+            weight = tl.load(topk_weights + pair) if WEIGHT_OUTPUT else 1.0
+            bias_row = bias + expert * bias_stride
+            if BLOCK_N >= 128:
+                # By halves, which the accumulator's layout gives for nothing: fewer registers are live.
+                HALF: tl.constexpr = BLOCK_N // 2
+                left, right = tl.split(tl.permute(tl.reshape(accumulator, (BLOCK_M, 2, HALF)), (0, 2, 1)))
+                _store_down(left, n0, first_column, last_column, bias_row, weight, y, y_stride, pair, valid,
+                            expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+                _store_down(right, n0 + HALF, first_column, last_column, bias_row, weight, y, y_stride, pair,
+                            valid, expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+            else:
+                _store_down(accumulator, n0, first_column, last_column, bias_row, weight, y, y_stride, pair,
+                            valid, expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, BLOCK_N)  # fmt: skip
+
+
+@triton.jit
+def _store_down(
+    value, n0, first_column, last_column, bias_row, weight, y, y_stride, pair, valid, expert,
+    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Bias, router weight, one rounding."""
+    columns = n0 + tl.arange(0, BLOCK_N)
+    if BIAS:
+        value += tl.load(bias_row + tl.minimum(columns, last_column - 1)).to(tl.float32)[None, :]
+    if WEIGHT_OUTPUT:
+        value *= weight[:, None]
+    keep = valid[:, None] & (columns < last_column)[None, :]
+    store_rows(y, y_stride, (), pair, columns - first_column, keep, value, expert, BLOCK_M, BLOCK_N)

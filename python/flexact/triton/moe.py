@@ -1,7 +1,7 @@
 """Launches the kernels of a MoE block. Which tiles and routes is the core's choice (LaunchTable).
 
     sorted route   route_small, or count + scan + scatter · gate_up · down · combine
-    direct route   gate_up · down · combine, or gate_up · down_and_combine
+    direct route   gate_up · down · combine, the same without tensor cores: vector.gate_up · down_and_combine
 
 A call allocates its scratch tensors from torch, never synchronises, and launches the same kernels for the
 same shapes, so it can be captured in a CUDA graph. Tokens go in chunks and the down projection in slabs of
@@ -25,13 +25,15 @@ from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flexact._core import Function, Launch, LaunchTable, MoeProblem, Tile, chunking, token_bucket
-from flexact.triton import combine, gemm, routing
+from flexact.triton import combine, gemm, routing, vector
 from flexact.triton.formats import FORMATS, Intermediate
-from flexact.triton.functions import cache_folder, jit_function
+from flexact.triton.functions import cache_folder, compilation_cache, jit_function
 
 __all__ = ["Block", "interpreted", "launch_table"]
 
 _COMBINE_COLUMNS = 512
+# Pairs that a direct kernel can search. Few, because each is a kernel to compile.
+_DIRECT_SIZES = (16, 128)
 
 
 def interpreted() -> bool:
@@ -97,18 +99,36 @@ class Block:
         source = f"{len(self.table)} measured launches" if len(self.table) else "launches by the model"
         return f"triton {self.problem.format} {self.function.name}, {source}"
 
+    def describe_launch(self, tokens: int) -> str:
+        """How a call of `tokens` tokens is launched, in words."""
+        launch = self.choose(tokens)
+        route = "direct" if launch.direct else "permuted" if launch.permute else "sorted"
+        parts = [f"{launch.source}: {route}"]
+        for name, tile, plain in (
+            ("gate_up", launch.gate_up, launch.vector),
+            ("down", launch.down, launch.fuse_combine),
+        ):
+            size = "vector " if plain else f"{tile.block_m}x"
+            text = f"{name} {size}{tile.block_n}x{tile.block_k} w{tile.warps} s{tile.stages} g{tile.group_m}"
+            parts.append(text + (f" p{tile.persistent}" if tile.persistent else ""))
+        return ", ".join(parts)
+
     def workspace_bytes(self, tokens: int) -> int:
         """Scratch bytes of a call of up to `tokens` tokens: h, y and the sort."""
         problem = self.problem
         chunk, slab = chunking(problem, max(1, tokens))
         pairs = chunk * problem.top_k
         size = torch.finfo(self._dtype).bits // 8
-        up = self.choose(tokens).gate_up
-        between = self._format.scratch(chunk, pairs, problem.hidden, problem.intermediate, size, up)
-        blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
+        launch = self.choose(tokens)
+        between = self._format.scratch(
+            chunk, pairs, problem.hidden, problem.intermediate, size, launch.gate_up
+        )
+        if launch.permute:
+            between += pairs * problem.hidden * size
+        blocks = triton.cdiv(pairs, 256)
         bins = triton.next_power_of_2(problem.experts + 1)
         tiles = pairs // 16 + min(problem.experts, pairs)
-        sort = 4 * (4 * tiles + 3 * pairs + 2 * routing.BLOCK_PAIRS + (blocks + 3) * bins + 32)
+        sort = 4 * (4 * tiles + 3 * pairs + 1024 + (blocks + 3) * bins + 32)
         return between + pairs * slab * size + sort
 
     def run(
@@ -202,27 +222,36 @@ class Block:
         direct = 0
         if launch.direct:
             # One compiled kernel for a bucket of token counts.
-            direct = max(16, token_bucket(token_bucket(tokens) * problem.top_k))
+            direct = next(size for size in _DIRECT_SIZES if size >= token_bucket(tokens) * problem.top_k)
         up, down = launch.gate_up, launch.down
         if direct:
             route = (topk_ids, topk_ids, topk_ids)
             bound = pairs
         else:
             route, bound = self._sort(topk_ids, up.block_m, pairs)
+        boxes = (
+            launch.permute
+            and not direct
+            and self._tma
+            and self._format.plain
+            and x.shape[1] * x.element_size() % 16 == 0
+        )
+        if boxes:
+            x = self._permuted(x, route, pairs)
         inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up)
         between = self._format.intermediate(
             pairs, problem.intermediate, self._dtype, self.device, weights, up
         )
 
-        self._gate_up(
-            up, direct, bound, inputs, weights, topk_weights, topk_ids, route, values, between, pairs
-        )
+        if launch.vector:
+            self._vector_gate_up(up, x, weights, topk_weights, topk_ids, values, between.written, pairs)
+        else:
+            arguments = (inputs, weights, topk_weights, topk_ids, route, values, between, pairs)
+            self._gate_up(up, direct, bound, boxes, *arguments)
         h = between.read()
-        if launch.fuse_combine and problem.combine and self._format.combines:
+        if launch.fuse_combine:
             self._down_and_combine(down, h, weights, topk_weights, topk_ids, out, tokens)
             return
-        if launch.fuse_combine:
-            down = up
         tile = (direct, bound, h, weights, topk_weights, topk_ids, route)
         if not problem.combine:
             y = out.view(pairs, problem.hidden)
@@ -256,10 +285,11 @@ class Block:
         experts = self.problem.experts
         bins = triton.next_power_of_2(experts + 1)
         bound = pairs // block_m + min(experts, pairs)
-        blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
         small = pairs <= routing.SMALL_PAIRS
-        padded = routing.SMALL_PAIRS if small else blocks * routing.BLOCK_PAIRS
-        sizes = [4 * bound, 1, pairs, 3 * bins, padded] + ([] if small else [padded, blocks * bins])
+        block = routing.SMALL_PAIRS if small else routing.block_pairs(pairs)
+        blocks = triton.cdiv(pairs, block)
+        padded = blocks * block
+        sizes = [4 * bound, 2, pairs, 3 * bins, padded] + ([] if small else [padded, blocks * bins])
         # Each array starts on 16 bytes.
         scratch = torch.empty(sum((n + 3) // 4 * 4 for n in sizes), dtype=torch.int32, device=self.device)
         parts = []
@@ -267,32 +297,41 @@ class Block:
         for n in sizes:
             parts.append(scratch[offset : offset + n])
             offset += (n + 3) // 4 * 4
-        tiles, tile_count, pair_of_row, expert_scratch, ids = parts[:5]
-        chunk = max(1, min(64, 16384 // bins))
+        tiles, tile_count, pair_of_row, starts, ids = parts[:5]
         if small:
-            count = max(128, triton.next_power_of_2(pairs))
             routing.route_small[(1,)](
-                topk_ids, pair_of_row, tiles, tile_count, expert_scratch, ids, pairs, experts, bound,
-                PAIRS=count, EXPERTS=bins, BLOCK_M=block_m, CHUNK=chunk, num_warps=8,
+                topk_ids, pair_of_row, tiles, tile_count, starts, ids, pairs, experts,
+                PAIRS=block, EXPERTS=bins, BLOCK_M=block_m, CHUNK=32, num_warps=8,
             )  # fmt: skip
         else:
             ranks, counts = parts[5:]
             routing.count[(blocks,)](
                 topk_ids, counts, ranks, ids, pairs, experts,
-                PAIRS=routing.BLOCK_PAIRS, EXPERTS=bins, CHUNK=32, num_warps=8,
+                PAIRS=block, EXPERTS=bins, CHUNK=32, num_warps=8,
             )  # fmt: skip
             routing.scan[(1,)](
-                counts, tiles, tile_count, expert_scratch, experts, blocks, bound,
-                BLOCKS=chunk, EXPERTS=bins, BLOCK_M=block_m, CHUNK=chunk, num_warps=8,
+                counts, tile_count, starts, experts, blocks,
+                BLOCKS=max(1, min(64, 16384 // bins)), EXPERTS=bins, BLOCK_M=block_m, num_warps=8,
             )  # fmt: skip
-            routing.scatter[(blocks,)](
-                counts, ranks, ids, expert_scratch, pair_of_row, pairs, experts,
-                PAIRS=routing.BLOCK_PAIRS, EXPERTS=bins, num_warps=8,
+            routing.scatter[(max(blocks, experts),)](
+                counts, ranks, ids, starts, pair_of_row, tiles, pairs, experts, blocks,
+                PAIRS=block, EXPERTS=bins, BLOCK_M=block_m, num_warps=4,
             )  # fmt: skip
         return (tiles, tile_count, pair_of_row), bound
 
+    def _permuted(self, x: torch.Tensor, route: Any, pairs: int) -> torch.Tensor:
+        """The token rows in sorted order, [pairs, H]."""
+        _, tile_count, pair_of_row = route
+        result = torch.empty((pairs, x.shape[1]), dtype=x.dtype, device=x.device)
+        block = min(2048, triton.next_power_of_2(x.shape[1]))
+        routing.permute[(pairs, triton.cdiv(x.shape[1], block))](
+            x, x.stride(0), result, tile_count, pair_of_row, self.problem.top_k, x.shape[1],
+            BLOCK=block, num_warps=4,
+        )  # fmt: skip
+        return result
+
     def _gate_up(
-        self, tile: Tile, direct: int, bound: int, inputs: Any, weights: dict[str, torch.Tensor],
+        self, tile: Tile, direct: int, bound: int, boxes: bool, inputs: Any, weights: dict[str, torch.Tensor],
         topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any, values: torch.Tensor,
         between: Intermediate, pairs: int,
     ) -> None:  # fmt: skip
@@ -306,17 +345,20 @@ class Block:
         if persistent:
             programs = min(programs, tile.persistent * self._multiprocessors)
         x = inputs.tensor
+        a: Any = x
+        if boxes:
+            a = TensorDescriptor(x, list(x.shape), list(x.stride()), [tile.block_m, tile.block_k])
         gemm.gate_up[(programs,)](
-            x, x.stride(0), inputs.extra, w, side.tensor.stride(), side.extra,
+            a, x.stride(0), inputs.extra, w, side.tensor.stride(), side.extra,
             values if bias is None else bias, 0 if bias is None else bias.stride(0), values, topk_weights,
             topk_ids, *route, h.tensor, h.tensor.stride(0), h.extra,
-            pairs, problem.hidden, problem.intermediate, problem.experts,
+            pairs, problem.top_k, problem.hidden, problem.intermediate, problem.experts, tile.group_m,
             OPERANDS=self._format.operands, ACTIVATION=self._activation, STORE=between.store,
             PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
             PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
-            EXACT=self._exact, TOP_K=problem.top_k, DIRECT=direct, TMA_W=tma,
+            EXACT=self._exact, DIRECT=direct, TMA_X=boxes, TMA_W=tma,
             EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, GROUP_M=tile.group_m, PERSISTENT=bool(persistent),
+            BLOCK_K=tile.block_k, PERSISTENT=bool(persistent),
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
@@ -342,12 +384,29 @@ class Block:
             a, h.tensor.stride(0), h.extra, w, side.tensor.stride(), side.extra,
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, *route, y, y.stride(0),
-            pairs, problem.intermediate, problem.hidden, problem.experts, first,
+            pairs, problem.intermediate, problem.hidden, problem.experts, first, tile.group_m,
             OPERANDS=self._format.operands, BIAS=bias is not None,
             WEIGHT_OUTPUT=problem.combine and not problem.router_weight_on_input,
             DIRECT=direct, TMA_H=tma_h, TMA_W=tma_w, EVEN_K=problem.intermediate % tile.block_k == 0,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            GROUP_M=tile.group_m, PERSISTENT=bool(persistent),
+            PERSISTENT=bool(persistent),
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    def _vector_gate_up(
+        self, tile: Tile, x: torch.Tensor, weights: dict[str, torch.Tensor], topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor, values: torch.Tensor, h: Any, pairs: int,
+    ) -> None:  # fmt: skip
+        problem = self.problem
+        w13, bias = weights["w13"], weights.get("w13_bias")
+        vector.gate_up[(triton.cdiv(problem.intermediate, tile.block_n), pairs)](
+            x, x.stride(0), w13, w13.stride(), values if bias is None else bias,
+            0 if bias is None else bias.stride(0), values, topk_weights, topk_ids, h.tensor,
+            h.tensor.stride(0), problem.top_k, problem.hidden, problem.intermediate, problem.experts,
+            ACTIVATION=self._activation, PARAMETERS=len(self.function.parameters),
+            PER_EXPERT=values.shape[0] > 1, PAIRING=problem.pairing, BIAS=bias is not None,
+            WEIGHT_INPUT=problem.router_weight_on_input, EXACT=self._exact,
+            EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
@@ -357,12 +416,13 @@ class Block:
     ) -> None:  # fmt: skip
         problem = self.problem
         w2, bias = weights["w2"], weights.get("w2_bias")
-        combine.down_and_combine[(triton.cdiv(problem.hidden, tile.block_n), tokens)](
+        vector.down_and_combine[(triton.cdiv(problem.hidden, tile.block_n), tokens)](
             h.tensor, h.tensor.stride(0), w2, w2.stride(),
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, out, out.stride(0),
             problem.intermediate, problem.hidden, problem.experts, problem.routed_scaling_factor,
             BIAS=bias is not None, WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
+            EVEN_K=problem.intermediate % tile.block_k == 0,
             BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
@@ -411,20 +471,6 @@ class Block:
         if key in self._compiled or interpreted():
             yield
             return
-        with self._lock, compilation_cache():
+        with self._lock, compilation_cache(False):
             yield
             self._compiled.add(key)
-
-
-@contextlib.contextmanager
-def compilation_cache() -> Iterator[None]:
-    """Triton's cache folder for the time of a compilation, where FLEXACT_CACHE_DIR is set."""
-    if not os.environ.get("FLEXACT_CACHE_DIR"):
-        yield
-        return
-    before = knobs.cache.dir
-    knobs.cache.dir = str(cache_folder() / "compiled")
-    try:
-        yield
-    finally:
-        knobs.cache.dir = before

@@ -70,6 +70,10 @@ class TritonPlan:
         """Bytes of weights that this plan owns: none, it reads the caller's."""
         return 0
 
+    def launch_of(self, tokens: int) -> str:
+        """How a call of so many tokens is launched, in words."""
+        return self._block.describe_launch(tokens)
+
     def describe(self) -> str:
         """One line: backend, format, function."""
         return self._block.describe()

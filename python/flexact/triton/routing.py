@@ -4,10 +4,10 @@ The sort is stable: within an expert pairs keep their order. Ids outside 0 … E
 
     pair_of_row  [pairs] int32      the pair in each row of the sorted order
     tiles        [bound, 4] int32   expert, first row, rows of each tile of BLOCK_M rows, one to spare
-    tile_count   [1] int32
+    tile_count   [2] int32          how many tiles, and how many rows
 
-Up to SMALL_PAIRS pairs one program does everything; above, blocks of PAIRS pairs are counted, one program
-scans the counts, and the blocks scatter.
+Up to SMALL_PAIRS pairs one program does everything; above, blocks of pairs are counted and ranked, one
+program scans the counts, and the blocks scatter.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ import triton.language as tl
 
 from flexact.triton.tiles import TILE_EXPERT, TILE_FIELDS, TILE_FIRST_ROW, TILE_ROWS
 
-SMALL_PAIRS = 1024
-BLOCK_PAIRS = 512
+SMALL_PAIRS = 256
+
+
+def block_pairs(pairs: int) -> int:
+    """Pairs that one program counts: every two are compared, and every block is a step of the scan."""
+    return 256 if pairs <= 16384 else 512
 
 
 @triton.jit
@@ -33,7 +37,7 @@ def _rank(ids, PAIRS: tl.constexpr, CHUNK: tl.constexpr, scratch):
     """How many earlier pairs of the block have the same id, by comparing every two."""
     index = tl.arange(0, PAIRS)
     rank = tl.zeros((PAIRS,), tl.int32)
-    for start in tl.static_range(0, PAIRS, CHUNK):
+    for start in range(0, PAIRS, CHUNK):
         other = start + tl.arange(0, CHUNK)
         theirs = tl.load(scratch + other)
         earlier = (theirs[None, :] == ids[:, None]) & (other[None, :] < index[:, None])
@@ -42,36 +46,34 @@ def _rank(ids, PAIRS: tl.constexpr, CHUNK: tl.constexpr, scratch):
 
 
 @triton.jit
-def _write_tiles(
-    first_row, counts, tiles, tile_count, scratch, bound,
-    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """The tile table from each expert's first row and count, [EXPERTS]."""
+def _starts(counts, tile_count, scratch, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """From each expert's count to scratch [3, EXPERTS]: first row, count, first tile."""
     expert = tl.arange(0, EXPERTS)
-    expert_tiles = (counts + BLOCK_M - 1) // BLOCK_M
-    after = tl.cumsum(expert_tiles, 0)
-    tl.store(tile_count, tl.sum(expert_tiles, 0))
-    tl.store(scratch + expert, first_row)
+    tiles = (counts + BLOCK_M - 1) // BLOCK_M
+    tl.store(tile_count, tl.sum(tiles, 0))
+    tl.store(tile_count + 1, tl.sum(counts, 0))
+    tl.store(scratch + expert, tl.cumsum(counts, 0) - counts)
     tl.store(scratch + EXPERTS + expert, counts)
-    tl.store(scratch + 2 * EXPERTS + expert, after - expert_tiles)
-    tl.debug_barrier()
-    for start in range(0, bound, CHUNK):
-        t = start + tl.arange(0, CHUNK)
-        # The tile's expert: as many as have ended before it.
-        owner = tl.sum((after[None, :] <= t[:, None]).to(tl.int32), 1)
-        used = owner < EXPERTS
-        owner = tl.where(used, owner, 0)
-        skip = (t - tl.load(scratch + 2 * EXPERTS + owner)) * BLOCK_M
-        inside = used & (t < bound)
-        tl.store(tiles + t * TILE_FIELDS + TILE_EXPERT, owner, mask=inside)
-        tl.store(tiles + t * TILE_FIELDS + TILE_FIRST_ROW, tl.load(scratch + owner) + skip, mask=inside)
-        rows = tl.minimum(tl.load(scratch + EXPERTS + owner) - skip, BLOCK_M)
-        tl.store(tiles + t * TILE_FIELDS + TILE_ROWS, rows, mask=inside)
+    tl.store(scratch + 2 * EXPERTS + expert, tl.cumsum(tiles, 0) - tiles)
 
 
-@triton.jit(do_not_specialize=["pairs", "bound"])
+@triton.jit
+def _write_tiles(expert, tiles, scratch, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
+    """The tile table's entries of one expert."""
+    first_row = tl.load(scratch + expert)
+    count = tl.load(scratch + EXPERTS + expert)
+    at = tiles + tl.load(scratch + 2 * EXPERTS + expert) * TILE_FIELDS
+    for start in range(0, tl.cdiv(count, BLOCK_M), LANES):
+        t = start + tl.arange(0, LANES)
+        inside = t * BLOCK_M < count
+        tl.store(at + t * TILE_FIELDS + TILE_EXPERT, tl.zeros((LANES,), tl.int32) + expert, mask=inside)
+        tl.store(at + t * TILE_FIELDS + TILE_FIRST_ROW, first_row + t * BLOCK_M, mask=inside)
+        tl.store(at + t * TILE_FIELDS + TILE_ROWS, tl.minimum(count - t * BLOCK_M, BLOCK_M), mask=inside)
+
+
+@triton.jit(do_not_specialize=["pairs", "experts"])
 def route_small(
-    topk_ids, pair_of_row, tiles, tile_count, scratch, ids_scratch, pairs, experts, bound,
+    topk_ids, pair_of_row, tiles, tile_count, scratch, ids_scratch, pairs, experts,
     PAIRS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Everything in one program.
@@ -83,15 +85,21 @@ def route_small(
     tl.store(ids_scratch + pair, ids)
     counts = tl.histogram(ids, EXPERTS)
     counts = tl.where(tl.arange(0, EXPERTS) < experts, counts, 0)
-    first_row = tl.cumsum(counts, 0) - counts
+    _starts(counts, tile_count, scratch, EXPERTS, BLOCK_M)
     tl.debug_barrier()
     rank = _rank(ids, PAIRS, CHUNK, ids_scratch)
-    _write_tiles(first_row, counts, tiles, tile_count, scratch, bound, EXPERTS, BLOCK_M, CHUNK)
-    row = tl.load(scratch + ids) + rank
-    tl.store(pair_of_row + row, pair, mask=ids < experts)
+    tl.store(pair_of_row + tl.load(scratch + ids) + rank, pair, mask=ids < experts)
+    # A pair that leads a tile writes its entry.
+    leads = (ids < experts) & (rank % BLOCK_M == 0)
+    first_row = tl.load(scratch + ids) + rank
+    rows = tl.minimum(tl.load(scratch + EXPERTS + ids) - rank, BLOCK_M)
+    at = tiles + (tl.load(scratch + 2 * EXPERTS + ids) + rank // BLOCK_M) * TILE_FIELDS
+    tl.store(at + TILE_EXPERT, ids, mask=leads)
+    tl.store(at + TILE_FIRST_ROW, first_row, mask=leads)
+    tl.store(at + TILE_ROWS, rows, mask=leads)
 
 
-@triton.jit(do_not_specialize=["pairs"])
+@triton.jit(do_not_specialize=["pairs", "experts"])
 def count(
     topk_ids, counts, ranks, ids_scratch, pairs, experts,
     PAIRS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
@@ -106,12 +114,12 @@ def count(
     tl.store(ranks + pair, _rank(ids, PAIRS, CHUNK, ids_scratch + block * PAIRS))
 
 
-@triton.jit(do_not_specialize=["blocks", "bound"])
+@triton.jit(do_not_specialize=["experts", "blocks"])
 def scan(
-    counts, tiles, tile_count, scratch, experts, blocks, bound,
-    BLOCKS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
+    counts, tile_count, scratch, experts, blocks,
+    BLOCKS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """One program: turns counts into the first row of each (block, expert), and writes the tile table.
+    """One program: turns counts into what stands before each block, and finds where experts start.
 
     scratch: [3 EXPERTS] int32.
     """
@@ -124,19 +132,40 @@ def scan(
         here = tl.load(at, mask=inside, other=0)
         tl.store(at, tl.cumsum(here, 0) - here + total[None, :], mask=inside)
         total += tl.sum(here, 0)
-    total = tl.where(expert < experts, total, 0)
-    first_row = tl.cumsum(total, 0) - total
-    _write_tiles(first_row, total, tiles, tile_count, scratch, bound, EXPERTS, BLOCK_M, CHUNK)
+    _starts(tl.where(expert < experts, total, 0), tile_count, scratch, EXPERTS, BLOCK_M)
 
 
-@triton.jit(do_not_specialize=["pairs"])
+@triton.jit(do_not_specialize=["pairs", "experts", "blocks"])
 def scatter(
-    counts, ranks, ids_scratch, first_row, pair_of_row, pairs, experts,
-    PAIRS: tl.constexpr, EXPERTS: tl.constexpr,
+    counts, ranks, ids_scratch, scratch, pair_of_row, tiles, pairs, experts, blocks,
+    PAIRS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Places each block's pairs: the expert's first row, the block's share of it, the rank in the block."""
-    block = tl.program_id(0)
-    pair = block * PAIRS + tl.arange(0, PAIRS)
-    ids = tl.load(ids_scratch + pair)
-    row = tl.load(first_row + ids) + tl.load(counts + block * EXPERTS + ids) + tl.load(ranks + pair)
-    tl.store(pair_of_row + row, pair, mask=(ids < experts) & (pair < pairs))
+    """Program p places the pairs of block p, and writes the tiles of expert p, where there are such.
+
+    A pair's row: the expert's first row, what stands before its block, its rank in the block.
+    """
+    program = tl.program_id(0)
+    if program < blocks:
+        pair = program * PAIRS + tl.arange(0, PAIRS)
+        ids = tl.load(ids_scratch + pair)
+        row = tl.load(scratch + ids) + tl.load(counts + program * EXPERTS + ids) + tl.load(ranks + pair)
+        tl.store(pair_of_row + row, pair, mask=(ids < experts) & (pair < pairs))
+    if program < experts:
+        _write_tiles(program, tiles, scratch, EXPERTS, BLOCK_M, 32)
+
+
+@triton.jit(do_not_specialize=["top_k"])
+def permute(
+    x, x_stride, xs, tile_count, pair_of_row, top_k, columns, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Copies token rows into sorted order: xs[r] = x[pair_of_row[r] // k].
+
+    A GEMM then reads its rows as boxes instead of gathering them in its main loop.
+    """
+    row = tl.program_id(0)
+    if row < tl.load(tile_count + 1):
+        token = (tl.load(pair_of_row + row) // top_k).to(tl.int64)
+        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = column < columns
+        value = tl.load(x + token * x_stride + column, mask=inside)
+        tl.store(xs + row.to(tl.int64) * columns + column, value, mask=inside)

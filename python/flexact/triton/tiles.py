@@ -25,16 +25,16 @@ TILE_FIELDS = tl.constexpr(4)
 
 
 @triton.jit
-def ordered(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+def ordered(index, tiles_m, tiles_n, group_m):
     """(row tile, column tile) of the index-th tile to run.
 
-    Column by column within groups of GROUP_M row tiles, so that what runs at the same time reads few
+    Column by column within groups of group_m row tiles, so that what runs at the same time reads few
     distinct rows and weights and the L2 holds them.
     """
-    group = index // (GROUP_M * tiles_n)
-    first = group * GROUP_M
-    height = tl.minimum(tiles_m - first, GROUP_M)
-    within = index % (GROUP_M * tiles_n)
+    group = index // (group_m * tiles_n)
+    first = group * group_m
+    height = tl.minimum(tiles_m - first, group_m)
+    within = index % (group_m * tiles_n)
     return first + within % height, within // height
 
 

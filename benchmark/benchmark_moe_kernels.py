@@ -1,0 +1,302 @@
+"""Times MoE blocks on a GPU, ours and a peer's, in one process.
+
+    python benchmark/benchmark_moe_kernels.py --activation silu --precision bf16 --batch_size 32 > silu.txt
+    python benchmark/benchmark_moe_kernels.py --activation swish --activation_params beta=1.0 > swish.txt
+    python scripts/compare_benchmark.py silu.txt swish.txt
+
+Every call is a CUDA graph that was captured once; the L2 is flushed before each replay. With a peer, ours
+and the peer's take turns, and the ratio is the median of paired measurements. The machine's limits (copy,
+matrix product) are measured in the same process; "limit" is the share of the time that the slower of the
+two makes unavoidable. Text goes to stdout, JSON to --json; both can be compared by compare_benchmark.py.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import flexact
+import flexact.moe
+import torch
+from flexact import ActivationRegistry
+from flexact.triton.shapes import SHAPES
+
+PRECISIONS = {"bf16": "bf16", "fp16": "fp16"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BYTES = {"bf16": 2.0, "fp16": 2.0}
+PEERS = {"sglang-triton": "peers.sglang_triton", "torch-grouped": "peers.torch_grouped"}
+DEVICE = "cuda"
+
+
+def make_weights(shape, precision):
+    """Weights of the usual scale, and their scales where the precision has them."""
+    generator = torch.Generator(device=DEVICE).manual_seed(1)
+    rows = shape.intermediate * (2 if shape.gated else 1)
+
+    def normal(*size):
+        tensor = torch.empty(size, dtype=DTYPES[precision], device=DEVICE)
+        return tensor.normal_(0, size[-1] ** -0.5, generator=generator)
+
+    return {
+        "w13": normal(shape.experts, rows, shape.hidden),
+        "w2": normal(shape.experts, shape.hidden, shape.intermediate),
+    }
+
+
+def make_inputs(shape, tokens, dtype):
+    """Hidden states, router weights, expert numbers and logits of a random router."""
+    generator = torch.Generator(device=DEVICE).manual_seed(100 + tokens)
+    x = torch.randn(tokens, shape.hidden, device=DEVICE, generator=generator).to(dtype)
+    logits = torch.randn(tokens, shape.experts, device=DEVICE, generator=generator)
+    scores, ids = logits.topk(shape.top_k, -1)
+    return x, torch.softmax(scores, -1).float(), ids.to(torch.int32), logits
+
+
+class Timer:
+    """Replays of captured graphs behind a flush of the L2, in turn and in random order."""
+
+    def __init__(self, seconds):
+        self.flush = torch.empty(64 << 20, dtype=torch.int32, device=DEVICE)
+        self.seconds = seconds
+
+    def capture(self, call):
+        call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+        return graph, result
+
+    def rounds(self, graphs, count):
+        """Microseconds [round][graph]."""
+        rows = []
+        for _ in range(count):
+            order = random.sample(range(len(graphs)), len(graphs))
+            events = {}
+            for index in order:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                self.flush.zero_()
+                begin.record()
+                graphs[index].replay()
+                end.record()
+                events[index] = (begin, end)
+            rows.append(events)
+        torch.cuda.synchronize()
+        return [[begin.elapsed_time(end) * 1e3 for _, (begin, end) in sorted(row.items())] for row in rows]
+
+    def measure(self, graphs):
+        first = self.rounds(graphs, 2)[1]
+        count = int(min(60, max(9, self.seconds * 1e6 / (sum(first) + 120 * len(first)))))
+        return self.rounds(graphs, count)
+
+
+def median(values):
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def interval(values):
+    """A 95 % interval of the median, by ranks."""
+    ordered = sorted(values)
+    reach = math.ceil(0.98 * math.sqrt(len(ordered)))
+    middle = len(ordered) // 2
+    return ordered[max(0, middle - reach)], ordered[min(len(ordered) - 1, middle + reach)]
+
+
+def limits(timer):
+    """Bytes and FLOP a second that this machine reaches now."""
+    a = torch.empty(1 << 29, dtype=torch.int32, device=DEVICE)
+    b = torch.empty_like(a)
+    x, y = (torch.randn(8192, 8192, device=DEVICE).bfloat16() for _ in range(2))
+    copy, _ = timer.capture(lambda: b.copy_(a))
+    product, _ = timer.capture(lambda: x @ y)
+    bytes_s = 2 * a.numel() * 4 / median(row[0] for row in timer.measure([copy])) * 1e6
+    flop_s = 2 * 8192**3 / median(row[0] for row in timer.measure([product])) * 1e6
+    return {"copy_gb_s": round(bytes_s / 1e9), "bf16_matmul_tflop_s": round(flop_s / 1e12)}
+
+
+def parse_parameters(text):
+    return {name: float(value) for name, value in (item.split("=") for item in text.split(",") if item)}
+
+
+def cost(shape, tokens, ids, precision):
+    """FLOP, and the fewest bytes: weights of the experts that are hit, inputs and outputs."""
+    matrices = 3 if shape.gated else 2
+    flop = 2 * tokens * shape.top_k * matrices * shape.hidden * shape.intermediate
+    weights = ids.unique().numel() * matrices * shape.hidden * shape.intermediate * BYTES[precision]
+    return flop, weights + 2 * tokens * shape.hidden * 2
+
+
+def best_of(timer, variants, reference):
+    """The fastest variant that computes the same: its name and graph."""
+    best = None
+    for name, call in variants:
+        try:
+            graph, result = timer.capture(call)
+        except Exception as error:  # a tile that a GPU has no room for
+            print(f"# {name}: {type(error).__name__} {str(error)[:100]}", file=sys.stderr)
+            torch.cuda.synchronize()
+            continue
+        error = (result.float() - reference).norm() / reference.norm()
+        if not error < 0.02:
+            print(f"# {name}: its result differs by {error:.3g}", file=sys.stderr)
+            continue
+        fast = median(row[0] for row in timer.rounds([graph], 5))
+        if best is None or fast < best[0]:
+            best = (fast, name, graph)
+    if best is None:
+        raise RuntimeError("no variant of the peer ran")
+    return best[1:]
+
+
+def call_of(plan, inputs):
+    """One call of a plan into memory of its own."""
+    x, topk_weights, ids, _ = inputs
+    out = torch.empty_like(x)
+    return lambda: plan.run(x, topk_weights, ids, out=out)
+
+
+def benchmark(options, emit):
+    """Every model and token count."""
+    timer = Timer(options.seconds)
+    peers = {name: importlib.import_module(PEERS[name]) for name in options.peer}
+    for peer in peers.values():
+        peer.set_up()
+    machine = limits(timer)
+    emit({"kind": "machine", **machine, **description()})
+    precision = PRECISIONS[options.precision]
+    act = ActivationRegistry.get_activation(options.activation, parse_parameters(options.activation_params))
+    for model in options.model:
+        shape = SHAPES[model]
+        weights = make_weights(shape, precision)
+        settings = {"top_k": shape.top_k, "format": precision, "backend": options.backend}
+        settings["pairing"] = "concat" if shape.gated else "none"
+        plan = flexact.moe.plan(weights["w13"], weights["w2"], act, **settings)
+        others = {
+            name: flexact.moe.plan(
+                weights["w13"], weights["w2"], ActivationRegistry.get_activation(name), **settings
+            )
+            for name in options.against
+        }
+        for tokens in options.tokens:
+            inputs = make_inputs(shape, tokens, DTYPES[precision])
+            ids = inputs[2]
+            begin = time.monotonic()
+            graph, result = timer.capture(call_of(plan, inputs))
+            graphs, names = [graph], {}
+            for name, other in others.items():
+                names[name] = "flexact"
+                graphs.append(timer.capture(call_of(other, inputs))[0])
+            for name, peer in peers.items():
+                variants = peer.variants(shape, weights, inputs, options.activation)
+                names[name], graph = best_of(timer, variants, result.float())
+                graphs.append(graph)
+            rows = timer.measure(graphs)
+            ours = median(row[0] for row in rows)
+            flop, size = cost(shape, tokens, ids, precision)
+            unavoidable = max(
+                flop / machine["bf16_matmul_tflop_s"] * 1e-6, size / machine["copy_gb_s"] * 1e-3
+            )
+            record = {
+                "kind": "cell", "model": model, "tokens": tokens, "activation": options.activation,
+                "parameters": options.activation_params, "precision": options.precision,
+                "backend": "triton", "us": round(ours, 2), "interval_us": interval([row[0] for row in rows]),
+                "tflop_s": round(flop / ours * 1e-6, 1), "gb_s": round(size / ours * 1e-3, 1),
+                "limit": round(unavoidable / ours, 3), "rounds": len(rows),
+                "launch": plan.launch_of(tokens), "seconds": round(time.monotonic() - begin, 2),
+            }  # fmt: skip
+            for place, name in enumerate(names, 1):
+                ratios = [row[place] / row[0] for row in rows]
+                low, high = interval(ratios)
+                record[name] = {
+                    "us": round(median(row[place] for row in rows), 2), "variant": names[name],
+                    "speedup": round(median(ratios), 4), "interval": [round(low, 4), round(high, 4)],
+                }  # fmt: skip
+            emit(record)
+            del graphs, graph, result
+        del plan, others, weights
+        torch.cuda.empty_cache()
+
+
+def description():
+    """What was measured, on what."""
+    import triton
+
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", root, "rev-parse", "HEAD"]
+    commit = (
+        os.environ.get("FLEXACT_COMMIT")
+        or subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    )
+    return {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
+        "python": platform.python_version(), "flexact": flexact.__version__, "commit": commit,
+    }  # fmt: skip
+
+
+def text_of(record):
+    if record["kind"] == "machine":
+        return (
+            f"# {record['device']}, torch {record['torch']}, triton {record['triton']}, "
+            f"copy {record['copy_gb_s']} GB/s, bf16 product {record['bf16_matmul_tflop_s']} TFLOP/s"
+        )
+    text = (
+        f"{record['model']:<16} {record['precision']:<10} {record['activation']:<12} M={record['tokens']:<6}"
+        f" {record['us']:>10.1f} us {record['tflop_s']:>7.1f} TFLOP/s {record['gb_s']:>7.1f} GB/s"
+        f" limit {100 * record['limit']:>5.1f} %"
+    )
+    for name, peer in record.items():
+        if isinstance(peer, dict):
+            text += f"  {name} {peer['us']:.1f} us: x{peer['speedup']:.3f}"
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--activation", default="silu")
+    parser.add_argument("--activation_params", default="", help="name=value,…")
+    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="bf16")
+    parser.add_argument("--batch_size", type=int, help="one token count; --tokens takes several")
+    parser.add_argument("--tokens", default="1,16,128,1024,4096,16384")
+    parser.add_argument("--backend", default="auto", choices=["auto", "triton", "cutlass"])
+    parser.add_argument("--model", action="append", choices=sorted(SHAPES))
+    parser.add_argument("--peer", action="append", choices=sorted(PEERS), default=[])
+    parser.add_argument(
+        "--against", action="append", default=[], help="another activation of ours, paired in the same way"
+    )
+    parser.add_argument("--seconds", type=float, default=0.15, help="measuring time of a cell")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.model = options.model or ["qwen3-30b-a3b"]
+    options.tokens = (
+        [options.batch_size] if options.batch_size else [int(n) for n in options.tokens.split(",")]
+    )
+    if not torch.cuda.is_available():
+        parser.error("no GPU here")
+    records = []
+
+    def emit(record):
+        records.append(record)
+        print(text_of(record), flush=True)
+        if options.json:
+            # Written as it goes: a run that is cut off leaves what it measured.
+            options.json.write_text(json.dumps(records, indent=1) + "\n")
+
+    with torch.no_grad():
+        benchmark(options, emit)
+
+
+if __name__ == "__main__":
+    main()

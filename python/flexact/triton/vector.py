@@ -1,0 +1,108 @@
+"""The two GEMMs for a handful of tokens, as products of matrix and vector without tensor cores.
+
+With one token each weight is used once, and the time is that of reading them: every program reads its rows
+straight into registers, many programs at a time, and nothing is staged in shared memory. Results are by
+pair, as on the direct route; the second kernel adds up a token's experts itself, so that a call is two
+kernels.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flexact.triton.gemm import load_values
+from flexact.triton.numerics import rounded, through
+from flexact.triton.operands import split_columns
+
+
+@triton.jit
+def _rows_of(w, strides, expert, rows):
+    return w + expert.to(tl.int64) * strides[0] + rows.to(tl.int64)[:, None] * strides[1]
+
+
+@triton.jit(do_not_specialize=["top_k", "experts"])
+def gate_up(
+    x, x_stride, w13, w13_strides, bias, bias_stride, values, topk_weights, topk_ids, h, h_stride,
+    top_k, hidden, intermediate, experts,
+    ACTIVATION: tl.constexpr, PARAMETERS: tl.constexpr, PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr,
+    BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr, EXACT: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N columns of h for one pair; arguments as in `gemm.gate_up`."""
+    pair = tl.program_id(1)
+    n0 = tl.program_id(0) * BLOCK_N
+    expert = tl.load(topk_ids + pair)
+    if (expert >= 0) & (expert < experts):
+        columns = n0 + tl.arange(0, BLOCK_N)
+        g_rows, u_rows = split_columns(n0, intermediate, PAIRING, BLOCK_N)
+        if PAIRING == "none":
+            g_rows = tl.minimum(columns, intermediate - 1)
+        at_x = x + (pair // top_k).to(tl.int64) * x_stride
+        at_g = _rows_of(w13, w13_strides, expert, g_rows)
+        at_u = _rows_of(w13, w13_strides, expert, u_rows)
+        g = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        u = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for k0 in range(0, hidden, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            mask = k < (k0 + BLOCK_K if EVEN_K else hidden)
+            value = tl.load(at_x + k, mask=mask, other=0.0).to(tl.float32)[None, :]
+            step = k[None, :] * w13_strides[2]
+            g += tl.load(at_g + step, mask=mask[None, :], other=0.0).to(tl.float32) * value
+            if PAIRING != "none":
+                u += tl.load(at_u + step, mask=mask[None, :], other=0.0).to(tl.float32) * value
+        weight = tl.load(topk_weights + pair) if WEIGHT_INPUT else 1.0
+        bias_row = bias + expert.to(tl.int64) * bias_stride
+        parameters = load_values(values, expert, PARAMETERS, PER_EXPERT)
+        gate = tl.sum(g, 1) * weight
+        if BIAS:
+            gate += tl.load(bias_row + g_rows).to(tl.float32)
+        gate = through(gate, EXACT)
+        if PAIRING == "none":
+            result = ACTIVATION(gate, *parameters)
+        else:
+            up = tl.sum(u, 1) * weight
+            if BIAS:
+                up += tl.load(bias_row + u_rows).to(tl.float32)
+            result = ACTIVATION(gate, through(up, EXACT), *parameters)
+        value = rounded(result, h.dtype.element_ty)
+        tl.store(h + pair.to(tl.int64) * h_stride + columns, value, mask=columns < intermediate)
+
+
+@triton.jit(do_not_specialize=["experts"])
+def down_and_combine(
+    h, h_stride, w2, w2_strides, bias, bias_stride, topk_weights, topk_ids, out, out_stride,
+    intermediate, hidden, experts, scale,
+    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_N columns of a token's result: all its experts' products, weighted and added.
+
+    Arguments as in `gemm.down` and `combine.combine`. The router weight multiplies h rather than the sum,
+    so that one reduction serves all experts.
+    """
+    token = tl.program_id(1)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = tl.minimum(column, hidden - 1)
+    products = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    biases = tl.zeros((BLOCK_N,), tl.float32)
+    for slot in tl.static_range(TOP_K):
+        pair = token * TOP_K + slot
+        expert = tl.load(topk_ids + pair)
+        here = (expert >= 0) & (expert < experts)
+        # Nothing of an absent expert is taken, not even its weight, which may be NaN.
+        weight = tl.where(here, tl.load(topk_weights + pair), 0.0) if WEIGHT_OUTPUT else 1.0
+        at_h = h + pair.to(tl.int64) * h_stride
+        at_w = _rows_of(w2, w2_strides, expert, row)
+        for k0 in range(0, intermediate, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
+            value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32) * weight
+            w = tl.load(at_w + k[None, :] * w2_strides[2], mask=mask[None, :], other=0.0)
+            products += w.to(tl.float32) * value[None, :]
+        if BIAS:
+            at = bias + expert.to(tl.int64) * bias_stride + row
+            biases += weight * tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32)
+    total = (tl.sum(products, 1) + biases) * scale
+    at = out + token.to(tl.int64) * out_stride + column
+    tl.store(at, rounded(total, out.dtype.element_ty), mask=column < hidden)
