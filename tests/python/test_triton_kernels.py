@@ -43,7 +43,7 @@ def test_every_kernel_is_as_near_to_fp64_as_torch_with_the_same_roundings(report
     for report in reports:
         assert report["finite"], report
         assert report["rms"] <= 1.1 * report["recipe_rms"] + 1e-6, report
-        assert report["max"] <= 20 * report["recipe_rms"] + 1e-6, report
+        assert report["max"] <= 60 * report["recipe_rms"] + 1e-6, report
 
 
 def test_every_function_of_the_catalogue_runs_in_a_kernel(reports):

@@ -157,20 +157,17 @@ class Bench:
         """Runs the first GEMM (and the copy before it) and returns h."""
         block = self.block
         x = block._permuted(self.x, self.sorted, self.pairs) if permute else self.x
-        given = block._format.inputs(x, self.weights)
-        h = block._format.intermediate(self.pairs, self.shape.intermediate, self.dtype, self.device)
-        arguments = (
-            given,
-            self.weights,
-            self.topk_weights,
-            self.ids,
-            self.sorted,
-            self.values,
-            h,
-            self.pairs,
-        )
-        block._gate_up(Tile(**tile), self.direct, self.bound, permute, *arguments)
-        return h.tensor
+        made = Tile(**tile)
+        given = block._format.inputs(x, self.ids, self.shape.experts, self.weights, made)
+        between = self.between(made)
+        arguments = (self.topk_weights, self.ids, self.sorted, self.values, between, self.pairs)
+        block._gate_up(made, self.direct, self.bound, permute, given, self.weights, *arguments)
+        return between.written.tensor
+
+    def between(self, tile: Tile) -> Any:
+        """Memory for h."""
+        width = self.shape.intermediate
+        return self.block._format.intermediate(self.pairs, width, self.dtype, self.device, self.weights, tile)
 
     def down(self, h: torch.Tensor, tile: dict[str, int]) -> torch.Tensor:
         """Runs the second GEMM and returns its rows for the pairs."""
