@@ -150,7 +150,7 @@ Tile read_tile(const json::Value& entry, const std::string& where, const char* k
   const std::string at = json::join(where, key);
   Tile tile;
   tile.block_m = block(object, at, "block_m", 16);
-  tile.block_n = block(object, at, "block_n", 4);
+  tile.block_n = block(object, at, "block_n", 1);
   tile.block_k = block(object, at, "block_k", 16);
   tile.group_m = static_cast<int>(integer(object, at, "group_m", 1, 1024));
   tile.warps = block(object, at, "warps", 1);
@@ -224,15 +224,15 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
   up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, 16, 256));
   down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, 16, 256));
   down = fitted(down, problem, false, limits);
+  up = fitted(up, problem, doubled, limits);
   if (launch.direct && tokens <= 2 && weight_bits(problem.format) == 16) {
-    launch.vector = true;
-    up = {16, 4, power_of_two(2 * problem.hidden - 1, 64, 512), 1, 4, 2, 0};
+    // Short experts do not fill the machine with programs of two rows each.
+    launch.vector = problem.intermediate >= 1024;
+    if (launch.vector) up = {16, 2, power_of_two(2 * problem.hidden - 1, 64, 512), 1, 4, 2, 0};
     launch.fuse_combine = problem.combine;
     if (launch.fuse_combine)
       down = {16, 8, power_of_two(2 * problem.intermediate - 1, 64, 512), 1, 4, 2, 0};
-    return launch;
   }
-  up = fitted(up, problem, doubled, limits);
   return launch;
 }
 

@@ -286,7 +286,7 @@ class Block:
         bins = triton.next_power_of_2(experts + 1)
         bound = pairs // block_m + min(experts, pairs)
         small = pairs <= routing.SMALL_PAIRS
-        block = routing.SMALL_PAIRS if small else routing.block_pairs(pairs)
+        block = routing.SMALL_PAIRS if small else routing.BLOCK_PAIRS
         blocks = triton.cdiv(pairs, block)
         padded = blocks * block
         sizes = [4 * bound, 2, pairs, 3 * bins, padded] + ([] if small else [padded, blocks * bins])
@@ -309,12 +309,12 @@ class Block:
                 topk_ids, counts, ranks, ids, pairs, experts,
                 PAIRS=block, EXPERTS=bins, CHUNK=32, num_warps=8,
             )  # fmt: skip
-            routing.scan[(1,)](
-                counts, tile_count, starts, experts, blocks,
-                BLOCKS=max(1, min(64, 16384 // bins)), EXPERTS=bins, BLOCK_M=block_m, num_warps=8,
-            )  # fmt: skip
+            part = min(bins, routing.SCAN_EXPERTS)
+            routing.scan[(bins // part,)](
+                counts, starts, blocks, BLOCKS=64, EXPERTS=bins, PART=part, num_warps=4
+            )
             routing.scatter[(max(blocks, experts),)](
-                counts, ranks, ids, starts, pair_of_row, tiles, pairs, experts, blocks,
+                counts, starts, ranks, ids, pair_of_row, tiles, tile_count, pairs, experts, blocks,
                 PAIRS=block, EXPERTS=bins, BLOCK_M=block_m, num_warps=4,
             )  # fmt: skip
         return (tiles, tile_count, pair_of_row), bound

@@ -6,8 +6,8 @@ The sort is stable: within an expert pairs keep their order. Ids outside 0 … E
     tiles        [bound, 4] int32   expert, first row, rows of each tile of BLOCK_M rows, one to spare
     tile_count   [2] int32          how many tiles, and how many rows
 
-Up to SMALL_PAIRS pairs one program does everything; above, blocks of pairs are counted and ranked, one
-program scans the counts, and the blocks scatter.
+Up to SMALL_PAIRS pairs one program does everything; above, blocks of pairs are counted and ranked, the
+counts are scanned for each expert, and the blocks scatter.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from flexact.triton.tiles import TILE_EXPERT, TILE_FIELDS, TILE_FIRST_ROW, TILE_
 SMALL_PAIRS = 256
 
 
-def block_pairs(pairs: int) -> int:
-    """Pairs that one program counts: every two are compared, and every block is a step of the scan."""
-    return 256 if pairs <= 16384 else 512
+# Pairs that one program counts; it compares every two.
+BLOCK_PAIRS = 256
+# Experts that one program scans.
+SCAN_EXPERTS = 16
 
 
 @triton.jit
@@ -55,20 +56,6 @@ def _starts(counts, tile_count, scratch, EXPERTS: tl.constexpr, BLOCK_M: tl.cons
     tl.store(scratch + expert, tl.cumsum(counts, 0) - counts)
     tl.store(scratch + EXPERTS + expert, counts)
     tl.store(scratch + 2 * EXPERTS + expert, tl.cumsum(tiles, 0) - tiles)
-
-
-@triton.jit
-def _write_tiles(expert, tiles, scratch, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, LANES: tl.constexpr):
-    """The tile table's entries of one expert."""
-    first_row = tl.load(scratch + expert)
-    count = tl.load(scratch + EXPERTS + expert)
-    at = tiles + tl.load(scratch + 2 * EXPERTS + expert) * TILE_FIELDS
-    for start in range(0, tl.cdiv(count, BLOCK_M), LANES):
-        t = start + tl.arange(0, LANES)
-        inside = t * BLOCK_M < count
-        tl.store(at + t * TILE_FIELDS + TILE_EXPERT, tl.zeros((LANES,), tl.int32) + expert, mask=inside)
-        tl.store(at + t * TILE_FIELDS + TILE_FIRST_ROW, first_row + t * BLOCK_M, mask=inside)
-        tl.store(at + t * TILE_FIELDS + TILE_ROWS, tl.minimum(count - t * BLOCK_M, BLOCK_M), mask=inside)
 
 
 @triton.jit(do_not_specialize=["pairs", "experts"])
@@ -114,17 +101,13 @@ def count(
     tl.store(ranks + pair, _rank(ids, PAIRS, CHUNK, ids_scratch + block * PAIRS))
 
 
-@triton.jit(do_not_specialize=["experts", "blocks"])
+@triton.jit(do_not_specialize=["blocks"])
 def scan(
-    counts, tile_count, scratch, experts, blocks,
-    BLOCKS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr,
+    counts, totals, blocks, BLOCKS: tl.constexpr, EXPERTS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """One program: turns counts into what stands before each block, and finds where experts start.
-
-    scratch: [3 EXPERTS] int32.
-    """
-    expert = tl.arange(0, EXPERTS)
-    total = tl.zeros((EXPERTS,), tl.int32)
+    """Turns counts into what stands before each block, for PART experts; their sums go to totals."""
+    expert = tl.program_id(0) * PART + tl.arange(0, PART)
+    total = tl.zeros((PART,), tl.int32)
     for start in range(0, blocks, BLOCKS):
         block = start + tl.arange(0, BLOCKS)
         at = counts + block[:, None] * EXPERTS + expert[None, :]
@@ -132,12 +115,12 @@ def scan(
         here = tl.load(at, mask=inside, other=0)
         tl.store(at, tl.cumsum(here, 0) - here + total[None, :], mask=inside)
         total += tl.sum(here, 0)
-    _starts(tl.where(expert < experts, total, 0), tile_count, scratch, EXPERTS, BLOCK_M)
+    tl.store(totals + expert, total)
 
 
 @triton.jit(do_not_specialize=["pairs", "experts", "blocks"])
 def scatter(
-    counts, ranks, ids_scratch, scratch, pair_of_row, tiles, pairs, experts, blocks,
+    counts, totals, ranks, ids_scratch, pair_of_row, tiles, tile_count, pairs, experts, blocks,
     PAIRS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Program p places the pairs of block p, and writes the tiles of expert p, where there are such.
@@ -145,13 +128,29 @@ def scatter(
     A pair's row: the expert's first row, what stands before its block, its rank in the block.
     """
     program = tl.program_id(0)
+    expert = tl.arange(0, EXPERTS)
+    count = tl.where(expert < experts, tl.load(totals + expert), 0)
+    expert_tiles = (count + BLOCK_M - 1) // BLOCK_M
+    first_row = tl.cumsum(count, 0) - count
+    first_tile = tl.cumsum(expert_tiles, 0) - expert_tiles
     if program < blocks:
         pair = program * PAIRS + tl.arange(0, PAIRS)
         ids = tl.load(ids_scratch + pair)
-        row = tl.load(scratch + ids) + tl.load(counts + program * EXPERTS + ids) + tl.load(ranks + pair)
+        row = tl.gather(first_row, ids, 0) + tl.load(counts + program * EXPERTS + ids) + tl.load(ranks + pair)
         tl.store(pair_of_row + row, pair, mask=(ids < experts) & (pair < pairs))
     if program < experts:
-        _write_tiles(program, tiles, scratch, EXPERTS, BLOCK_M, 32)
+        mine = expert == program
+        at = tiles + tl.sum(tl.where(mine, first_tile, 0), 0) * TILE_FIELDS
+        rows, first = tl.sum(tl.where(mine, count, 0), 0), tl.sum(tl.where(mine, first_row, 0), 0)
+        for start in range(0, tl.cdiv(rows, BLOCK_M), 32):
+            t = start + tl.arange(0, 32)
+            inside = t * BLOCK_M < rows
+            tl.store(at + t * TILE_FIELDS + TILE_EXPERT, tl.zeros((32,), tl.int32) + program, mask=inside)
+            tl.store(at + t * TILE_FIELDS + TILE_FIRST_ROW, first + t * BLOCK_M, mask=inside)
+            tl.store(at + t * TILE_FIELDS + TILE_ROWS, tl.minimum(rows - t * BLOCK_M, BLOCK_M), mask=inside)
+    if program == 0:
+        tl.store(tile_count, tl.sum(expert_tiles, 0))
+        tl.store(tile_count + 1, tl.sum(count, 0))
 
 
 @triton.jit(do_not_specialize=["top_k"])

@@ -78,31 +78,32 @@ def down_and_combine(
 ):  # fmt: skip
     """BLOCK_N columns of a token's result: all its experts' products, weighted and added.
 
-    Arguments as in `gemm.down` and `combine.combine`. The router weight multiplies h rather than the sum,
-    so that one reduction serves all experts.
+    Arguments as in `gemm.down` and `combine.combine`.
     """
     token = tl.program_id(1)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(column, hidden - 1)
-    products = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    biases = tl.zeros((BLOCK_N,), tl.float32)
+    total = tl.zeros((BLOCK_N,), tl.float32)
     for slot in tl.static_range(TOP_K):
         pair = token * TOP_K + slot
         expert = tl.load(topk_ids + pair)
         here = (expert >= 0) & (expert < experts)
-        # Nothing of an absent expert is taken, not even its weight, which may be NaN.
-        weight = tl.where(here, tl.load(topk_weights + pair), 0.0) if WEIGHT_OUTPUT else 1.0
         at_h = h + pair.to(tl.int64) * h_stride
         at_w = _rows_of(w2, w2_strides, expert, row)
+        products = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for k0 in range(0, intermediate, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
-            value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32) * weight
+            value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32)
             w = tl.load(at_w + k[None, :] * w2_strides[2], mask=mask[None, :], other=0.0)
             products += w.to(tl.float32) * value[None, :]
+        part = tl.sum(products, 1)
         if BIAS:
             at = bias + expert.to(tl.int64) * bias_stride + row
-            biases += weight * tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32)
-    total = (tl.sum(products, 1) + biases) * scale
+            part += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32)
+        if WEIGHT_OUTPUT:
+            part *= tl.load(topk_weights + pair)
+        # Nothing of an absent expert is taken, not even its weight, which may be NaN.
+        total += tl.where(here, part, 0.0)
     at = out + token.to(tl.int64) * out_stride + column
-    tl.store(at, rounded(total, out.dtype.element_ty), mask=column < hidden)
+    tl.store(at, rounded(total * scale, out.dtype.element_ty), mask=column < hidden)
