@@ -14,18 +14,18 @@ import flexact.moe
 import pytest
 import torch
 from flexact import ActivationRegistry, fused_moe
+from flexact._core import LaunchTable
 
 pytest.importorskip("triton")
 
 SCRIPT = Path(__file__).parent / "triton_cases.py"
-UNIT = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
+COMPILE = Path(__file__).parent / "triton_compile.py"
 
 
-def interpreted(tmp_path_factory, *arguments):
-    folder = tmp_path_factory.mktemp("triton")
+def lines_of(folder, *arguments, **environment):
     done = subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "TRITON_INTERPRET": "1", "FLEXACT_CACHE_DIR": str(folder)},
+        env={**os.environ, "FLEXACT_CACHE_DIR": str(folder), **environment},
         capture_output=True,
         text=True,
         timeout=600,
@@ -36,7 +36,7 @@ def interpreted(tmp_path_factory, *arguments):
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    return interpreted(tmp_path_factory, SCRIPT, "cpu")
+    return lines_of(tmp_path_factory.mktemp("triton"), SCRIPT, "cpu", TRITON_INTERPRET="1")
 
 
 def test_every_kernel_is_as_near_to_fp64_as_torch_with_the_same_roundings(reports):
@@ -68,3 +68,27 @@ def test_what_the_kernels_do_not_compute_is_refused_before_they_are_loaded():
         call(torch.bfloat16)
     with pytest.raises(flexact.Unsupported, match="do not run on cpu tensors"):
         flexact.moe.plan(w13.bfloat16(), w2.bfloat16(), silu, top_k=1, backend="triton")
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+def test_every_kernel_compiles_for_a_gpu_that_is_not_there_without_spills(arch, tmp_path):
+    reports = lines_of(tmp_path, COMPILE, str(arch), "bf16", TRITON_CACHE_DIR=str(tmp_path / "triton"))
+    names = {report["kernel"] for report in reports}
+    assert {"gate_up", "down", "combine", "count", "scan", "scatter"} <= names
+    if arch == 90:
+        assert {"route_small", "down_and_combine"} <= names
+    for report in reports:
+        assert report["stack"] == 0, report
+        assert report["shared"] <= 232448, report
+        if report["kernel"] in ("gate_up", "down") and report["tokens"] == 2048 and arch == 90:
+            assert report["wgmma"], report
+        if report["kernel"] in ("combine", "down_and_combine"):
+            assert report["wide"] > 0, report
+
+
+def test_shipped_launches_can_be_read_and_name_their_device():
+    folder = Path(flexact.moe.__file__).parent / "triton" / "tuned"
+    for path in folder.glob("*.json"):
+        table = LaunchTable.from_json(path.read_text())
+        assert len(table) > 0
+        assert "".join(c if c.isalnum() else "_" for c in table.device) == path.stem

@@ -1,7 +1,8 @@
 """Compiles the launches that the policy chooses for a GPU that is not there, and reports what they take.
 
-`python triton_compile.py ARCH [all]` (90 for Hopper) prints one JSON object a line and kernel: registers,
-bytes of stack, shared memory; with "all" for small calls of every format too. The kernels are reached
+`python triton_compile.py ARCH [all | bf16]` (90 for Hopper) prints one JSON object a line and kernel:
+registers, bytes of stack, shared memory; with "all" for small calls of every quantised format too, with
+"bf16" for every kernel of that format instead. The kernels are reached
 through `Block.run`, with launches that only compile.
 """
 
@@ -85,8 +86,25 @@ def compiled(format, tokens, *, pairing="concat", hidden=2048, intermediate=768,
     return kernels
 
 
+def half_precision(arch):
+    """Every kernel of bf16: a handful of tokens, few pairs, many pairs."""
+    for tokens in (1, 100, 2048) if arch == 90 else (2048,):
+        for name, kernel in compiled("bf16", tokens, intermediate=1536).items():
+            registers, stack = usage(kernel)
+            report = {
+                "format": "bf16", "kernel": name, "tokens": tokens, "registers": registers, "stack": stack,
+                "shared": kernel.metadata.shared, "arch": arch, "wgmma": "wgmma" in kernel.asm["ptx"],
+                "wide": kernel.asm["ptx"].count("ld.global.v4") + kernel.asm["ptx"].count("ld.global.v8"),
+            }  # fmt: skip
+            print(json.dumps(report), flush=True)
+
+
 def main():
-    driver.set_active(Elsewhere(int(sys.argv[1])))
+    arch = int(sys.argv[1])
+    driver.set_active(Elsewhere(arch))
+    if "bf16" in sys.argv:
+        half_precision(arch)
+        return
     for format in (*formats.FP8_FORMATS, *formats.FP4_FORMATS):
         # A handful of tokens and many: the smallest and the largest tiles.
         for tokens in (2, 2048) if format == "fp8_block" or "all" in sys.argv else (2048,):
