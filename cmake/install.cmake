@@ -19,7 +19,7 @@ install(EXPORT flexactTargets NAMESPACE flexact:: COMPONENT development
 install(
   FILES ${CMAKE_CURRENT_BINARY_DIR}/flexactConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/flexactConfigVersion.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/flexact COMPONENT development)
-install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT development)
+install(FILES LICENSE licenses/CUTLASS.txt DESTINATION ${CMAKE_INSTALL_DOCDIR} COMPONENT development)
 
 if(TARGET flexact_cli)
   if(SKBUILD)

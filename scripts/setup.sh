@@ -117,7 +117,7 @@ cuda_packages() {
 package() {
   local sources coverage=OFF
   [ -z "${COVERAGE:-}" ] || coverage=ON
-  mapfile -t sources < <(find CMakeLists.txt cmake include src python pyproject.toml README.md LICENSE \
+  mapfile -t sources < <(find CMakeLists.txt cmake include src python pyproject.toml README.md LICENSE licenses \
     -type f -not -name '*.pyc' | LC_ALL=C sort)
   changed flexact "${sources[@]}" requirements/dev.txt requirements/cuda.txt || return 0
   say "building flexact"
