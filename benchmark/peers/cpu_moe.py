@@ -68,8 +68,17 @@ class Implementation:
     def __init__(self, shape: dict, w13: torch.Tensor, w2: torch.Tensor) -> None:
         self.shape = shape
 
+    processor = 0  # where the computing thread stays
+
     def clock(self) -> float:
         return time.thread_time()
+
+    def begin(self) -> None:
+        """Before its calls: takes the processor."""
+        os.sched_setaffinity(0, {self.processor})
+
+    def end(self) -> None:
+        """After its calls: leaves the processor to the next one."""
 
     def run(self, layer: int, x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """x [M, H] bf16, weights [M, k] fp32, ids [M, k] int64 → [M, H] bf16."""
@@ -136,7 +145,6 @@ class KtKernel(Implementation):
 
     infer = None
     worker = 0
-    processor = 0
 
     def __init__(self, shape: dict, w13: torch.Tensor, w2: torch.Tensor) -> None:
         super().__init__(shape, w13, w2)
@@ -160,7 +168,7 @@ class KtKernel(Implementation):
                     KtKernel.worker = int(task)
                 else:
                     os.sched_setaffinity(int(task), self.elsewhere())
-        os.sched_setaffinity(self.worker, {self.processor})
+        self.begin()
         intermediate = shape["intermediate"]
         gate, up = (w13[:, i * intermediate : (i + 1) * intermediate].contiguous() for i in (0, 1))
         mapping = torch.arange(shape["experts"])
@@ -178,6 +186,16 @@ class KtKernel(Implementation):
             self.infer.submit(layer.load_weights_task(mapping.data_ptr()))
             self.infer.sync()
             self.layers.append(layer)
+        self.end()
+
+    def begin(self) -> None:
+        os.sched_setaffinity(0, self.elsewhere())
+        os.sched_setaffinity(self.worker, {self.processor})
+
+    def end(self) -> None:
+        # It looks for work for a while before it sleeps, which must not take time from the others.
+        os.sched_setaffinity(self.worker, self.elsewhere())
+        os.sched_setaffinity(0, {self.processor})
 
     @classmethod
     def elsewhere(cls) -> set[int]:
@@ -259,13 +277,11 @@ def measure(name: str, options: argparse.Namespace, limits: Limits) -> dict:
             missing[key] = str(reason)
     agreement = check_agreement(subjects, shape)
 
-    home = {options.processor}
     names = list(subjects)
     times: dict[str, dict[int, list[float]]] = {key: {t: [] for t in TOKENS} for key in names}
     hit: dict[int, list[int]] = {t: [] for t in TOKENS}
     layer = 0
     for round_number in range(-1, options.rounds):  # the first one warms up
-        os.sched_setaffinity(0, home)
         if round_number >= 0:
             limits.measure()
         for count in TOKENS:
@@ -274,7 +290,7 @@ def measure(name: str, options: argparse.Namespace, limits: Limits) -> dict:
                 hit[count] += [int(ids.unique().numel()) for _, _, ids in calls]
             for key in names[round_number % len(names) :] + names[: round_number % len(names)]:
                 subject = subjects[key]
-                os.sched_setaffinity(0, KtKernel.elsewhere() if key == "kt_kernel" else home)
+                subject.begin()
                 clock = subject.clock if options.clock == "processor" else time.perf_counter
                 taken = []
                 for x, weights, ids in calls:
@@ -282,9 +298,9 @@ def measure(name: str, options: argparse.Namespace, limits: Limits) -> dict:
                     begin = clock()
                     subject.run(layer % LAYERS, x, weights, ids)
                     taken.append((clock() - begin) * 1e3)
+                subject.end()
                 if round_number >= 0:
                     times[key][count].append(statistics.median(taken))
-    os.sched_setaffinity(0, home)
 
     expert_bytes = 2 * (rows + shape["intermediate"]) * shape["hidden"]
     result = {key: shape[key] for key in ("function", "experts", "hidden", "intermediate", "top_k")}
@@ -326,7 +342,7 @@ def main() -> None:
     watch = machine.Watch()
     os.environ["FLEXACT_NUM_THREADS"] = "1"
     sys.path.append(str(options.kt_kernel))  # at the end: it brings other packages along
-    KtKernel.processor = options.processor
+    Implementation.processor = options.processor
     torch.set_num_threads(1)
     torch.manual_seed(0)
     os.sched_setaffinity(0, {options.processor})
