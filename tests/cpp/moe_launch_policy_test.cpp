@@ -79,7 +79,9 @@ TEST(LaunchPolicy, every_tile_of_the_model_fits_into_shared_memory) {
           const Launch launch = model(p, tokens, {132, shared});
           const Tile& up = launch.gate_up;
           const int rows = (gated ? 2 : 1) * up.block_n;
-          if (!launch.vector) EXPECT_LE(up.stages * up.block_k * 2 * (up.block_m + rows), shared);
+          if (!launch.vector) {
+            EXPECT_LE(up.stages * up.block_k * 2 * (up.block_m + rows), shared);
+          }
           EXPECT_GE(up.stages, 2);
           if (launch.fuse_combine) continue;
           const Tile& down = launch.down;
