@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tiny_models import build, edit_config  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers_reference import Handwritten, greedy, load, swish  # noqa: E402
-from transformers_sweep import check, model_class, output, tiny, tiny_config  # noqa: E402
+from transformers_sweep import check, handwrite, model_class, output, tiny, tiny_config  # noqa: E402
 
 BETA = 1.7
 SWISH = {"hidden_act": "swish", "activation_params": {"beta": BETA}}
@@ -188,6 +189,70 @@ def test_a_configuration_changed_in_the_program_counts(folder: Any) -> None:
     model.config.activation_params = {"beta": 0.5}
     adapter.prepare(model)
     assert near(output(model), output(load(path, lambda name: swish(0.5))))
+
+
+def test_a_configuration_taken_back_in_the_program_counts(folder: Any) -> None:
+    path = folder("mixtral", **SWISH)
+    config = transformers.AutoConfig.from_pretrained(path)
+    config.activation_params = None
+    plain = output(load(path))
+    assert near(output(ours(path, config=config)), plain)
+    del config.activation_params
+    assert near(output(ours(path, config=config)), plain)
+
+
+def test_a_text_model_inside_another_is_resolved_by_its_own_part(tmp_path: Path) -> None:
+    from flexact.transformers._model import experts
+
+    config = tiny(transformers.Qwen3VLMoeConfig, {})
+    cls = transformers.Qwen3VLMoeForConditionalGeneration
+    torch.manual_seed(0)
+    cls(config).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["text_config"]["activation_params"] = {"name": "swish", "beta": 1.3}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    model = cls.from_pretrained(tmp_path, experts_implementation="flexact").eval()
+    reference = cls.from_pretrained(tmp_path, experts_implementation="eager").eval()
+    before = text_output(reference)
+    assert handwrite(reference) == len(experts(model)) == 3
+    assert near(text_output(model), text_output(reference)) and not near(text_output(model), before, 1e-3)
+    model.config.text_config.activation_params = {"name": "relu"}
+    adapter.prepare(model)
+    assert {row["function"] for row in adapter.explain(model)} == {"relu"}
+
+
+def test_values_may_be_tensors_of_the_model_itself(folder: Any) -> None:
+    path = folder("mixtral")
+    model = load(path)
+    model.register_buffer("sharpness", torch.tensor([BETA]))
+    model.config.hidden_act, model.config.activation_params = "swish", {"beta": {"tensor": "sharpness"}}
+    model.set_experts_implementation("flexact")
+    assert near(output(model), output(load(path, lambda name: swish(BETA))))
+    model.config.activation_params = {"beta": {"tensor": "missing"}}
+    with pytest.raises(flexact.ConfigError, match="missing"):
+        adapter.prepare(model)
+
+
+def test_a_hub_name_is_resolved_from_the_local_cache(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    path = folder("mixtral")
+    model = load(path)
+    asked: list[str] = []
+
+    def cached(name: str, file: str, **options: Any) -> str:
+        asked.append(f"{name}/{file}")
+        return str(path / file)
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    edit_config(path, hidden_act="swish", activation_params={"beta": {"per_layer": [BETA, BETA]}})
+    model.config = transformers.AutoConfig.from_pretrained(path)
+    model.config._name_or_path = "someone/model"
+    for layer in model.model.layers:
+        layer.mlp.experts.config = model.config
+    model.set_experts_implementation("flexact")
+    assert "someone/model/config.json" in asked
+    assert near(output(model), output(load(path, lambda name: swish(BETA))))
 
 
 def test_a_name_that_transformers_lacks_constructs_and_runs(folder: Any) -> None:
