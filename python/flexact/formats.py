@@ -102,12 +102,17 @@ def e8m0_scale(largest: torch.Tensor) -> torch.Tensor:
 
 def fp8_scale(largest: torch.Tensor) -> torch.Tensor:
     """The fp32 scale of E4M3 codes by a group's largest magnitude: max(largest, 1e-10) / 448."""
-    return largest.float().clamp_min(_LEAST_LARGEST) / E4M3_MAX
+    return _divided(largest.float().clamp_min(_LEAST_LARGEST), E4M3_MAX)
 
 
 def nvfp4_global_scale(largest: torch.Tensor) -> torch.Tensor:
     """nvfp4's fp32 scale of a whole tensor: max(largest, 1e-10) / (6 * 448)."""
-    return largest.float().clamp_min(_LEAST_LARGEST) / (E2M1_MAX * E4M3_MAX)
+    return _divided(largest.float().clamp_min(_LEAST_LARGEST), E2M1_MAX * E4M3_MAX)
+
+
+def _divided(values: torch.Tensor, by: float) -> torch.Tensor:
+    """IEEE division: by a number, torch multiplies with its reciprocal on a GPU, and ties fall otherwise."""
+    return values / torch.full_like(values, by)
 
 
 # --- One matrix, or a stack of them ---------------------------------------------------------------
@@ -194,7 +199,7 @@ def _nvfp4_scales(
     if global_scale is None:
         raise InvalidArgument("nvfp4 without a global scale", hint="nvfp4_global_scale(w.abs().amax())")
     whole = _broadcast(global_scale.float(), largest)
-    ratio = largest / E2M1_MAX / whole
+    ratio = _divided(largest, E2M1_MAX) / whole
     # The encoder would saturate; an infinite group has no scale.
     scale = encode_e4m3(torch.where(largest.isinf(), torch.nan, ratio))
     return scale, (scale.float() * whole).nan_to_num(0.0, 0.0)

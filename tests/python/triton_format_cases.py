@@ -1,6 +1,7 @@
 """Runs the Triton kernels in every quantised format against fp64 and the stated recipe.
 
-`python triton_format_cases.py DEVICE` prints one JSON object a line and case. With DEVICE "cpu" it needs
+`python triton_format_cases.py DEVICE [FORMAT …]` prints one JSON object a line and case; without formats
+it checks all of them, and the small floats and quantisers too. With DEVICE "cpu" it needs
 TRITON_INTERPRET=1 in the environment.
 """
 
@@ -207,10 +208,12 @@ def conversions(device="cpu"):
 
 def main():
     warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter multiplies rows that nobody keeps
-    device = sys.argv[1]
-    for line in (*conversions(device), *quantisers(device)):
+    device, chosen = sys.argv[1], sys.argv[2:]
+    for line in () if chosen else (*conversions(device), *quantisers(device)):
         print(json.dumps(line), flush=True)
     for name, case, activation, launch in cases(device, device != "cpu"):
+        if chosen and case.format not in chosen:
+            continue
         print(json.dumps(report(name, case, activation, run(case, activation, launch))), flush=True)
 
 
