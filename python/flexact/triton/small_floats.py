@@ -60,21 +60,30 @@ def e8m0_to_float(code):
 
 
 @triton.jit
-def e8m0_to_bf16(code):
-    """2^(code - 127) in bf16; 255 is NaN, and 2^-127 subnormal."""
+def e2m1_scale(code):
+    """What `e2m1_words` in bf16 is multiplied by for an E8M0 scale: 2^126 · 2^(code - 127).
+
+    That is within bf16 up to code 128, a scale of 2. Above it, where weights would be larger than 8, and for
+    255 the factor is NaN: such a checkpoint fails visibly.
+    """
     wide = code.to(tl.int32)
-    bits = tl.where(wide == 0, 0x0040, tl.where(wide == 255, 0x7FC0, wide << 7))
+    bits = tl.where(wide <= 128, (wide + 126) << 7, 0x7FC0)
     return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
-def _two(word, SHIFT: tl.constexpr, EXPONENT: tl.constexpr, SIGN: tl.constexpr):
-    """Two nibbles of each word, SHIFT and SHIFT + 16 bits up, as two 16-bit floats side by side.
+def _moved(word, BITS: tl.constexpr):
+    return word << BITS if BITS >= 0 else word >> -BITS
 
-    A nibble's two exponent bits and its mantissa bit go to EXPONENT … EXPONENT + 2, its sign to SIGN.
+
+@triton.jit
+def _two(word, FROM: tl.constexpr, EXPONENT: tl.constexpr):
+    """Two nibbles of each word, at bits FROM and FROM + 16, as two 16-bit floats side by side.
+
+    A nibble's two exponent bits and its mantissa bit go to bit EXPONENT and up, its sign to bit 15.
     """
-    nibbles = word >> SHIFT
-    return ((nibbles & 0x00070007) << EXPONENT) | ((nibbles & 0x00080008) << SIGN)
+    MASK: tl.constexpr = (7 << EXPONENT) | (7 << (EXPONENT + 16))
+    return (_moved(word, EXPONENT - FROM) & MASK) | (_moved(word, 12 - FROM) & -0x7FFF8000)
 
 
 @triton.jit
@@ -94,10 +103,10 @@ def e2m1_words(words, dtype: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constex
     """
     # bf16: exponent from bit 7, mantissa's top bit 6; fp16: 10 and 9. The sign goes from bit 3 to 15.
     EXPONENT: tl.constexpr = 6 if dtype == tl.bfloat16 else 9
-    a0, a4 = _halves(_two(words, 0, EXPONENT, 12), dtype)
-    a1, a5 = _halves(_two(words, 4, EXPONENT, 12), dtype)
-    a2, a6 = _halves(_two(words, 8, EXPONENT, 12), dtype)
-    a3, a7 = _halves(_two(words, 12, EXPONENT, 12), dtype)
+    a0, a4 = _halves(_two(words, 0, EXPONENT), dtype)
+    a1, a5 = _halves(_two(words, 4, EXPONENT), dtype)
+    a2, a6 = _halves(_two(words, 8, EXPONENT), dtype)
+    a3, a7 = _halves(_two(words, 12, EXPONENT), dtype)
     # join puts its two along a new last axis: [ROWS, WORDS, 4s, 2s, 1s].
     even = tl.join(tl.join(a0, a4), tl.join(a2, a6))  # [.., 4s, 2s]
     odd = tl.join(tl.join(a1, a5), tl.join(a3, a7))
