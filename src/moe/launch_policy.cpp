@@ -85,22 +85,50 @@ const char* unfit(Format format, bool doubled, const Tile& tile) {
   return nullptr;
 }
 
-// Tiles of the quantised formats, changed from those of bf16.
-void quantise_tiles(Format format, bool doubled, std::int64_t rows, Tile& up, Tile& down) {
-  if (rows > 32 && activation_bits(format) == 8) {
-    // Half the bytes: as long a step along K as bf16 has in bytes, and the 128 of a scale.
-    up.block_k = down.block_k = 128;
-    if (scaled_by_group(format)) {
-      // A tile of whole groups quantises its result itself. Beside the sums it holds an unscaled
-      // product, so it is narrower than bf16's.
-      up.block_n = down.block_n = 128;
-      up.warps = 8;
-      down.warps = rows > 64 ? 8 : 4;
-      if (format == Format::Mxfp4Fp8) up.block_m = down.block_m = 64;
+// Tiles of the quantised formats; those of an H100's measurements
+// (benchmark/results/triton_formats_h100.json), the nearest of them where a format has none.
+void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t rows, Tile& up,
+                    Tile& down) {
+  const bool doubled = gated(problem);
+  const auto set = [](Tile& tile, int n, int k, int warps, int stages) {
+    tile.block_n = n;
+    tile.block_k = k;
+    tile.warps = warps;
+    tile.stages = stages;
+  };
+  if (activation_bits(problem.format) == 16) {
+    // FP4 beside bf16: what decodes a weight is used for as many rows as there are.
+    if (up.block_m <= 32) {
+      set(up, tokens == 1 ? 32 : 64, 128, 4, tokens == 1 ? 4 : 3);
+      set(down, tokens == 1 ? 64 : 128, 128, 4, up.stages);
+    } else if (rows < 1000) {
+      up.block_m = down.block_m = 64;
+      set(up, doubled ? 128 : 256, 64, 4, 3);
+      set(down, 128, 64, 4, 3);
+    } else {
+      set(up, 128, 64, 8, 4);
+      set(down, 128, 64, 8, 4);
+    }
+  } else if (!scaled_by_group(problem.format)) {
+    // Half of bf16's bytes: as long a step along K in bytes.
+    if (up.block_m > 32) up.block_k = down.block_k = 128;
+  } else {
+    // A tile of whole groups of 128 quantises its result itself. Beside its sums it holds an
+    // unscaled product, so it is narrower than bf16's.
+    if (up.block_m <= 32) {
+      set(up, 128, 128, 4, 3);
+      set(down, 64, 128, 4, 4);
+    } else if (rows >= 1000 && problem.hidden >= 4096 && problem.format == Format::Fp8Block) {
+      set(up, 128, 128, 8, 4);
+      set(down, 128, 128, 8, 5);
+    } else {
+      // Two blocks on a multiprocessor: one's epilogue beside the other's products.
+      const bool narrow = rows >= 1000 && problem.format == Format::Fp8Block;
+      up.block_m = down.block_m = 64;
+      set(up, 128, 128, narrow ? 4 : 8, narrow ? 2 : 4);
+      set(down, 128, 128, 4, narrow ? 3 : 4);
     }
   }
-  if (activation_bits(format) == 16 && rows > 64 && !doubled) up.block_n = 128;
-  if (activation_bits(format) == 16 && rows > 64) down.block_n = 128;
 }
 
 // The largest power of two that is at most `value`, within [low, high].
@@ -219,7 +247,7 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
     up.stages = down.stages = 4;
     up.group_m = down.group_m = 8;
   }
-  if (is_quantised(problem.format)) quantise_tiles(problem.format, doubled, rows, up, down);
+  if (is_quantised(problem.format)) quantise_tiles(problem, tokens, rows, up, down);
   // Fewer columns than a tile: less of it is thrown away.
   up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, 16, 256));
   down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, 16, 256));
