@@ -27,12 +27,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 import flexact
 import flexact.moe
 import torch
-from flexact import ActivationRegistry
+from flexact import ActivationRegistry, formats
 from flexact.triton.shapes import SHAPES
 
-PRECISIONS = {"bf16": "bf16", "fp16": "fp16"}
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-BYTES = {"bf16": 2.0, "fp16": 2.0}
+# What --precision may say, and the format that it means.
+PRECISIONS = {
+    **{name: name for name in ("bf16", "fp16", *formats.FP8_FORMATS, *formats.FP4_FORMATS)},
+    "fp8": "fp8_block", "fp4": "mxfp4",
+}  # fmt: skip
+DTYPES = dict.fromkeys(PRECISIONS, torch.bfloat16) | {"fp16": torch.float16}
+# Bytes of a weight, its share of the scales included.
+BYTES = {
+    "bf16": 2.0, "fp16": 2.0, "fp8_block": 1.0, "fp8_tensor": 1.0, "fp8_channel": 1.0,
+    "mxfp4": 0.5 + 1 / 32, "mxfp4_fp8": 0.5 + 1 / 32, "nvfp4": 0.5 + 1 / 16,
+}  # fmt: skip
 PEERS = {"sglang-triton": "peers.sglang_triton", "torch-grouped": "peers.torch_grouped"}
 DEVICE = "cuda"
 
@@ -46,10 +54,23 @@ def make_weights(shape, precision):
         tensor = torch.empty(size, dtype=DTYPES[precision], device=DEVICE)
         return tensor.normal_(0, size[-1] ** -0.5, generator=generator)
 
-    return {
-        "w13": normal(shape.experts, rows, shape.hidden),
-        "w2": normal(shape.experts, shape.hidden, shape.intermediate),
-    }
+    if DTYPES[precision].itemsize == BYTES[precision]:
+        return {
+            "w13": normal(shape.experts, rows, shape.hidden),
+            "w2": normal(shape.experts, shape.hidden, shape.intermediate),
+        }
+    # Expert by expert: the packers work in fp32.
+    pairing = "concat" if shape.gated else "none"
+    experts = []
+    for _ in range(shape.experts):
+        w13, w2 = normal(1, rows, shape.hidden), normal(1, shape.hidden, shape.intermediate)
+        experts.append(formats.quantise_experts(w13, w2, format=precision, pairing=pairing))
+    joined = {}
+    for name, first in experts[0].items():
+        # torch joins e4m3 only as bytes.
+        raw = torch.uint8 if first.dtype == torch.float8_e4m3fn else first.dtype
+        joined[name] = torch.cat([each[name].view(raw) for each in experts]).view(first.dtype)
+    return joined
 
 
 def make_inputs(shape, tokens, dtype):
@@ -124,7 +145,14 @@ def limits(timer):
     product, _ = timer.capture(lambda: x @ y)
     bytes_s = 2 * a.numel() * 4 / median(row[0] for row in timer.measure([copy])) * 1e6
     flop_s = 2 * 8192**3 / median(row[0] for row in timer.measure([product])) * 1e6
-    return {"copy_gb_s": round(bytes_s / 1e9), "bf16_matmul_tflop_s": round(flop_s / 1e12)}
+    machine = {"copy_gb_s": round(bytes_s / 1e9), "bf16_matmul_tflop_s": round(flop_s / 1e12)}
+    if torch.cuda.get_device_capability() >= (8, 9):
+        x, y = x.to(torch.float8_e4m3fn), y.to(torch.float8_e4m3fn)
+        one = torch.ones((), device=DEVICE)
+        product, _ = timer.capture(lambda: torch._scaled_mm(x, y.t(), one, one, out_dtype=torch.bfloat16))
+        flop_s = 2 * 8192**3 / median(row[0] for row in timer.measure([product])) * 1e6
+        machine["fp8_matmul_tflop_s"] = round(flop_s / 1e12)
+    return machine
 
 
 def parse_parameters(text):
@@ -139,7 +167,7 @@ def cost(shape, tokens, ids, precision):
     return flop, weights + 2 * tokens * shape.hidden * 2
 
 
-def best_of(timer, variants, reference):
+def best_of(timer, variants, reference, tolerance):
     """The fastest variant that computes the same: its name and graph."""
     best = None
     for name, call in variants:
@@ -150,7 +178,7 @@ def best_of(timer, variants, reference):
             torch.cuda.synchronize()
             continue
         error = (result.float() - reference).norm() / reference.norm()
-        if not error < 0.02:
+        if not error < tolerance:
             print(f"# {name}: its result differs by {error:.3g}", file=sys.stderr)
             continue
         fast = median(row[0] for row in timer.rounds([graph], 5))
@@ -177,17 +205,17 @@ def benchmark(options, emit):
     machine = limits(timer)
     emit({"kind": "machine", **machine, **description()})
     precision = PRECISIONS[options.precision]
+    # Quantised activations that differ by one code differ by a sixteenth.
+    tolerance = 0.06 if "fp8" in precision else 0.02
     act = ActivationRegistry.get_activation(options.activation, parse_parameters(options.activation_params))
     for model in options.model:
         shape = SHAPES[model]
         weights = make_weights(shape, precision)
         settings = {"top_k": shape.top_k, "format": precision, "backend": options.backend}
         settings["pairing"] = "concat" if shape.gated else "none"
-        plan = flexact.moe.plan(weights["w13"], weights["w2"], act, **settings)
+        plan = flexact.moe.plan(activation=act, **weights, **settings)
         others = {
-            name: flexact.moe.plan(
-                weights["w13"], weights["w2"], ActivationRegistry.get_activation(name), **settings
-            )
+            name: flexact.moe.plan(activation=ActivationRegistry.get_activation(name), **weights, **settings)
             for name in options.against
         }
         for tokens in options.tokens:
@@ -201,14 +229,13 @@ def benchmark(options, emit):
                 graphs.append(timer.capture(call_of(other, inputs))[0])
             for name, peer in peers.items():
                 variants = peer.variants(shape, weights, inputs, options.activation)
-                names[name], graph = best_of(timer, variants, result.float())
+                names[name], graph = best_of(timer, variants, result.float(), tolerance)
                 graphs.append(graph)
             rows = timer.measure(graphs)
             ours = median(row[0] for row in rows)
             flop, size = cost(shape, tokens, ids, precision)
-            unavoidable = max(
-                flop / machine["bf16_matmul_tflop_s"] * 1e-6, size / machine["copy_gb_s"] * 1e-3
-            )
+            product = machine["fp8_matmul_tflop_s" if "fp8" in precision else "bf16_matmul_tflop_s"]
+            unavoidable = max(flop / product * 1e-6, size / machine["copy_gb_s"] * 1e-3)
             record = {
                 "kind": "cell", "model": model, "tokens": tokens, "activation": options.activation,
                 "parameters": options.activation_params, "precision": options.precision,

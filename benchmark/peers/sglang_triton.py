@@ -20,6 +20,9 @@ SMALL = [
     (32, 64, 128, 8, 4, 4),
     (64, 64, 128, 8, 4, 4),
 ]
+# Beside weights in 128 × 128 blocks a step along K is 128.
+LARGE_BLOCKS = [(128, 128, 128, 32, 8, 3), (64, 128, 128, 16, 4, 4), (64, 128, 128, 32, 4, 3)]
+SMALL_BLOCKS = [(16, 64, 128, 1, 4, 4), (16, 128, 128, 1, 4, 4), (64, 64, 128, 8, 4, 4)]
 FIELDS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M", "num_warps", "num_stages")
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu"}
 
@@ -53,13 +56,24 @@ def variants(shape, weights, inputs, activation):
         activation=ACTIVATIONS[activation], inplace=False,
     )  # fmt: skip
     x, topk_weights, ids, logits = inputs
+    quantised, large, small = {}, LARGE, SMALL
+    if weights["w13"].dtype == torch.float8_e4m3fn:
+        if weights["w13_scale"].dim() != 3 or shape.hidden % 128 or shape.intermediate % 128:
+            raise ValueError("SGLang's FP8 is compared in blocks of 128 × 128, at sizes of whole blocks")
+        quantised = {
+            "use_fp8_w8a8": True, "w1_scale": weights["w13_scale"], "w2_scale": weights["w2_scale"],
+            "block_shape": [128, 128],
+        }  # fmt: skip
+        large, small = LARGE_BLOCKS, SMALL_BLOCKS
+    elif weights["w13"].dtype != torch.bfloat16:
+        raise ValueError(f"SGLang's Triton runner takes no {weights['w13'].dtype} weights here")
     routed = StandardTopKOutput(topk_weights, ids, logits)
 
     def call():
-        return fused_experts(x, weights["w13"], weights["w2"], routed, config)
+        return fused_experts(x, weights["w13"], weights["w2"], routed, config, **quantised)
 
     yield "as shipped", call
-    for row in LARGE if x.shape[0] >= 1024 else SMALL + LARGE[-1:]:
+    for row in large if x.shape[0] >= 1024 else small + large[-1:]:
         tile = dict(zip(FIELDS, row, strict=True))
 
         def tiled(tile=tile):
