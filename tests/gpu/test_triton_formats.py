@@ -41,8 +41,12 @@ def test_as_near_to_fp64_as_the_recipe_and_the_same_bits_again(made, record_prop
 
 
 def test_small_floats_and_quantisers_have_the_bits_of_the_reference():
-    lines = [*triton_format_cases.conversions("cuda"), *triton_format_cases.quantisers("cuda")]
-    assert len(lines) == 7
+    lines = [
+        *triton_format_cases.conversions("cuda"),
+        *triton_format_cases.quantisers("cuda"),
+        *triton_format_cases.dense("cuda"),
+    ]
+    assert len(lines) == 13
     for line in lines:
         assert line["same"], json.dumps(line)
 
