@@ -105,7 +105,9 @@ def main():
     if "bf16" in sys.argv:
         half_precision(arch)
         return
-    for format in (*formats.FP8_FORMATS, *formats.FP4_FORMATS):
+    # To the compiler fp8_channel and nvfp4 are fp8_tensor and mxfp4 but for the loads of scales.
+    few = ("fp8_block", "fp8_tensor", "mxfp4", "mxfp4_fp8")
+    for format in (*formats.FP8_FORMATS, *formats.FP4_FORMATS) if "all" in sys.argv else few:
         # A handful of tokens and many: the smallest and the largest tiles.
         for tokens in (2, 2048) if format == "fp8_block" or "all" in sys.argv else (2048,):
             for name, kernel in compiled(format, tokens).items():

@@ -105,7 +105,7 @@ def cases(device="cpu", everything=False):
             else {"hidden": 144, "intermediate": 136}
         )
         for index, (launch, activation, pairing, options) in enumerate(rows):
-            if not everything and index == 2 + number % 2:
+            if not everything and index % 2 != number % 2:
                 continue  # the interpreter is slow: half of the formats each
             case = testing.random_case(
                 format, experts=2, top_k=2, pairing=pairing, absent=0.2, seed=index, device=device,
