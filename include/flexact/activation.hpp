@@ -61,6 +61,10 @@ enum class Target { Cuda, Triton, Torch, Text };
 // is compiled, linked and cached. Parameter values are passed in the order of parameters().
 class Function {
  public:
+  // Copies share. There is no move, so that no function is ever empty.
+  Function(const Function&) = default;
+  Function& operator=(const Function&) = default;
+
   // The catalogue's (or the registry's) function of this name or alias.
   // Throws ConfigError for an unknown name, with the nearest known ones.
   static Function named(std::string_view name);
@@ -102,7 +106,8 @@ class Function {
   // expression language.
   std::string fingerprint() const;
 
-  // Source text for `target`, printed from the graph; user text never reaches a compiler.
+  // Source text for `target`, printed from the graph; user text never reaches a compiler. Throws
+  // InvalidArgument for a value that is no Target.
   std::string emit(Target target) const;
 
   // The compiled form, for the library's own backends.
@@ -121,7 +126,7 @@ class Function {
 };
 
 // The value of one parameter: a number, or a form that says where the number comes from. Forms
-// nest.
+// nest, at most four deep; deeper ones throw ConfigError when they are made.
 class ParameterValue {
  public:
   enum class Kind { Scalar, PerLayer, PerExpert, Tensor };
@@ -142,7 +147,9 @@ class ParameterValue {
 
  private:
   ParameterValue() = default;
+  static ParameterValue list(Kind kind, std::vector<ParameterValue> values);
   Kind kind_ = Kind::Scalar;
+  int depth_ = 0;
   double scalar_ = 0;
   std::vector<ParameterValue> elements_;
   std::string tensor_;

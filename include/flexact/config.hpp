@@ -25,7 +25,8 @@ enum class Pairing {
 
 enum class Role { Routed, Shared, Dense };
 
-// "concat", "up_first", "interleaved", "separate", "none"; "routed", "shared", "dense".
+// "concat", "up_first", "interleaved", "separate", "none"; "routed", "shared", "dense"; "unknown"
+// for a value that is none of them.
 std::string_view to_string(Pairing pairing) noexcept;
 std::string_view to_string(Role role) noexcept;
 // The inverse. Throws InvalidArgument naming what is allowed.

@@ -20,7 +20,9 @@ enum class ErrorCode {
 // The code's name as it is spelled above, e.g. "ConfigError".
 std::string_view to_string(ErrorCode code) noexcept;
 
-// what() reads "WHERE: MESSAGE (HINT)", with the empty parts left out.
+// what() reads "WHERE: MESSAGE (HINT)", with the empty parts left out. All parts are UTF-8 whatever
+// was quoted in them: other bytes and control characters are written as \xNN, and a part is cut
+// after 8 KiB.
 class Error : public std::runtime_error {
  public:
   // `where` is a JSON pointer ("/activation_params/beta"), a position in an expression
@@ -33,6 +35,13 @@ class Error : public std::runtime_error {
   const std::string& hint() const noexcept { return hint_; }
 
  private:
+  struct Parts {
+    std::string message;
+    std::string where;
+    std::string hint;
+  };
+  Error(ErrorCode code, Parts parts);
+
   ErrorCode code_;
   std::string message_;
   std::string where_;

@@ -142,7 +142,8 @@ Activation Activation::from_json(std::string_view json) {
     } else if (key == "expr") {
       take_function(where, [&] { function = Function::expression(text); });
     } else if (key == "canonical" && value.is_string()) {
-      take_function(where, [&] { function = Function::from_canonical(value.get<std::string>()); });
+      const std::string canonical = value.get<std::string>();
+      take_function(where, [&] { function = Function::from_canonical(canonical); });
     } else if (key == "gated" && value.is_boolean()) {
       lifted = value.get<bool>();
     } else {

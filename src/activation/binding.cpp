@@ -36,18 +36,25 @@ std::string Domain::to_string() const {
 
 ParameterValue::ParameterValue(double scalar) : scalar_(scalar) {}
 
-ParameterValue ParameterValue::per_layer(std::vector<ParameterValue> values) {
+ParameterValue ParameterValue::list(Kind kind, std::vector<ParameterValue> values) {
+  constexpr int kMaxDepth = 4;
   ParameterValue made;
-  made.kind_ = Kind::PerLayer;
+  made.kind_ = kind;
+  for (const ParameterValue& value : values) made.depth_ = std::max(made.depth_, value.depth_ + 1);
+  if (made.depth_ > kMaxDepth) {
+    throw Error(ErrorCode::ConfigError, "lists of values nest deeper than any meaning has", {},
+                "one per_layer and one per_expert within one another");
+  }
   made.elements_ = std::move(values);
   return made;
 }
 
+ParameterValue ParameterValue::per_layer(std::vector<ParameterValue> values) {
+  return list(Kind::PerLayer, std::move(values));
+}
+
 ParameterValue ParameterValue::per_expert(std::vector<ParameterValue> values) {
-  ParameterValue made;
-  made.kind_ = Kind::PerExpert;
-  made.elements_ = std::move(values);
-  return made;
+  return list(Kind::PerExpert, std::move(values));
 }
 
 ParameterValue ParameterValue::tensor(std::string name) {
@@ -73,19 +80,28 @@ void check_number(const Parameter& parameter, double value, const std::string& w
   }
 }
 
+// `name` with the layer's number in place of every {layer}.
+std::string with_layer(std::string_view name, std::int64_t layer) {
+  constexpr std::string_view kPlace = "{layer}";
+  std::string out;
+  while (true) {
+    const std::size_t at = name.find(kPlace);
+    out += name.substr(0, at);
+    if (at == std::string_view::npos) return out;
+    out += std::to_string(layer);
+    name.remove_prefix(at + kPlace.size());
+  }
+}
+
 // A checkpoint tensor's name: dotted words and {layer}. Nothing that could leave a folder.
 void check_tensor_name(const std::string& name, const std::string& where) {
-  std::string plain = name;
-  for (std::size_t at = plain.find("{layer}"); at != std::string::npos;
-       at = plain.find("{layer}")) {
-    plain.replace(at, 7, "0");
-  }
+  const std::string plain = name.size() > 512 ? std::string() : with_layer(name, 0);
   const auto allowed = [](char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' ||
            c == '.' || c == '-';
   };
-  const bool bad = plain.empty() || plain.size() > 512 || plain.front() == '.' ||
-                   plain.back() == '.' || plain.find("..") != std::string::npos ||
+  const bool bad = plain.empty() || plain.front() == '.' || plain.back() == '.' ||
+                   plain.find("..") != std::string::npos ||
                    !std::all_of(plain.begin(), plain.end(), allowed);
   if (bad) {
     fail("this is not a tensor's name", where,
@@ -119,13 +135,6 @@ void check_value(const Parameter& parameter, const ParameterValue& value, const 
       check_elements("per_expert", in_layers, true);
       return;
   }
-}
-
-std::string with_layer(std::string name, std::int64_t layer) {
-  for (std::size_t at = name.find("{layer}"); at != std::string::npos; at = name.find("{layer}")) {
-    name.replace(at, 7, std::to_string(layer));
-  }
-  return name;
 }
 
 // Reads the values of one parameter in one layer.

@@ -279,9 +279,9 @@ std::string Function::emit(Target target) const {
     case Target::Torch:
       return activation::print_torch(*this);
     case Target::Text:
-      break;
+      return activation::listing(graph(), activation::parameter_names(parameters()));
   }
-  return activation::listing(graph(), activation::parameter_names(parameters()));
+  fail_argument("not a target");
 }
 
 }  // namespace flexact

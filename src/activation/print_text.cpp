@@ -66,8 +66,13 @@ std::string fresh_name(int& next, std::span<const std::string> taken) {
 std::string to_text(const Graph& graph, std::span<const std::string> parameters) {
   const std::size_t count = graph.nodes.size();
   std::vector<int> uses(count, 0);
-  for (const Node& n : graph.nodes) {
-    for (int k = 0; k < operand_count(n.op); ++k) ++uses[static_cast<std::size_t>(n.operands[k])];
+  // Comparisons have no name of their own, so each use of one is a use of its operands: without
+  // that, text could double with every level of conditions.
+  for (std::size_t i = count; i-- > 0;) {
+    const Node& n = graph.nodes[i];
+    const int times = is_comparison(n.op) ? std::min(uses[i], 2) : 1;
+    for (int k = 0; k < operand_count(n.op); ++k)
+      uses[static_cast<std::size_t>(n.operands[k])] += times;
   }
   constexpr int kInlineSize = 4;  // min(g,limit) is 3
   std::vector<Piece> pieces(count);
@@ -109,6 +114,8 @@ std::string to_text(const Graph& graph, std::span<const std::string> parameters)
 
 std::string to_text(const Ast& ast, std::string_view input, std::string_view suffix) {
   std::vector<Piece> pieces(ast.exprs.size());
+  std::vector<const std::string*> names(ast.exprs.size(), nullptr);
+  for (const Definition& d : ast.definitions) names[static_cast<std::size_t>(d.expr)] = &d.name;
   std::string definitions;
   std::size_t next_definition = 0;
   for (std::size_t i = 0; i < ast.exprs.size(); ++i) {
@@ -128,9 +135,7 @@ std::string to_text(const Ast& ast, std::string_view input, std::string_view suf
         pieces[i] = {ast.parameters[static_cast<std::size_t>(e.index)], kAtom};
         break;
       case Form::Name:
-        for (const Definition& d : ast.definitions) {
-          if (d.expr == e.operands[0]) pieces[i] = {d.name, kAtom};
-        }
+        pieces[i] = {*names[static_cast<std::size_t>(e.operands[0])], kAtom};
         break;
       case Form::Apply:
         pieces[i] = apply_piece(e.op, in, 0);

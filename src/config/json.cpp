@@ -6,9 +6,12 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "activation/utf8.hpp"
 #include "flexact/error.hpp"
 
 namespace flexact::config::json {
+
+using activation::utf8_length;
 
 const Value* Value::find(std::string_view key) const noexcept {
   const Object* members = object();
@@ -86,31 +89,6 @@ namespace {
 constexpr std::size_t kBriefLength = 60;
 constexpr std::string_view kInfinity = "Infinity";
 
-// Length of the UTF-8 sequence at `text[i]`, 0 where it is not valid (overlong forms, surrogates
-// and values above U+10FFFF included).
-std::size_t utf8_length(std::string_view text, std::size_t i) {
-  const auto byte = [&](std::size_t k) -> unsigned {
-    return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u;
-  };
-  const auto continues = [&](std::size_t k) { return (byte(k) & 0xC0u) == 0x80u; };
-  const unsigned first = byte(i);
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first <= 0xDF) return continues(i + 1) ? 2 : 0;
-  if (first >= 0xE0 && first <= 0xEF) {
-    const unsigned second = byte(i + 1);
-    if (first == 0xE0 && second < 0xA0) return 0;
-    if (first == 0xED && second > 0x9F) return 0;
-    return continues(i + 1) && continues(i + 2) ? 3 : 0;
-  }
-  if (first >= 0xF0 && first <= 0xF4) {
-    const unsigned second = byte(i + 1);
-    if (first == 0xF0 && second < 0x90) return 0;
-    if (first == 0xF4 && second > 0x8F) return 0;
-    return continues(i + 1) && continues(i + 2) && continues(i + 3) ? 4 : 0;
-  }
-  return 0;
-}
-
 void append_utf8(std::string& out, unsigned code) {
   const auto put = [&](unsigned byte) { out += static_cast<char>(byte); };
   if (code < 0x80) {
@@ -130,6 +108,9 @@ void append_utf8(std::string& out, unsigned code) {
   }
 }
 
+// Of keys that occur twice, so many are named one by one.
+constexpr std::size_t kMaxRepeated = 20;
+
 class Parser {
  public:
   Parser(std::string_view text, std::string_view what) : text_(text), what_(what) {}
@@ -145,6 +126,9 @@ class Parser {
     if (at_ == text_.size()) throw error("is empty", at_);
     if (text_[at_] != '{') throw error("is not a JSON object", at_);
     document.root = value();
+    if (repeated_ > kMaxRepeated) {
+      warn(std::to_string(repeated_ - kMaxRepeated) + " more keys occur twice with the same value");
+    }
     skip_space();
     if (at_ != text_.size()) throw error("has text after the JSON object", at_);
     document.warnings = std::move(warnings_);
@@ -270,18 +254,24 @@ class Parser {
       const auto [place, fresh] = index.emplace(key, members.size());
       if (fresh) {
         path_.pop_back();
+        if (members.size() == kMaxObjectMembers) {
+          throw error("has an object of more than " + std::to_string(kMaxObjectMembers) + " keys",
+                      start);
+        }
         members.emplace_back(std::move(key), std::move(member));
       } else {
         Value& before = members[place->second].second;
-        const std::string where = pointer();
+        const bool equal = before == member;
+        // Pointers may be long, and repetitions many.
+        const std::string where = equal && repeated_ >= kMaxRepeated ? std::string() : pointer();
         path_.pop_back();
-        if (!(before == member)) {
+        if (!equal) {
           throw Error(ErrorCode::ConfigError,
                       "the key occurs twice with different values: " + brief(before) + " and " +
                           brief(member) + " (the second at offset " + std::to_string(start) + ')',
                       where, "keep one of them");
         }
-        warn(where + ": the key occurs twice with the same value");
+        if (++repeated_ <= kMaxRepeated) warn(where + ": the key occurs twice with the same value");
         before = std::move(member);
       }
       skip_space();
@@ -481,10 +471,19 @@ class Parser {
     return !seen || magnitude < 0;
   }
 
+  // Keys in messages; one may be as long as the file.
+  static std::string shortened(const std::string& key) {
+    constexpr std::size_t kLongest = 512;
+    if (key.size() <= kLongest) return key;
+    std::size_t cut = kLongest;
+    while (cut > 0 && (static_cast<unsigned char>(key[cut]) & 0xC0u) == 0x80u) --cut;
+    return key.substr(0, cut) + "…";
+  }
+
   std::string pointer() const {
     std::string result;
     for (const Step& step : path_) {
-      result = step.key ? join(result, *step.key) : join(result, step.index);
+      result = step.key ? join(result, shortened(*step.key)) : join(result, step.index);
     }
     return result;
   }
@@ -499,6 +498,7 @@ class Parser {
   std::size_t at_ = 0;
   int depth_ = 0;
   std::size_t values_ = 0;
+  std::size_t repeated_ = 0;
   std::vector<Step> path_;
   std::vector<std::string> warnings_;
 };

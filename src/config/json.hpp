@@ -16,6 +16,8 @@ namespace flexact::config::json {
 inline constexpr int kMaxDepth = 128;
 // Published configs have less than 10^6 values; more is an attack or another kind of file.
 inline constexpr std::size_t kMaxValues = 2'000'000;
+// Keys of one object; lists of quantised modules have some ten thousand.
+inline constexpr std::size_t kMaxObjectMembers = 200'000;
 inline constexpr std::size_t kMaxBytes = std::size_t{256} << 20;
 
 class Value;

@@ -67,7 +67,7 @@ std::string_view to_string(Pairing pairing) noexcept {
     case Pairing::None:
       return "none";
   }
-  return "none";
+  return "unknown";
 }
 
 std::string_view to_string(Role role) noexcept {
@@ -79,7 +79,7 @@ std::string_view to_string(Role role) noexcept {
     case Role::Dense:
       return "dense";
   }
-  return "routed";
+  return "unknown";
 }
 
 Pairing parse_pairing(std::string_view text) {
@@ -99,7 +99,16 @@ Role parse_role(std::string_view text) {
 }
 
 const std::optional<ResolvedActivation>& LayerActivations::role(Role role) const noexcept {
-  return role == Role::Routed ? routed : role == Role::Shared ? shared : dense;
+  static const std::optional<ResolvedActivation> none;
+  switch (role) {
+    case Role::Routed:
+      return routed;
+    case Role::Shared:
+      return shared;
+    case Role::Dense:
+      return dense;
+  }
+  return none;
 }
 
 std::string ModelActivations::to_json(int indent) const {

@@ -14,6 +14,9 @@ constexpr std::string_view kForms =
 // Every layer holds its own copy of such a list.
 constexpr std::size_t kMaxExpertValues = 1'000'000;
 
+// As long as any checkpoint has, and short enough to be searched again and again.
+constexpr std::size_t kMaxTensorName = 512;
+
 bool is_role(std::string_view key) {
   return std::find(kRoles.begin(), kRoles.end(), key) != kRoles.end();
 }
@@ -59,15 +62,17 @@ const std::string& text_of(const Found& found, std::string_view what) {
 void check_tensor(const Found& found) {
   const std::string& name = text_of(found, "the name of a checkpoint tensor");
   const bool plain =
-      name.find_first_of("/\\") == std::string::npos && name.find("..") == std::string::npos &&
+      name.size() <= kMaxTensorName && name.find_first_of("/\\") == std::string::npos &&
+      name.find("..") == std::string::npos &&
       std::all_of(name.begin(), name.end(), [](char c) { return c > 0x20 && c < 0x7F; });
   if (!plain) {
-    throw config_error(
-        json::quote(name) + " is not the name of a checkpoint tensor", found.pointer,
-        "a name such as model.layers.{layer}.mlp.act_fn.alpha_p; paths are not allowed");
+    throw config_error(json::quote(name) + " is not the name of a checkpoint tensor", found.pointer,
+                       "a name such as model.layers.{layer}.mlp.act_fn.alpha_p of at most 512 "
+                       "characters; paths are "
+                       "not allowed");
   }
   std::string rest = name;
-  for (std::size_t at; (at = rest.find("{layer}")) != std::string::npos;) rest.erase(at, 7);
+  for (std::size_t at = 0; (at = rest.find("{layer}", at)) != std::string::npos;) rest.erase(at, 7);
   if (rest.find_first_of("{}") != std::string::npos) {
     throw config_error("the only placeholder is {layer}", found.pointer, json::quote(name));
   }
@@ -268,8 +273,9 @@ std::optional<ParameterValue> pick_value(const Found& value, const Scope& scope,
     case Form::Tensor: {
       std::string name = *form.content.value->string();
       if (layer) {
-        for (std::size_t at; (at = name.find("{layer}")) != std::string::npos;)
-          name.replace(at, 7, std::to_string(*layer));
+        const std::string number = std::to_string(*layer);
+        for (std::size_t at = 0; (at = name.find("{layer}", at)) != std::string::npos;)
+          name.replace(at, 7, number);
       }
       return ParameterValue::tensor(std::move(name));
     }

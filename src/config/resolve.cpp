@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 #include <set>
+#include <unordered_map>
 
 #include "config/formula.hpp"
 #include "config/keys.hpp"
@@ -22,12 +23,19 @@ constexpr std::array<Role, 3> kRoles = {Role::Routed, Role::Shared, Role::Dense}
 
 // Objects merge key by key, everything else replaces; activation_params is one thing and replaces.
 void merge(json::Value& base, const json::Value& over) {
+  json::Object& members = *base.object();
+  // The views stay valid: nothing is moved while they are used.
+  members.reserve(members.size() + over.object()->size());
+  std::unordered_map<std::string_view, json::Value*> index;
+  for (auto& [key, value] : members) index.emplace(key, &value);
   for (const auto& [key, value] : *over.object()) {
-    json::Value* present = base.find(key);
-    if (key != kParams && present != nullptr && present->object() && value.object()) {
-      merge(*present, value);
+    const auto present = index.find(key);
+    if (present == index.end()) {
+      members.emplace_back(key, value);
+    } else if (key != kParams && present->second->object() && value.object()) {
+      merge(*present->second, value);
     } else {
-      base.set(key, value);
+      *present->second = value;
     }
   }
 }
@@ -734,6 +742,7 @@ ModelActivations resolve(std::string_view text, const ResolveOptions& options) {
   if (options.overrides.find_first_not_of(" \t\r\n") != std::string::npos) {
     json::Document over = json::parse(options.overrides, "override");
     for (const std::string& warning : over.warnings) warnings.add("override", warning);
+    check_members(over.root, "");
     // Where the text model is may itself be overridden; where activation keys go is decided after.
     json::Value merged = document.root;
     merge(merged, over.root);

@@ -36,7 +36,25 @@ void Warnings::add(std::string_view where, std::string_view text) {
   std::string line(where);
   if (!line.empty()) line += ": ";
   line += text;
+  if (constexpr std::size_t kLongest = 4096; line.size() > kLongest) {
+    std::size_t cut = kLongest;
+    while (cut > 0 && (static_cast<unsigned char>(line[cut]) & 0xC0u) == 0x80u) --cut;
+    line.replace(cut, std::string::npos, "…");
+  }
   if (seen_.insert(line).second) list_.push_back(std::move(line));
+}
+
+Section::Section(const json::Value& object, std::string pointer)
+    : object_(&object), pointer_(std::move(pointer)) {
+  check_members(object, pointer_);
+}
+
+void check_members(const json::Value& object, const std::string& pointer) {
+  const std::size_t count = object.object()->size();
+  if (count > kMaxMembers) {
+    throw config_error("has " + std::to_string(count) + " keys", pointer,
+                       "a model's config has at most " + std::to_string(kMaxMembers));
+  }
 }
 
 Found Section::find(std::string_view path) const {

@@ -18,6 +18,13 @@ namespace flexact::config {
 // Layers of a model; more is no model, and would only cost memory.
 inline constexpr std::int64_t kMaxLayers = 16384;
 
+// Keys of one level of a config; published ones have less than 200. Every reader of a key looks
+// through all of them.
+inline constexpr std::size_t kMaxMembers = 4096;
+
+// Throws where `object` has more of them.
+void check_members(const json::Value& object, const std::string& pointer);
+
 Error config_error(std::string message, std::string where, std::string hint = {});
 
 // Warnings in order of discovery, each once.
@@ -39,8 +46,8 @@ struct Found {
 
 class Section {
  public:
-  Section(const json::Value& object, std::string pointer)
-      : object_(&object), pointer_(std::move(pointer)) {}
+  // Throws where the object has more keys than any model's config.
+  Section(const json::Value& object, std::string pointer);
 
   const json::Value& object() const noexcept { return *object_; }
   const std::string& pointer() const noexcept { return pointer_; }

@@ -39,6 +39,7 @@ void validate(const Function& function, const ParameterTable& values, Pairing pa
     reject(name + " dtype", "dtype " + std::string(to_string(dtype)) + " is not an activation type",
            "float32, bfloat16 or float16");
   }
+  if (to_string(pairing) == "unknown") reject(name + " pairing", "not a pairing", {});
   if (pairing == Pairing::Separate) {
     reject(name + " pairing", "gate and up in two tensors",
            "concat, up_first, interleaved or none");
@@ -46,15 +47,35 @@ void validate(const Function& function, const ParameterTable& values, Pairing pa
   if (pairing == Pairing::None && function.arity() == Arity::Gated) {
     reject(name + " pairing", function.name() + " needs a gate", "a pairing other than none");
   }
-  if (rows < 0 || intermediate < 0) reject(name, "a negative size", "rows and intermediate >= 0");
+  // Within these, no offset in bytes overflows.
+  constexpr std::int64_t kMaxExtent = std::int64_t{1} << 40;
+  constexpr std::int64_t kMaxBytes = std::int64_t{1} << 60;
+  const auto within = [](std::int64_t value) { return value >= 0 && value <= kMaxExtent; };
+  if (!within(rows) || !within(intermediate)) {
+    reject(name, "a size out of range", "rows and intermediate from 0 to 2^40");
+  }
   const std::int64_t width = pairing == Pairing::None ? intermediate : 2 * intermediate;
   if (rows > 1 && (x_stride < width || out_stride < intermediate)) {
     reject(name, "rows overlap",
            "strides of at least " + std::to_string(width) + " (x) and " +
                std::to_string(intermediate) + " (out)");
   }
-  if (rows > 0 && intermediate > 0 && (x == nullptr || out == nullptr)) {
-    reject(name, "a null tensor", "x and out");
+  if (rows > 1 && (std::max(x_stride, out_stride) > kMaxBytes / 4 / rows)) {
+    reject(name, "strides out of range", "tensors of at most 2^60 bytes");
+  }
+  if (rows > 0 && intermediate > 0) {
+    if (x == nullptr || out == nullptr) reject(name, "a null tensor", "x and out");
+    const auto misaligned = [&](const void* p) {
+      return reinterpret_cast<std::uintptr_t>(p) % static_cast<std::uintptr_t>(size_of(dtype)) != 0;
+    };
+    if (misaligned(x) || misaligned(out)) {
+      reject(name, "a pointer is not aligned to its elements",
+             "tensors of " + std::string(to_string(dtype)));
+    }
+    if (x == out && rows > 1 && x_stride != out_stride) {
+      reject(name, "the output lies over the input with another stride",
+             "out apart from x, or x itself with its stride");
+    }
   }
   const auto parameters = static_cast<std::int64_t>(function.parameters().size());
   if (values.columns != parameters || values.rows != 1 ||

@@ -25,7 +25,10 @@ void float_to_half(const float* from, void* to, std::int64_t n) {
     const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
   }
-  for (; i < n; ++i) out[i] = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
+  for (; i < n; ++i) {
+    const __m128i half = _mm_cvtps_ph(_mm_set_ss(from[i]), _MM_FROUND_TO_NEAREST_INT);
+    out[i] = static_cast<unsigned short>(_mm_extract_epi16(half, 0));
+  }
 }
 
 struct V {

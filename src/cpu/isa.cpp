@@ -3,6 +3,9 @@
 
 #include <cstdlib>
 #include <string>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "flexact/error.hpp"
 
@@ -20,6 +23,14 @@ std::string list_of(const std::vector<Isa>& isas) {
   }
   return text;
 }
+
+#if defined(__x86_64__)
+// Clang does not know the name "f16c" at run time. The operating system's part is that of AVX.
+bool has_f16c() noexcept {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 }  // namespace
 
@@ -48,8 +59,7 @@ Isa parse_isa(std::string_view text) {
 bool is_supported(Isa isa) noexcept {
 #if defined(__x86_64__)
   // The compiler's run-time support asks the operating system (XCR0) as well as the processor.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");

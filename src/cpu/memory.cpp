@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 
 #include <cstdint>
-#include <new>
+#include <string>
+
+#include "flexact/error.hpp"
 
 namespace flexact::cpu {
 
@@ -18,7 +20,10 @@ WeightMemory::WeightMemory(std::size_t bytes) : size_(bytes) {
   const std::size_t slack = bytes >= kHugePage ? kHugePage : 0;
   void* mapping =
       mmap(nullptr, bytes + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapping == MAP_FAILED) throw std::bad_alloc();
+  if (mapping == MAP_FAILED) {
+    throw Error(ErrorCode::DeviceError,
+                "no memory for " + std::to_string(bytes) + " bytes of weights");
+  }
   auto* begin = static_cast<std::byte*>(mapping);
   if (slack > 0) {
     const auto address = reinterpret_cast<std::uintptr_t>(begin);

@@ -500,7 +500,7 @@ class Allocation {
  public:
   Allocation(const Graph& graph, const Selection& selection, const std::vector<Selected>& selected,
              TapeProgram& program)
-      : graph_(graph), selection_(selection), program_(program) {
+      : graph_(graph), program_(program) {
     place_.resize(selection.value_count());
     std::vector<int> last_reader(selection.value_count(), -1);
     for (int i = 0; i < static_cast<int>(selected.size()); ++i) {
@@ -620,7 +620,6 @@ class Allocation {
   }
 
   const Graph& graph_;
-  const Selection& selection_;
   TapeProgram& program_;
   std::vector<Operand> place_;
   std::vector<std::pair<double, Operand>> numbers_;

@@ -243,17 +243,28 @@ TEST_F(Config, eval_reads_learned_values_from_the_checkpoint) {
   write(safetensors(entry("F32", "[3]", 4), std::string(4, 'a')), "model.safetensors");
   refused("wrong size");
   write(safetensors(entry("F32", "[1]", 4), "ab"), "model.safetensors");
-  refused("ends early");
+  refused("lies outside the file");
   write(safetensors(R"({"m.0.beta":{"dtype":"F32"}})", ""), "model.safetensors");
   refused("malformed");
   write(safetensors("[]", ""), "model.safetensors");
-  refused("not JSON");
+  refused("not a JSON object");
   write("short", "model.safetensors");
   refused("ends early");
   write(std::string(8, '\xff') + "x", "model.safetensors");
   refused("header is too long");
   write(safetensors("{}", ""), "model.safetensors");
   refused("no tensor 'm.0.beta'");
+  // Offsets that wrap around, and bytes that two tensors claim.
+  write(safetensors(R"({"m.0.beta":{"dtype":"F32","shape":[1],"data_offsets":)"
+                    R"([9223372036854775800,9223372036854775804]}})",
+                    "1234"),
+        "model.safetensors");
+  refused("lies outside the file");
+  write(safetensors(R"({"m.0.beta":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                    R"("a":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})",
+                    "123456"),
+        "model.safetensors");
+  refused("share bytes");
 }
 
 TEST_F(Config, explain_prints_every_layer_once) {
