@@ -37,6 +37,18 @@ test-asan test-tsan: test-%: setup
 	cmake --build --preset $* -j$(JOBS)
 	$(CTEST) --test-dir build/$*
 
+# Each fuzz target for FUZZ_SECONDS on one core; FUZZ_TARGETS names some of them. docs/testing.md.
+FUZZ_SECONDS ?= 1800
+FUZZ_TARGETS ?= config expression checkpoint isa
+fuzz: setup
+	cmake --preset fuzz
+	cmake --build --preset fuzz -j$(JOBS) $(addprefix --target fuzz_,$(FUZZ_TARGETS))
+	tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+# Small wrong changes in the activation compiler: which tests notice. 15 minutes.
+mutation: setup
+	$(PY) tests/mutation/run.py
+
 # Every shipped CUDA kernel with every function: 0 spills, no serialised wgmma. Minutes.
 test-cuda-links: setup
 	cmake --preset developer

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 VENV=.venv
 STAMPS=$VENV/.flexact
-PACKAGES=(g++ make git cmake ninja-build ccache clang-format-14 gcovr nlohmann-json3-dev libcli11-dev
+PACKAGES=(g++ make git cmake ninja-build ccache clang-format-14 clang-14 libclang-rt-14-dev gcovr nlohmann-json3-dev libcli11-dev
   libfmt-dev libgtest-dev libgmock-dev libbenchmark-dev librapidcheck-dev libmpfr-dev)
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
