@@ -1,6 +1,8 @@
 """Emitted source text, run by its own compilers, against the fp64 reference."""
 
+import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -274,6 +276,106 @@ def test_small_inputs_keep_their_relative_accuracy_in_triton(triton_results):
 
 
 # --- CUDA -----------------------------------------------------------------------------------------
+
+
+# What the device's instructions compute, on the host. Approximations are exact here: their own errors
+# are measured on a device (tests/gpu).
+CUDA_ON_HOST = """
+#include <math.h>
+#include <string.h>
+#define __device__
+#define __forceinline__ inline
+#define FLEXACT_ACT static
+static float __int_as_float(int bits) { float f; memcpy(&f, &bits, 4); return f; }
+static float flushed(float v) { return fabsf(v) < 0x1p-126f ? copysignf(0.0f, v) : v; }
+static float ptx_min_NaN_f32(float a, float b) { return a != a || b != b ? a + b : fminf(a, b); }
+static float ptx_max_NaN_f32(float a, float b) { return a != a || b != b ? a + b : fmaxf(a, b); }
+static float ptx_div_full_f32(float a, float b) { return a / b; }
+static float ptx_ex2_approx_ftz_f32(float a) { return flushed(float(exp2(double(flushed(a))))); }
+static float ptx_rcp_approx_ftz_f32(float a) { return flushed(1.0f / flushed(a)); }
+static float ptx_sqrt_approx_f32(float a) { return sqrtf(a); }
+static float ptx_rsqrt_approx_f32(float a) { return float(1.0 / sqrt(double(a))); }
+"""
+
+CUDA_DRIVER = """
+extern "C" void run_{mode}_{name}(const float* g, const float* u, const float* p, float* y, int n) {{
+  for (int i = 0; i + 1 < n; i += 2) {mode}_{name}::{call};
+}}
+"""
+
+
+def host_text(case: Case) -> str:
+    """The CUDA text with each instruction in assembly as a call of the function above."""
+    text = case.emit("cuda")
+
+    def as_call(match: re.Match) -> str:
+        name, result, operands = match[1].replace(".", "_"), match[2], match[3].replace('"f"', "")
+        return f"{result} = ptx_{name}({operands});"
+
+    text = re.sub(r'asm\("([\w.]+) [^"]*" : "=f"\((\w+)\) : (.*)\);', as_call, text)
+    assert "asm" not in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def cuda_on_host(tmp_path_factory):
+    """A library with every case's CUDA text, fast and precise."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    folder = tmp_path_factory.mktemp("cuda")
+    parts = [CUDA_ON_HOST]
+    for case in map(Case, all_cases()):
+        call = "flexact_act2(g + i, u + i, p, y + i)"
+        call = call if case.gated else "flexact_act2_unary(g + i, p, y + i)"
+        text = host_text(case)
+        for mode, define in (("fast", ""), ("precise", "#define FLEXACT_PRECISE\n")):
+            parts.append(
+                f"{define}namespace {mode}_{case.identifier} {{\n{text}\n}}\n#undef FLEXACT_PRECISE\n"
+            )
+            parts.append(CUDA_DRIVER.format(mode=mode, name=case.identifier, call=call))
+    (folder / "all.cpp").write_text("".join(parts))
+    library = folder / "all.so"
+    flags = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", "-ffp-contract=off"]
+    done = subprocess.run(
+        [compiler, *flags, "-o", library, folder / "all.cpp"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return ctypes.CDLL(str(library))
+
+
+def run_on_host(library, mode: str, case: Case, g: np.ndarray, u: np.ndarray) -> np.ndarray:
+    pairs = len(g) // 2 * 2
+    g, u = (np.ascontiguousarray(v[:pairs], dtype=np.float32) for v in (g, u))
+    p = np.array([*case.parameters.values(), np.nan], dtype=np.float32)
+    y = np.full(pairs, -8.5e33, dtype=np.float32)
+    pointers = [v.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for v in (g, u, p, y)]
+    getattr(library, f"run_{mode}_{case.identifier}")(*pointers, ctypes.c_int(pairs))
+    return y
+
+
+@pytest.mark.parametrize("key", all_cases())
+def test_cuda_text_meets_the_numerics_contract_on_the_host(key, cuda_on_host):
+    case = Case(key)
+    g, u = (v[: len(v) // 2 * 2] for v in inputs())
+    case.parameters = {n: float(np.float32(v)) for n, v in case.parameters.items()}
+    want = case.reference(g, u)
+    for mode in ("fast", "precise"):
+        assert_within_contract(run_on_host(cuda_on_host, mode, case, g, u), want, f"{key} {mode}")
+
+
+@pytest.mark.parametrize("key", all_cases())
+def test_cuda_text_is_accurate_where_models_work(key, cuda_on_host):
+    """Beyond the contract: single-precision accuracy over the range of trained models' inputs."""
+    case = Case(key)
+    g = np.linspace(-12, 12, 1202, dtype=np.float32)
+    u = np.resize(np.array([1.0, -0.75, 3.0, -6.5], dtype=np.float32), len(g))
+    case.parameters = {n: float(np.float32(v)) for n, v in case.parameters.items()}
+    want = case.reference(g, u)
+    for mode, rtol, atol in (("fast", 2e-5, 3e-6), ("precise", 4e-6, 1e-6)):
+        got = run_on_host(cuda_on_host, mode, case, g, u)
+        bad = ~(np.abs(got - want) <= rtol * np.abs(want) + atol * (1 + np.abs(u))) & np.isfinite(want)
+        assert not bad.any(), (mode, [(g[i], u[i], got[i], want[i]) for i in np.flatnonzero(bad)[:5]])
 
 
 @pytest.mark.parametrize("precise", [False, True])
