@@ -116,6 +116,7 @@ def python_tests(number: int, selection: str) -> str | None:
         os.dup2(silence, 2)
         first = FirstFailure()
         folder = WORK / "pytest" / str(number)
+        folder.parent.mkdir(exist_ok=True)
         arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={folder}"]
         arguments += ["-o", "addopts=", "-k", selection]
         code = pytest.main([*arguments, str(ROOT / "tests" / "python" / "test_printers.py")], plugins=[first])
