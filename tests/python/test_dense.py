@@ -4,7 +4,8 @@ import flexact
 import pytest
 import torch
 import torch.nn.functional as F
-from flexact import ActivationRegistry, act_and_mul
+from flexact import ActivationRegistry, act_and_mul, formats
+from flexact.dense import act_and_quantise
 from moe_reference import split
 
 SWISH = ActivationRegistry.get_activation("swish", {"beta": 1.5})
@@ -128,3 +129,30 @@ def test_values_by_layer():
 def test_contradictions_are_refused(x, act, options):
     with pytest.raises(flexact.InvalidArgument):
         act_and_mul(x, act, **options)
+
+
+@pytest.mark.parametrize("pairing", ["concat", "up_first", "interleaved", "none"])
+@pytest.mark.parametrize("format", ["fp8_block", "fp8_channel"])
+def test_a_quantised_result_is_the_activation_quantised_from_fp32(pairing, format):
+    x = torch.randn(2, 3, 300, generator=torch.Generator().manual_seed(1)).bfloat16()
+    codes, scale = act_and_quantise(x, SWISH, format=format, pairing=pairing)
+    wide = x.double()
+    exact = swish(wide)
+    if pairing != "none":
+        gate, up = split(wide, pairing)
+        exact = swish(gate) * up
+    assert codes.dtype == torch.float8_e4m3fn and codes.shape == exact.shape
+    assert scale.shape == ((2, 3, -(-exact.shape[-1] // 128)) if format == "fp8_block" else (2, 3))
+    error = (formats.dequantise_activations(codes, scale) - exact).abs()
+    assert (error <= exact.abs() / 15.9 + scale.max().double() / 1000).all()
+
+
+def test_quantising_refuses_other_formats_and_gradients():
+    x = torch.ones(2, 4)
+    for call in (
+        lambda: act_and_quantise(x, SWISH, format="mxfp4"),
+        lambda: act_and_quantise(x.requires_grad_(), SWISH),
+        lambda: act_and_quantise(torch.ones(2, 3), SWISH),
+    ):
+        with pytest.raises(flexact.InvalidArgument):
+            call()
