@@ -13,7 +13,7 @@ CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test test-cpp test-python test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
+.PHONY: setup test test-gpu test-cpp test-python test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
   demo bench bench-cpu tables format lint clean
 
 setup:
@@ -54,6 +54,10 @@ test-cuda-links: setup
 	cmake --preset developer
 	cmake --build --preset developer -j$(JOBS) --target test_cuda
 	build/developer/tests/cpp/test_cuda --gtest_also_run_disabled_tests --gtest_filter='ShippedKernels.*'
+
+# On a machine with a GPU; PY=python3 takes its own torch and an installed flexact.
+test-gpu:
+	$(PY) -m pytest tests/gpu $(PYTEST_ARGS)
 
 # Every experts class of the pinned transformers and of the newest release that was looked at, each
 # through a checkpoint of its own; RECORD=--record writes the table in docs. Minutes.

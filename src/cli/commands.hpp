@@ -51,8 +51,10 @@ void emit(const FunctionChoice& choice, const std::string& target, bool gated, s
 void explain(const ExplainOptions& options, std::ostream& out, std::ostream& err);
 void matrix(const MatrixOptions& options, std::ostream& out);
 void doctor(std::ostream& out);
-// Replaces this process by the server; returns only by an Error.
-[[noreturn]] void serve(const std::vector<std::string>& arguments);
+// Replaces this process by a Python module of this package (to `purpose` with); returns only by an
+// Error.
+[[noreturn]] void run_module(const std::string& module, const std::string& purpose,
+                             const std::vector<std::string>& arguments);
 
 // The whole command: parses `arguments` (without the program's name), runs, and returns the exit
 // status: 0, or 2 after one message on `err`.

@@ -118,6 +118,7 @@ int parse_and_run(const std::vector<std::string>& arguments, std::ostream& out, 
 
   // Listed for --help; run() hands it over before anything is parsed.
   app.add_subcommand("serve", "SGLang's server with the plugin required; arguments are SGLang's");
+  app.add_subcommand("tune", "Measures tiles of the Triton kernels on this machine's GPU");
 
   if (!arguments.empty() && !arguments[0].starts_with('-')) {
     std::vector<std::string> known;
@@ -165,8 +166,10 @@ std::string one_line(std::string_view text) {
 int run(const std::vector<std::string>& arguments, std::ostream& out, std::ostream& err) {
   try {
     if (!arguments.empty() && arguments[0] == "serve") {
-      serve({arguments.begin() + 1, arguments.end()});
+      run_module("flexact.sglang.serve", "serve", {arguments.begin() + 1, arguments.end()});
     }
+    if (!arguments.empty() && arguments[0] == "tune")
+      run_module("flexact.triton.tune", "tune", {arguments.begin() + 1, arguments.end()});
     return parse_and_run(arguments, out, err);
   } catch (const std::exception& e) {
     err << "flexact: " << one_line(e.what()) << "\n";

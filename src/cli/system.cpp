@@ -242,13 +242,14 @@ void matrix(const MatrixOptions& options, std::ostream& out) {
   }
 }
 
-void serve(const std::vector<std::string>& arguments) {
+void run_module(const std::string& module, const std::string& purpose,
+                const std::vector<std::string>& arguments) {
   const std::string python = find_python();
   if (python.empty()) {
-    throw Error(ErrorCode::Unsupported, "no Python was found to serve with", {},
+    throw Error(ErrorCode::Unsupported, "no Python was found to " + purpose + " with", {},
                 "install flexact into the environment that has SGLang");
   }
-  std::vector<std::string> command = {python, "-m", "flexact.sglang.serve"};
+  std::vector<std::string> command = {python, "-m", module};
   command.insert(command.end(), arguments.begin(), arguments.end());
   replace_process(command);
   throw Error(ErrorCode::IoError, std::string("cannot be started: ") + std::strerror(errno),

@@ -11,6 +11,7 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include "activation/catalogue.hpp"
 #include "flexact/error.hpp"
 #include "module.hpp"
 
@@ -308,6 +309,16 @@ void bind_registry(nb::module_& module) {
            [](ActivationRegistry* self) {
              new (self) ActivationRegistry(ActivationRegistry::instance());
            })
+      .def_static(
+          "name_of_id",
+          [](int id) {
+            if (const activation::CatalogueEntry* row = activation::find_entry(id))
+              return std::string(row->name);
+            throw Error(ErrorCode::InvalidArgument,
+                        "no activation has the id " + std::to_string(id), "activation_type",
+                        "an id that 'flexact list' shows, or a name");
+          },
+          nb::arg("id"), "The catalogue name of a frozen id.")
       .def_static(
           "get_activation", &get_activation, nb::arg("name"), nb::arg("params") = nb::dict(),
           nb::sig("def get_activation(name: str, params: collections.abc.Mapping[str, typing.Any] "

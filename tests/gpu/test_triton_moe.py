@@ -188,6 +188,14 @@ def test_dense_activation_equals_fp64_rounded_once(pairing, dtype):
         assert error.max() <= (1e-7 if dtype != torch.float16 else 6e-8), (rows, width)
 
 
+@pytest.mark.parametrize("tokens", [1, 2048])
+def test_block_with_its_router_equals_the_block_written_out(tokens):
+    """At the sizes of an 8-expert model; weights are read transposed, as they lie."""
+    report = triton_cases.forward_report("cuda", tokens, 4096, 8, 11008)
+    assert report["finite"]
+    assert report["rms"] <= 1.2 * report["recipe_rms"], report
+
+
 def test_launches_of_this_device_are_the_shipped_ones():
     table = launcher.launch_table(torch.cuda.get_device_name())
     if len(table) == 0:

@@ -86,6 +86,18 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_there_without_spills(arch, 
             assert report["wide"] > 0, report
 
 
+def test_forward_with_router_says_what_it_takes():
+    from flexact.triton import triton_moe_forward
+
+    arguments = [torch.zeros(2, 16), torch.zeros(16, 4), torch.zeros(4, 16, 8), torch.zeros(4, 8, 16)]
+    with pytest.raises(flexact.InvalidArgument, match="swish_glu is gated"):
+        triton_moe_forward(*arguments, activation_type=5, activation_params=[1.0])
+    with pytest.raises(flexact.InvalidArgument, match="swish has 1 parameters: beta"):
+        triton_moe_forward(*arguments, activation_type=1, activation_params=[])
+    with pytest.raises(flexact.InvalidArgument, match="no activation has the id 77"):
+        triton_moe_forward(*arguments, activation_type=77)
+
+
 def test_shipped_launches_can_be_read_and_name_their_device():
     folder = Path(flexact.moe.__file__).parent / "triton" / "tuned"
     for path in folder.glob("*.json"):
