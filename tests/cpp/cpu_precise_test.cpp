@@ -25,8 +25,13 @@ namespace {
 const float kUps[] = {1.0f, -1.0078125f, -640.0f, 1e-3f};
 
 std::vector<float> finite_bf16() {
+#if defined(__SANITIZE_THREAD__)
+  constexpr std::uint32_t kStep = 61;  // a build that looks for races needs no more
+#else
+  constexpr std::uint32_t kStep = 1;
+#endif
   std::vector<float> values;
-  for (std::uint32_t bits = 0; bits < 65536; ++bits) {
+  for (std::uint32_t bits = 0; bits < 65536; bits += kStep) {
     const float x = test::from_bf16(static_cast<std::uint16_t>(bits));
     if (std::isfinite(x)) values.push_back(x);
   }
