@@ -92,20 +92,20 @@ bench: setup
 # What docs/performance.md says of the CPU: under eight minutes on an idle machine. BUSY=--busy-ok runs on
 # another one, counts processor time and marks the results. Writes benchmark/results, then the page.
 CPU_BENCH := build/developer/benchmark
-RECORD = $(PY) benchmark/record.py $(BUSY)
+MEASURE = $(PY) benchmark/record.py $(BUSY)
 CLOCK = --clock $(if $(BUSY),processor,wall)
 bench-cpu: setup
 	cmake --preset developer
 	cmake --build --preset developer -j$(JOBS) --target bench_cpu_moe bench_cpu_tape bench_limits conformance
 	test -d build/peers/kt_kernel || $(PY) -m pip install -q --no-deps --target build/peers kt-kernel==0.7.2
 	$(PY) benchmark/peers/cpu_moe.py $(BUSY) $(CLOCK)
-	$(RECORD) $(CPU_BENCH)/bench_cpu_moe --name cpu_moe_isas --core all \
+	$(MEASURE) $(CPU_BENCH)/bench_cpu_moe --name cpu_moe_isas --core all \
 	  -- --variants avx512bf16,avx512,avx2 --shape qwen3_30b $(CLOCK)
-	$(RECORD) $(CPU_BENCH)/bench_cpu_moe --name cpu_moe_threads --core all \
+	$(MEASURE) $(CPU_BENCH)/bench_cpu_moe --name cpu_moe_threads --core all \
 	  -- --variants avx512bf16,avx512bf16x2 $(CLOCK)
-	FLEXACT_NUM_THREADS=1 $(RECORD) build/developer/tests/conformance/conformance \
+	FLEXACT_NUM_THREADS=1 $(MEASURE) build/developer/tests/conformance/conformance \
 	  --name cpu_moe_activation_cost -- bench --intermediate 512 --tokens 64 --rounds 200
-	$(RECORD) $(CPU_BENCH)/bench_cpu_tape --rounds 3
+	$(MEASURE) $(CPU_BENCH)/bench_cpu_tape --rounds 3
 	$(MAKE) tables
 
 # The tables and pictures of the pages, from the files in benchmark/results.
