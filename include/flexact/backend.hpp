@@ -20,15 +20,16 @@ struct Refusal {
 };
 
 // A layer made ready: weights packed, function compiled. Built once per layer at model load.
-// run() allocates nothing and reads nothing back; one plan may run on one stream at a time. On a GPU
-// every pointer (tensors, values, workspace, output) is memory of that GPU; run() only launches.
+// run() allocates nothing and reads nothing back; one plan may run on one stream at a time. On a
+// GPU every pointer (tensors, values, workspace, output) is memory of that GPU; run() only
+// launches.
 class Plan {
  public:
   virtual ~Plan() = default;
   // Scratch bytes that run() needs for up to `tokens` tokens (64-byte aligned).
   virtual std::size_t workspace_bytes(std::int64_t tokens) const = 0;
-  // Throws InvalidArgument where the inputs contradict the problem. `stream` is a cudaStream_t, null
-  // on the CPU.
+  // Throws InvalidArgument where the inputs contradict the problem. `stream` is a cudaStream_t,
+  // null on the CPU.
   virtual void run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
                    std::size_t workspace_size, void* stream) const = 0;
   // Bytes of weights that this plan owns (its packed copy).
@@ -51,8 +52,8 @@ class Backend {
   // problem with values outside their documented ranges.
   virtual std::optional<Refusal> refuse(const MoeProblem& problem,
                                         const Function& function) const = 0;
-  // Packs the weights into a copy that the plan owns; the caller may free its tensors afterwards. On
-  // "cuda" the plan reads the caller's own w13 and w2, which must outlive it; biases are copied.
+  // Packs the weights into a copy that the plan owns; the caller may free its tensors afterwards.
+  // On "cuda" the plan reads the caller's own w13 and w2, which must outlive it; biases are copied.
   // Throws Unsupported with the refusal's reason, InvalidArgument for shapes that contradict.
   virtual std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
                                      const MoeWeights& weights) const = 0;
