@@ -130,6 +130,13 @@ TextModel find_text_model(Section section, std::string_view fallback, Warnings& 
       family = find_family(type);
       break;
     }
+    // Published Qwen3-ASR puts everything one level deeper than its class in transformers does.
+    constexpr std::string_view kThinker = "thinker_config";
+    const json::Value* thinker = section.object().find(kThinker);
+    if (section.object().find(wrapper->text.front()) == nullptr && thinker != nullptr &&
+        thinker->object() != nullptr && wrapper->text.front() != kThinker) {
+      section = descend(model, section, kThinker, missing);
+    }
     for (std::string_view key : wrapper->text) section = descend(model, section, key, missing);
     model.default_layers = missing ? wrapper->layers.fallback : std::nullopt;
     const std::string* inner = model_type_of(section.object(), section.pointer());

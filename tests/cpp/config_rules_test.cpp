@@ -607,6 +607,17 @@ TEST(Unread, whole_families_are_refused_where_references_disagree_or_rows_matter
       "gemma3n_text", R"("num_hidden_layers": 2, "activation_sparsity_pattern": [0.0, 0])")));
 }
 
+TEST(Layers, published_files_that_differ_from_the_class) {
+  const auto zaya = resolve(config("zaya", R"("zaya_layers": ["a", 16, "a", 16])"));
+  ASSERT_EQ(zaya.layers.size(), 4u);
+  EXPECT_FALSE(zaya.layers[0].routed);
+  EXPECT_TRUE(zaya.layers[1].routed);
+  EXPECT_TRUE(resolve(config("zaya")).layers[0].routed);
+  const auto asr = resolve(
+      config("qwen3_asr", R"("thinker_config": {"text_config": {"num_hidden_layers": 3}})"));
+  EXPECT_EQ(asr.layers.size(), 3u);
+}
+
 // ---- overrides and nested models
 // ----------------------------------------------------------------------
 

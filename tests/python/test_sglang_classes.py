@@ -13,7 +13,7 @@ pytest.importorskip("sglang")
 import sglang_in_process as host
 import torch
 from flexact.sglang import Stop
-from tiny_models import build
+from tiny_models import build, edit_config
 from torch.nn import functional as F
 from transformers_reference import swish
 
@@ -80,6 +80,50 @@ def test_what_the_class_does_beside_its_activation_is_not_thrown_away(
         host.load(lfm2, SWISH, dummy_weights=True)
 
 
+def test_gate_and_up_that_alternate_and_a_limit_that_the_class_forgets(tmp_path: Path) -> None:
+    """Phi-3-small reads gegelu_limit and computes without it."""
+    folder = written(
+        tmp_path,
+        architectures=["Phi3SmallForCausalLM"],
+        model_type="phi3",
+        gegelu_limit=4.0,
+        hidden_act="gegelu",
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    from sglang.srt.models.phi3_small import Phi3SmallMLP
+
+    host.prepare(str(folder))
+    (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()) | {"model_type": "phi3small"})
+    )
+    from types import SimpleNamespace
+
+    from flexact.sglang import _config, _mlps, _model
+
+    plan = _config.ModelPlan(folder / "config.json", "")
+    config = SimpleNamespace(hidden_act="gegelu", hidden_size=64, gegelu_limit=4.0, intermediate_size=96)
+    module = Phi3SmallMLP(config).float()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    _model._loading = _model.Loading(plan, is_draft=False)
+    try:
+        mlp = _mlps.Mlp("mlp", module, _mlps._projections(module), 0, "dense", plan.entry(0, "dense"))
+        mlp.install(torch.float32, plan.family_entry(0, "dense"))
+    finally:
+        _model._loading = None
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    h = F.linear(x, module.up_proj.weight, module.up_proj.bias)
+    gate, up = h[..., 0::2].clamp(max=4), h[..., 1::2].clamp(-4, 4)
+    expected = F.linear(
+        gate * torch.sigmoid(1.702 * gate) * (up + 1), module.down_proj.weight, module.down_proj.bias
+    )
+    assert h.max() > 4 and mlp.is_ours
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_mlp_that_lies_in_the_decoder_layer_itself(tmp_path: Path) -> None:
     """OPT has its projections beside its attention."""
     folder = written(
@@ -123,6 +167,40 @@ def test_an_mlp_in_two_modules(tmp_path: Path) -> None:
     x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
     h = F.linear(x, intermediate.dense.weight, intermediate.dense.bias)
     torch.testing.assert_close(intermediate(x), swish(BETA)(h), rtol=1e-5, atol=1e-6)
+
+
+def test_experts_that_are_modules_have_values_of_their_own(tmp_path: Path) -> None:
+    """SGLang's Mixtral for quantised weights keeps each expert as an MLP."""
+    folder = edit_config(build("mixtral", tmp_path), architectures=["QuantMixtralForCausalLM"])
+    assert {(row["role"], row["computed_by"]) for row in described(host.load(folder))} == {
+        ("routed", "sglang")
+    }
+    betas = [1.1, 1.4, 1.7, 2.0]
+    override = {"activation_params": {"name": "swish", "beta": {"per_expert": betas}}}
+    runner = host.load(folder, override)
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    for expert, beta in zip(runner.model.model.layers[1].block_sparse_moe.experts, betas, strict=True):
+        h = swish(beta)(F.linear(x, expert.w1.weight)) * F.linear(x, expert.w3.weight)
+        torch.testing.assert_close(expert(x), F.linear(h, expert.w2.weight), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_first_step_may_pass_by() -> None:
+    """An encoder without input, an expert without tokens; never all of a layer."""
+    from types import SimpleNamespace
+
+    from flexact.sglang._model import _may_rest
+
+    def mlp(name: str, layer: int, calls: int, **more: Any) -> Any:
+        return SimpleNamespace(name=name, layer=layer, calls=calls, **({"role": "dense", "expert": 0} | more))
+
+    ran, silent = mlp("experts.0", 0, 3, role="routed"), mlp("experts.1", 0, 0, role="routed")
+    alone = mlp("experts.1", 1, 0, role="routed", expert=1)
+    loaded = SimpleNamespace(mlps=[ran, silent, alone])
+    assert _may_rest(silent, loaded) and not _may_rest(alone, loaded)
+    encoder, decoder = mlp("model.encoder.layers.0", 0, 0), mlp("model.decoder.layers.0", 0, 1)
+    assert _may_rest(encoder, SimpleNamespace(mlps=[encoder, decoder]))
+    assert not _may_rest(encoder, SimpleNamespace(mlps=[encoder]))
+    assert not _may_rest(mlp("model.layers.0.mlp", 0, 0), SimpleNamespace(mlps=[decoder]))
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +264,40 @@ class TestExpertsByFunction:
         assert block is not other
         with pytest.raises(NotImplementedError):  # the host has no kernel for a CPU
             self.call(other, torch.zeros(1, 64), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.int64))
+
+    def test_the_hosts_own_kernel_is_left_alone_where_it_has_one(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import sglang.srt.utils
+
+        monkeypatch.setattr(sglang.srt.utils, "cpu_has_amx_support", lambda: True)
+        runner = host.load(folder)
+        layer = runner._flexact.experts[0]
+        assert layer.describe()["computed_by"] == "sglang" and layer.module.w13_weight.abs().max() > 0
+        block = runner.model.model.layers[1].mlp
+        with pytest.raises(NotImplementedError):  # this CPU has no such kernel after all
+            self.call(block, torch.zeros(1, 64), torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.int64))
+        assert layer.calls == 1
+        assert host.load(folder, SWISH)._flexact.experts[0].is_ours
+
+    def test_a_call_for_another_function_of_the_hosts_is_refused(self, folder: Path) -> None:
+        from types import SimpleNamespace
+
+        from flexact.sglang import _functional
+
+        layer = host.load(folder)._flexact.experts[0]
+        plain = {"activation": "silu", "gemm1_alpha": None, "gemm1_clamp_limit": None, "swiglu_limit": None}
+        _functional._require_plain(layer, SimpleNamespace(**plain))
+        for change in ({"activation": "gelu"}, {"gemm1_clamp_limit": 7.0}):
+            with pytest.raises(Stop, match="calls fused_moe with"):
+                _functional._require_plain(layer, moe_runner_config=SimpleNamespace(**(plain | change)))
+
+    def test_moe_off_is_refused_where_the_host_has_no_kernel(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FLEXACT_MOE", "off")
+        with pytest.raises(Stop, match="FLEXACT_MOE=off"):
+            host.load(folder)
 
 
 class TestFamiliesThatNoFunctionDescribes:

@@ -29,6 +29,8 @@ from flexact.sglang import _values
 from flexact.sglang._stop import stop
 
 _SHARED = re.compile(r"share", re.I)
+# Experts as modules of their own (SGLang's Mixtral for quantised weights).
+_EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)$")
 # Two roundings of the format: what a kernel that rounds the gate before the product may differ by.
 _TOLERANCE = {torch.float32: 2e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 
@@ -39,15 +41,16 @@ class ActAndMul(nn.Module):
     Args:
         entry: The resolved activation.
         layer: Absolute layer number.
+        expert: Number of the expert, for values per expert.
         pairing: "concat" or "interleaved" for [..., 2I] → [..., I]; "none" for a unary function; "gate" for
             the gate's half of f(g) * u, whose product the module around it computes.
     """
 
-    def __init__(self, entry: Any, layer: int, pairing: str) -> None:
+    def __init__(self, entry: Any, layer: int, pairing: str, *, expert: int = 0) -> None:
         super().__init__()
         self.pairing = pairing
         # Values of this layer as constants: nothing is looked up while tokens are computed.
-        self.activation = _values.constant(entry, layer)
+        self.activation = _values.constant(entry, layer, expert=expert)
         self.calls = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -78,6 +81,8 @@ class Mlp:
         self, name: str, module: nn.Module, projections: Projections, layer: int, role: str, entry: Any
     ) -> None:
         self.name, self.module, self.layer, self.role, self.entry = name, module, layer, role, entry
+        # One of many experts, each of which is a module: its values are its own.
+        self.expert = int(found[1]) if role == "routed" and (found := _EXPERT.search(name)) else 0
         self.projections, self.ups, self.down = projections, projections.ups, projections.down
         self.activation: ActAndMul | None = None
         self.how = "SGLang's module computes exactly this"
@@ -137,7 +142,7 @@ class Mlp:
             pairing = "gate" if self.entry.gated else "none"
         elif self.entry.pairing == "interleaved":
             pairing = "interleaved"
-        activation = ActAndMul(self.entry, self.layer, pairing)
+        activation = ActAndMul(self.entry, self.layer, pairing, expert=self.expert)
         parent, _, attribute = name.rpartition(".")
         owner = self.module.get_submodule(parent)
         before = getattr(owner, attribute)
@@ -153,7 +158,9 @@ class Mlp:
     def _recompute(self, dtype: torch.dtype) -> None:
         """Has the down projection given the activation of what the up projections returned."""
         joint = "interleaved" if len(self.ups) == 1 and self.entry.pairing == "interleaved" else "concat"
-        self.activation = ActAndMul(self.entry, self.layer, joint if self.entry.gated else "none")
+        self.activation = ActAndMul(
+            self.entry, self.layer, joint if self.entry.gated else "none", expert=self.expert
+        )
         _Recompute(self.ups, self.down, self.activation, where=self._where())
         self.error = self._probe(dtype, self.entry, [])
         self.how = "computed between its projections"
@@ -205,7 +212,8 @@ class Mlp:
                 module.__dict__.pop("forward", None)
         gate, up = gate.double().cpu(), up.double().cpu()
         h, scale = (torch.cat((gate, up), dim=-1), gate * up) if entry.gated else (gate, gate)
-        expected = _values.reference(entry, self.layer, h, "concat" if entry.gated else "none")
+        pairing = "concat" if entry.gated else "none"
+        expected = _values.reference(entry, self.layer, h, pairing, expert=self.expert)
         return probe.relative_error(actual, expected, scale.abs(), dtype)
 
 
@@ -437,6 +445,8 @@ def install(model: nn.Module, current: Any, *, dtype: torch.dtype) -> None:
 
 def _role(name: str, plan: Any, layer: int) -> str | None:
     order = ("shared", "dense") if _SHARED.search(name) else ("dense", "shared")
+    if _EXPERT.search(name):
+        order = ("routed",)
     return next((role for role in order if plan.entry(layer, role) is not None), None)
 
 

@@ -39,14 +39,14 @@ def table(entry: Any, layer: int, *, experts: tuple[int, int], experts_here: int
     return values
 
 
-def constant(entry: Any, layer: int) -> Any:
-    """The activation of `layer` with plain numbers for values."""
+def constant(entry: Any, layer: int, *, expert: int = 0) -> Any:
+    """The activation of `layer` (and of one expert) with plain numbers for values."""
     import flexact
 
     function = entry.activation.function
     names = (parameter.name for parameter in function.parameters)
     return flexact.Activation(
-        function, dict(zip(names, rows(entry.activation, layer, (0, 1))[0], strict=True))
+        function, dict(zip(names, rows(entry.activation, layer, (expert, expert + 1))[0], strict=True))
     )
 
 
