@@ -13,7 +13,7 @@ CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test test-gpu test-cpp test-python test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
+.PHONY: setup test test-gpu test-cpp test-python test-families test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
   demo bench bench-cpu tables format lint clean
 
 setup:
@@ -30,6 +30,16 @@ test-cpp:
 test-python:
 	$(if $(COVERAGE),$(PY) -m coverage erase; find build/python-* -name '*.gcda' -delete)
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Every model class of SGLang with and without the plugin, then docs/models.md; an hour on two cores.
+# SGLANG_SOURCES: a folder with one folder for each other release, the unzipped wheel in it.
+FAMILIES := cd tests/python && $(CURDIR)/$(PY) -m families
+OBSERVED := $(CURDIR)/tests/data/sglang_models.json
+test-families: setup
+	$(FAMILIES) --json $(OBSERVED)
+	$(FAMILIES) --names --json $(OBSERVED)
+	$(FAMILIES).engines --json $(OBSERVED) $(if $(SGLANG_SOURCES),--sources $(SGLANG_SOURCES))
+	$(FAMILIES).page
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; under ThreadSanitizer.
 test-asan test-tsan: test-%: setup

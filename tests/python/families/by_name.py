@@ -285,3 +285,5 @@ BY_NAME: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Where the published model has as many key and value heads as attention heads, so has the tiny one.
 EQUAL_HEADS = ("Llama-2", "Code Llama", "DeepSeek-Coder", "Qwen1.5", "Qwen2-MoE", "DeepSeek-V2", "OLMoE")
+# Classes whose published keys say more than transformers' configuration class does.
+PUBLISHED = {"DeepseekV2ForCausalLM": "DeepSeek-V2"}

@@ -204,7 +204,13 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
     "IQuestLoopCoderForCausalLM": _remote(
         "iquestloopcoder", _DENSE, head_dim=16, loop_num=2, loop_window_size=64, attention_bias=False
     ),
-    "IQuestQ1ForCausalLM": _known("iquest_q1", _MOE, layer_types=["full_attention", "sliding_attention"]),
+    "IQuestQ1ForCausalLM": _known(
+        "iquest_q1",
+        _MOE,
+        use_hybrid_layers=False,
+        partial_rotary_factor=1.0,
+        layer_types=["full_attention", "sliding_attention"],
+    ),
     "JetNemotronForCausalLM": _known("jet_nemotron", _DENSE),
     "KimiLinearForCausalLM": _known(
         "kimi_linear",
@@ -421,7 +427,7 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
     "LlamaForSequenceClassificationWithNormal_Weights": _known("llama", _DENSE),
     "Qwen2ForRewardModel": _known("qwen2", _DENSE),
     "Qwen3ForRewardModel": _known("qwen3", _DENSE, head_dim=16),
-    "Contriever": _known("bert", {}),
+    "Contriever": _known("bert", {}, position_embedding_type="absolute"),
     "NanbeigeForSequenceClassification": _known("nanbeige", _DENSE),
     "EmbeddingGemmaModel": _known("gemma3_text", {}),
 }
@@ -465,7 +471,24 @@ for _name, _type in {
     ONLY_SGLANG[_name] = _known(_type, {})
 
 for _name in ("DeepseekVL2ForCausalLM", "DotsVLMForCausalLM", "DeepseekOCRForCausalLM"):
-    ONLY_SGLANG[_name]["language_config"] = {**_DEEPSEEK, **_MLA}
+    ONLY_SGLANG[_name]["language_config"] = {
+        **_DEEPSEEK,
+        **_MLA,
+        "architectures": ["DeepseekV2ForCausalLM"],
+    }
+for _name in ("KimiK25ForConditionalGeneration", "KimiVLForConditionalGeneration"):
+    ONLY_SGLANG[_name]["text_config"] = {
+        **_DEEPSEEK,
+        **_MLA,
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "scoring_func": "sigmoid",
+    }
+for _name in ("InternVLChatModel", "InternS1ForConditionalGeneration"):
+    ONLY_SGLANG[_name]["llm_config"] = {
+        **_DENSE,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+    }
 
 # Classes that another class's published keys also serve.
 ONLY_SGLANG |= {

@@ -7,15 +7,18 @@ config.json, and the weights are drawn inside SGLang.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from families import tiny
-from families.by_name import BY_NAME, EQUAL_HEADS
+from families import reference, tiny
+from families.by_name import BY_NAME, EQUAL_HEADS, PUBLISHED
 from families.published import ONLY_SGLANG, REMOVED
-from families.tuning import CANNOT, CHANGES, DRAFT, FUNCTIONS, OPTIONS
+from families.tuning import CANNOT, CHANGES, DRAFT, FUNCTIONS, NOT_READ, OPTIONS, PLAIN
+
+__all__ = ["NOT_READ", "Recipe", "all_recipes", "by_name"]
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Recipe:
         return {
             "drawn": self.drawn,
             "options": {**OPTIONS.get(self.name, {}), **self.options},
+            "plain": getattr(reference, PLAIN.get(self.name, ""), None),
             "functions": FUNCTIONS.get(self.name, {}),
         }
 
@@ -75,6 +79,8 @@ def all_recipes(classes: dict[str, str]) -> dict[str, Recipe]:
             found[name] = Recipe(name, module, cannot=CANNOT[name])
         elif name in ONLY_SGLANG:
             found[name] = Recipe(name, module, ONLY_SGLANG[name], drawn=True)
+        elif name in PUBLISHED:
+            found[name] = dataclasses.replace(by_name()[PUBLISHED[name]], module=module)
         elif hasattr(transformers, name):
             found[name] = Recipe(name, module, CHANGES.get(name, {}))
         else:

@@ -50,6 +50,9 @@ def exchange(model: nn.Module) -> int:
     for name, module in model.named_modules():
         if _ELSEWHERE.search(name):
             continue
+        if hasattr(module, "_apply_gate"):  # gpt_oss: gate and up alternate, the formula is a method
+            module._apply_gate = _interleaved
+            count += 1
         for attribute in list(vars(module)) + list(module._modules):
             value = getattr(module, attribute, None)
             if _ATTRIBUTES.match(attribute) and callable(value) and not isinstance(value, (str, Swish)):
@@ -77,15 +80,15 @@ def exchange_in_sglang(model: nn.Module) -> int:
     return count
 
 
-def exchange_expert_loop() -> None:
-    """SGLang's reference loop over experts, written again with the other activation."""
+def exchange_expert_loop(activation: Any = None) -> None:
+    """SGLang's reference loop over experts, written again with another function of (gate, up)."""
     from sglang.srt.layers.moe import fused_moe_native
 
     def loop(layer: Any, x: torch.Tensor, topk_output: Any, config: Any) -> torch.Tensor:
-        return _experts(x, layer.w13_weight, layer.w2_weight, topk_output)
+        return _experts(x, layer.w13_weight, layer.w2_weight, topk_output, activation)
 
     def function(hidden_states: Any, w1: Any, w2: Any, topk_output: Any, *args: Any, **kwargs: Any) -> Any:
-        return _experts(hidden_states, w1, w2, topk_output)
+        return _experts(hidden_states, w1, w2, topk_output, activation)
 
     fused_moe_native.moe_forward_native = loop
     for name, module in list(sys.modules.items()):
@@ -93,7 +96,14 @@ def exchange_expert_loop() -> None:
             module.fused_moe = function
 
 
-def _experts(x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_output: Any) -> torch.Tensor:
+def step_limit(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Step-3.5's experts: both halves are clamped, the gate after its silu."""
+    return (gate * torch.sigmoid(gate)).clamp(max=7.0) * up.clamp(-7.0, 7.0)
+
+
+def _experts(
+    x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_output: Any, activation: Any
+) -> torch.Tensor:
     weights, ids = topk_output.topk_weights, topk_output.topk_ids
     out = torch.zeros_like(x)
     for token in range(x.shape[0]):
@@ -102,7 +112,7 @@ def _experts(x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_output: 
             h = w13[expert] @ x[token]
             if w13.shape[1] == 2 * w2.shape[2]:
                 gate, up = h.chunk(2)
-                h = swish(gate) * up
+                h = activation(gate, up) if activation else swish(gate) * up
             else:
                 h = swish(h)
             out[token] += weights[token, slot].to(x.dtype) * (w2[expert] @ h)

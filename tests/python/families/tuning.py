@@ -31,10 +31,25 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
+        "moe_layer_freq": 1,
     },
     "GPTJForCausalLM": {"rotary_dim": 8},
+    "DbrxForCausalLM": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 500000.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "Gemma2ForCausalLM": {"hidden_act": "gelu_pytorch_tanh"},
     "Gemma2ForSequenceClassification": {"hidden_act": "gelu_pytorch_tanh"},
+    "Gemma3nForConditionalGeneration": {
+        "text_config": {
+            "intermediate_size": [96, 96],
+            "activation_sparsity_pattern": [0.95, 0.0],
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "altup_num_inputs": 2,
+        }
+    },
     "Gemma3nForCausalLM": {
         "intermediate_size": [96, 96],
         "activation_sparsity_pattern": [0.95, 0.0],
@@ -42,6 +57,16 @@ CHANGES: dict[str, dict[str, Any]] = {
         "laurel_rank": 8,
         "layer_types": ["sliding_attention", "full_attention"],
         "altup_num_inputs": 2,
+    },
+    "GptOssForCausalLM": {"swiglu_limit": 7.0},
+    "Exaone4ForCausalLM": {
+        "sliding_window_pattern": "LG",
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "GlmImageForConditionalGeneration": {
+        "text_config": {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+        }
     },
     "Glm4MoeLiteForCausalLM": {**_MLA, "first_k_dense_replace": 1},
     "GraniteMoeHybridForCausalLM": {"layer_types": ["attention", "attention"]},
@@ -52,6 +77,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 48,
         "num_shared_expert": 1,
         "moe_topk": 2,
+        "use_mixed_mlp_moe": True,
+        "attention_head_dim": 16,
+        "use_qk_norm": True,
+        "hidden_act": "silu",
+        "rope_scaling": None,
     },
     "LagunaForCausalLM": _FULL_AND_SLIDING,
     "MellumForCausalLM": _FULL_AND_SLIDING,
@@ -64,8 +94,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "PhiForCausalLM": {"num_key_value_heads": 4},
     "Qwen2VLForConditionalGeneration": {"vision_config": {"in_chans": 3}},
     "Qwen3NextForCausalLM": {"full_attention_interval": 2},
+    "LongcatFlashForCausalLM": {
+        **_MLA,
+        "max_position_embeddings": 512,
+        "mla_scale_q_lora": True,
+        "mla_scale_kv_lora": True,
+    },
+    "NemotronHForCausalLM": {"layers_block_type": ["attention", "mlp", "moe"]},
     "Qwen3OmniMoeForConditionalGeneration": {
-        "talker_config": {"text_config": {"shared_expert_intermediate_size": 48}}
+        "talker_config": {"text_config": {"shared_expert_intermediate_size": 48}, "spatial_merge_size": 2}
     },
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -84,8 +121,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Functions that a model file calls by name: how they take gate and up, for the reference by hand.
 FUNCTIONS: dict[str, dict[str, str]] = {
+    "Step3p5ForCausalLM": {"torch.nn.functional.silu": "unary"},
     "Phi3SmallForCausalLM": {"sglang.srt.models.phi3_small.gegelu": "interleaved"},
 }
+# Experts whose limit SGLang's CPU loop does not apply: the function in `reference` that does.
+PLAIN = {"Step3p5ForCausalLM": "step_limit"}
+# SGLang loads these without an error and without all tensors that transformers saves.
+NOT_READ = ("Llama4ForCausalLM",)
 # What is no model of its own; said as the reason.
 CANNOT: dict[str, str] = {
     "CLIPModel": "two encoders of images and text without a text model that generates",
