@@ -124,6 +124,8 @@ def test_names_that_transformers_has_agree():
         except flexact.ConfigError:
             continue  # needs a parameter, or has another meaning in every model that uses it
         theirs = activations.ACT2FN[name]
+        if type(theirs).__module__.startswith("flexact"):
+            continue  # the adapter's placeholder for a name that transformers lacks
         learned = {}
         if isinstance(theirs, torch.nn.Module):
             learned = {key: value.item() for key, value in theirs.double().named_parameters()}

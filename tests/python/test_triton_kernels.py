@@ -48,7 +48,8 @@ def test_every_kernel_is_as_near_to_fp64_as_torch_with_the_same_roundings(report
 
 def test_every_function_of_the_catalogue_runs_in_a_kernel(reports):
     ran = {report["case"].removeprefix("function ") for report in reports}
-    assert set(ActivationRegistry.list()) <= ran
+    # Other tests of this process register functions of their own.
+    assert {name for name in ActivationRegistry.list() if not name.startswith("test_")} <= ran
 
 
 def test_what_the_kernels_do_not_compute_is_refused_before_they_are_loaded():
