@@ -139,22 +139,25 @@ def texts(facts: dict) -> str:
     return "".join(out)
 
 
+def perplexities(facts: dict) -> list[list[str]]:
+    """The table of perplexities, its heading first: activation × (tokens, host, by hand, difference)."""
+    p, d, beta = facts["perplexity"], facts["difference"], facts["beta"]
+    return [
+        ["activation", "tokens", facts["host"], "transformers by hand", "largest |Δ log p|"],
+        [f"swish, β = {beta} (with flexact)", f"{facts['tokens']:,}", f"{p['host_right']:.3f}",
+         f"{p['hand_right']:.3f}", f"{d['right']:.1e}"],
+        ["SiLU (without flexact)", f"{facts['tokens']:,}", f"{p['host_silu']:.3f}",
+         f"{p['hand_silu']:.3f}", f"{d['silu']:.1e}"],
+        ["own formula (with flexact)", f"{facts['own_tokens']:,}", f"{p['host_own']:.3f}",
+         f"{p['hand_own']:.3f}", f"{d['own']:.1e}"],
+    ]  # fmt: skip
+
+
 def page(facts: dict) -> str:
     """The whole report."""
-    p, d, host, beta = facts["perplexity"], facts["difference"], facts["host"], facts["beta"]
+    p, beta, host = facts["perplexity"], facts["beta"], facts["host"]
     ratio = p["host_silu"] / p["host_right"]
-    numbers = rows_of(
-        [
-            ["activation", "tokens", f"{host}", "transformers by hand", "largest |Δ log p|"],
-            [f"swish, β = {beta} (with flexact)", f"{facts['tokens']:,}", f"{p['host_right']:.3f}",
-             f"{p['hand_right']:.3f}", f"{d['right']:.1e}"],
-            ["SiLU (without flexact)", f"{facts['tokens']:,}", f"{p['host_silu']:.3f}",
-             f"{p['hand_silu']:.3f}", f"{d['silu']:.1e}"],
-            ["own formula (with flexact)", f"{facts['own_tokens']:,}", f"{p['host_own']:.3f}",
-             f"{p['hand_own']:.3f}", f"{d['own']:.1e}"],
-        ],
-        {1, 2, 3, 4},
-    )  # fmt: skip
+    numbers = rows_of(perplexities(facts), {1, 2, 3, 4})
     checks = "".join(f"<li>{escape(line)}</li>" for line in facts["checks"])
     own_text = escape(facts["own_texts"][0]) if facts["own_texts"] else ""
     return f"""<!doctype html>

@@ -294,16 +294,7 @@ def main() -> int:
     }
 
     terminal.heading(7, "Held-out perplexity")
-    p, d = facts["perplexity"], facts["difference"]
-    terminal.table([
-        ["activation", "tokens", f"{host.name}", "transformers by hand", "largest |Δ log p|"],
-        [f"swish, β = {beta} (with flexact)", f"{facts['tokens']:,}", f"{p['host_right']:.3f}",
-         f"{p['hand_right']:.3f}", f"{d['right']:.1e}"],
-        ["SiLU (without flexact)", f"{facts['tokens']:,}", f"{p['host_silu']:.3f}",
-         f"{p['hand_silu']:.3f}", f"{d['silu']:.1e}"],
-        ["own formula (with flexact)", f"{facts['own_tokens']:,}", f"{p['host_own']:.3f}",
-         f"{p['hand_own']:.3f}", f"{d['own']:.1e}"],
-    ])  # fmt: skip
+    terminal.table(report.perplexities(facts))
     facts["checks"] = check(facts)
     facts["seconds"] = time.monotonic() - started
     print()
