@@ -175,17 +175,9 @@ def test_operator_compiles_into_one_graph():
 @pytest.mark.parametrize("pairing", ["concat", "up_first", "interleaved", "none"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_dense_activation_equals_fp64_rounded_once(pairing, dtype):
-    act = triton_cases.activation("swish")
     for rows, width in ((1, 14336), (3, 40), (5, 1000), (700, 2880), (4096, 1536)):
-        x = torch.randn(rows, width * (1 if pairing == "none" else 2), device="cuda").to(dtype)
-        got = flexact.act_and_mul(x, act, pairing=pairing)
-        columns = (x,) if pairing == "none" else triton_cases.split(x, pairing)
-        forward = triton_cases.compiled(act.function if pairing == "none" else act.function.gated())
-        beta = torch.tensor(act.values(0, (0, 1))[0][0], dtype=torch.float32, device="cuda").double()
-        want = forward["forward"](*(each.double() for each in columns), beta)
-        relative = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 4e-6}[dtype]
-        error = (got.double() - want).abs() - relative * want.abs()
-        assert error.max() <= (1e-7 if dtype != torch.float16 else 6e-8), (rows, width)
+        error = triton_cases.dense_error(rows, width, pairing, dtype, "cuda")
+        assert error <= (1e-7 if dtype != torch.float16 else 6e-8), (rows, width)
 
 
 @pytest.mark.parametrize("tokens", [1, 2048])

@@ -4,31 +4,13 @@ The interpreter replaces Triton's operations when kernels are imported, so it ha
 (triton_format_cases.py), and so has compilation for a GPU that is not there (triton_compile.py).
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from flexact import formats
+from script_lines import lines_of
 
 pytest.importorskip("triton")
 
-HERE = Path(__file__).parent
 FORMATS = formats.FP8_FORMATS + formats.FP4_FORMATS
-
-
-def lines_of(script, folder, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, HERE / script, *arguments],
-        env={**os.environ, "FLEXACT_CACHE_DIR": str(folder), **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -5,51 +5,131 @@ The interpreter replaces Triton's operations when kernels are imported, so it ha
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import flexact.moe
 import pytest
 import torch
+from cli_tool import flexact as command
 from flexact import ActivationRegistry, fused_moe
 from flexact._core import LaunchTable
+from script_lines import lines_of
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).parent / "triton_cases.py"
-COMPILE = Path(__file__).parent / "triton_compile.py"
-
-
-def lines_of(folder, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "FLEXACT_CACHE_DIR": str(folder), **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+from flexact.triton import tune
+from flexact.triton.shapes import SHAPES, Shape
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    return lines_of(tmp_path_factory.mktemp("triton"), SCRIPT, "cpu", TRITON_INTERPRET="1")
+    return lines_of("triton_cases.py", tmp_path_factory.mktemp("triton"), "cpu", TRITON_INTERPRET="1")
 
 
-def test_every_kernel_is_as_near_to_fp64_as_torch_with_the_same_roundings(reports):
-    for report in reports:
+@pytest.fixture(scope="module")
+def blocks(reports):
+    return [report for report in reports if "case" in report]
+
+
+def test_every_kernel_is_as_near_to_fp64_as_torch_with_the_same_roundings(blocks):
+    for report in blocks:
         assert report["finite"], report
         assert report["rms"] <= 1.1 * report["recipe_rms"] + 1e-6, report
         assert report["max"] <= 60 * report["recipe_rms"] + 1e-6, report
 
 
-def test_every_function_of_the_catalogue_runs_in_a_kernel(reports):
-    ran = {report["case"].removeprefix("function ") for report in reports}
-    # Other tests of this process register functions of their own.
-    assert {name for name in ActivationRegistry.list() if not name.startswith("test_")} <= ran
+def test_every_function_of_the_catalogue_runs_in_a_kernel(blocks):
+    ran = {report["case"].removeprefix("function ") for report in blocks}
+    # Asked of a process of its own: other tests of this one register functions.
+    catalogue = {row["name"] for row in json.loads(command("list", "--json").stdout)}
+    assert catalogue
+    assert catalogue <= ran
+
+
+def test_dense_activation_equals_fp64_rounded_once(reports):
+    dense = [report for report in reports if "dense" in report]
+    assert len(dense) == 12
+    for report in dense:
+        assert report["error"] <= (6e-8 if report["dtype"] == "torch.float16" else 1e-7), report
+
+
+def test_tuning_takes_the_fastest_of_candidates_that_agree(reports, tmp_path):
+    tuned = [report for report in reports if "tuned" in report]
+    assert len(tuned) == 2
+    for report in tuned:
+        assert not [row for row in report["log"] if "error" in row]
+        # The clock runs backwards.
+        last = {row["kind"]: row["tile"] for row in report["log"]}
+        entry = report["tuned"]
+        assert entry["direct"] == entry.get("vector", False) == (entry["tokens"] == 1)
+        assert entry["gate_up"] == last["vector gate_up" if entry["direct"] else "permuted gate_up"]
+        assert entry["down"] == last["vector down" if entry["direct"] else "down"]
+        assert entry["permute"] == (not entry["direct"])
+    for report in (report for report in reports if "odd_one" in report):
+        assert [row.get("error") for row in report["odd_one"]] == [None, "the result differs", None]
+        assert report["chosen"] == {"n": 2}
+    # What was measured is a table that serving reads; entries of other shapes stay in it.
+    path = tmp_path / "table.json"
+    for report in tuned:
+        tune.write_table(path, "a device", [report["tuned"]])
+    tune.write_table(path, "a device", [tuned[0]["tuned"]])
+    table = LaunchTable.from_json(path.read_text())
+    assert (len(table), table.device) == (2, "a device")
+
+
+@pytest.mark.parametrize("which", ["gate_up", "down"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_every_candidate_of_tuning_is_a_launch_that_the_table_takes(which, gated):
+    shape = Shape(8, 2, 1024, 512, gated)
+    for block_m in (16, 32, 64, 128, 256):
+        for tile in tune.candidates(which, block_m, gated, direct=False):
+            assert tile["block_m"] == block_m
+            entry = {**shape_fields(shape), "gate_up": tile, "down": tile}
+            LaunchTable.from_json(json.dumps({"device": "d", "entries": [entry]}))
+    for tile in tune.vector_candidates(which):
+        entry = {
+            **shape_fields(shape), "direct": True, "vector": True, "fuse_combine": True, "gate_up": tile,
+            "down": tile,
+        }  # fmt: skip
+        LaunchTable.from_json(json.dumps({"device": "d", "entries": [entry]}))
+
+
+def shape_fields(shape):
+    return {
+        "format": "bf16", "experts": shape.experts, "top_k": shape.top_k, "hidden": shape.hidden,
+        "intermediate": shape.intermediate, "gated": shape.gated, "tokens": 1,
+    }  # fmt: skip
+
+
+def test_tuning_compiles_each_kernel_once_and_all_that_it_measures():
+    shape = SHAPES["qwen3-30b-a3b"]
+    jobs = tune._jobs([shape, shape], [1, 16, 4096], "bf16")
+    assert len(jobs) == len(set(jobs))
+    ahead = {(job[0], *(v for k, v in job[1] if k in ("block_m", "block_n", "block_k"))) for job in jobs}
+    for tokens in (1, 16, 4096):
+        for block_m in tune.block_ms(shape, tokens):
+            for which in ("gate_up", "down"):
+                for tile in tune.candidates(which, block_m, shape.gated, direct=False):
+                    assert (which, tile["block_m"], tile["block_n"], tile["block_k"]) in ahead
+    assert {"vector gate_up", "vector down"} <= {job[0] for job in jobs}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--model or the layer's sizes"),
+        (["--experts", "8"], "go together"),
+        (["--model", "no-such-model"], "invalid choice"),
+        (["--experts", "8", "--top-k", "2", "--hidden", "64", "--intermediate", "64"], "no GPU here"),
+    ],
+)
+def test_tune_says_what_it_lacks(arguments, reason, capsys):
+    if torch.cuda.is_available() and reason == "no GPU here":
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as exit:
+        tune.main(arguments)
+    assert exit.value.code == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_what_the_kernels_do_not_compute_is_refused_before_they_are_loaded():
@@ -73,7 +153,9 @@ def test_what_the_kernels_do_not_compute_is_refused_before_they_are_loaded():
 
 @pytest.mark.parametrize("arch", [90, 100])
 def test_every_kernel_compiles_for_a_gpu_that_is_not_there_without_spills(arch, tmp_path):
-    reports = lines_of(tmp_path, COMPILE, str(arch), "bf16", TRITON_CACHE_DIR=str(tmp_path / "triton"))
+    reports = lines_of(
+        "triton_compile.py", tmp_path, str(arch), "bf16", TRITON_CACHE_DIR=str(tmp_path / "triton")
+    )
     names = {report["kernel"] for report in reports}
     assert {"gate_up", "down", "combine", "count", "scan", "scatter"} <= names
     if arch == 90:

@@ -4,6 +4,7 @@
 With DEVICE "cpu" it needs TRITON_INTERPRET=1 in the environment.
 """
 
+import itertools
 import json
 import sys
 import warnings
@@ -260,12 +261,75 @@ def forward_report(device="cpu", tokens=9, hidden=32, experts=4, inner=24, dtype
     }  # fmt: skip
 
 
+def dense_error(rows, width, pairing, dtype, device="cpu"):
+    """How far act_and_mul of random rows is beyond one rounding of fp64's result; every bit of memory past
+    the rows' ends must stay.
+    """
+    from flexact.triton import dense
+
+    act = activation("swish")
+    function = act.function if pairing == "none" else act.function.gated()
+    values = torch.tensor(act.values(0, (0, 1)), dtype=torch.float32, device=device)
+    generator = torch.Generator().manual_seed(rows + width)
+    columns = width * (1 if pairing == "none" else 2)
+    # Rows of both lie further apart than they are long.
+    x = torch.randn(rows, columns + 8, generator=generator).to(dtype).to(device)[:, :columns]
+    memory = torch.full((rows, width + 8), float("nan"), dtype=dtype, device=device)
+    got = dense.run(function, values, pairing, x, memory[:, :width])
+    parts = (x,) if pairing == "none" else split(x, pairing)
+    want = compiled(function)["forward"](*(part.double() for part in parts), *values[0].double())
+    relative = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 4e-6}[dtype]
+    error = ((got.double() - want).abs() - relative * want.abs()).max().item()
+    return error if bool(memory[:, width:].isnan().all()) else float("inf")
+
+
+def dense_reports():
+    sizes = itertools.cycle([(3, 40), (1, 1000), (70, 24), (5, 256)])
+    for pairing, dtype in itertools.product(
+        ("concat", "up_first", "interleaved", "none"), (torch.bfloat16, torch.float16, torch.float32)
+    ):
+        rows, width = next(sizes)
+        error = dense_error(rows, width, pairing, dtype)
+        yield {"dense": f"{pairing} {rows} x {width}", "dtype": str(dtype), "error": error}
+
+
+def tuning_reports():
+    """Tuning's choice of launches on a CPU by a clock that runs backwards: the last candidate is the best."""
+    from flexact.triton import tune
+    from flexact.triton.shapes import Shape
+
+    class Few:
+        """The first and the last candidate of each list."""
+
+        def __init__(self, made):
+            self.made = made
+
+        def __call__(self, *arguments):
+            tiles = self.made(*arguments)
+            return [tiles[0], tiles[-1]]
+
+    tune.candidates, tune.vector_candidates = Few(tune.candidates), Few(tune.vector_candidates)
+    clock = itertools.count(1e6, -1)
+    for shape, tokens in ((Shape(3, 2, 64, 80, True), 1), (Shape(2, 1, 64, 64, False), 200)):
+        bench, log = tune.Bench(shape, "bf16", "cpu"), []
+        entry = tune.measure(bench, tokens, lambda run: (next(clock), run()), log.append)
+        yield {"tuned": entry, "log": log}
+    # One candidate that computes something else.
+    log, answers = [], iter([torch.ones(4), 2 * torch.ones(4), torch.ones(4)])
+    tiles = [{"n": 0}, {"n": 1}, {"n": 2}]
+    chosen = tune._best(lambda run: (next(clock), run()), tiles, lambda _: next(answers), log.append)[1]
+    yield {"odd_one": log, "chosen": chosen}
+
+
 def main():
     warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter multiplies rows that nobody keeps
     device = sys.argv[1]
     for case in kernel_cases(device) + function_cases(device):
         print(json.dumps(case.errors(case.run())), flush=True)
     print(json.dumps(forward_report(device)), flush=True)
+    if device == "cpu":
+        for report in itertools.chain(dense_reports(), tuning_reports()):
+            print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

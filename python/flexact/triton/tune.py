@@ -108,13 +108,13 @@ def make_problem(shape: Shape, format: str) -> MoeProblem:
 
 
 class Bench:
-    """Weights and one call's inputs on the GPU, and the kernels of a block one by one."""
+    """Weights and one call's inputs on a device, and the kernels of a block one by one."""
 
-    def __init__(self, shape: Shape, format: str) -> None:
+    def __init__(self, shape: Shape, format: str, device: str = "cuda") -> None:
         self.shape = shape
         self.problem = make_problem(shape, format)
         self.dtype = DTYPES[format]
-        self.device = torch.device("cuda")
+        self.device = torch.device(device)
         act = ActivationRegistry.get_activation("silu")
         function = act.function.gated() if shape.gated else act.function
         self.block = Block(self.problem, function, self.device, LaunchTable())
