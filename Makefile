@@ -1,5 +1,5 @@
 # Every command of the project. `make setup` is part of the others and quick when nothing changed.
-JOBS ?= $(shell nproc)
+JOBS ?= $(shell env -u OMP_NUM_THREADS nproc)
 PY := .venv/bin/python
 PYTEST_ARGS ?=
 # The CMake preset whose build `make test` runs the C++ tests of.

@@ -121,7 +121,8 @@ package() {
     -type f -not -name '*.pyc' | LC_ALL=C sort)
   changed flexact "${sources[@]}" requirements/dev.txt requirements/cuda.txt || return 0
   say "building flexact"
-  CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
+  # nproc answers OMP_NUM_THREADS where that is set, and the Makefile sets it to one.
+  CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(env -u OMP_NUM_THREADS nproc)} \
     pip_install --no-deps --no-build-isolation --force-reinstall \
     -C cmake.define.FLEXACT_COVERAGE_BINDINGS=$coverage .
   # SGLang's CPU engine imports two packages that have no CPU build; stand-ins for them.
