@@ -42,8 +42,6 @@ test-families: setup
 	$(FAMILIES).page
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; under ThreadSanitizer.
-# Tests of one thread over every input are left to the former.
-test-tsan: CTEST += -E CatalogueOnTape
 test-asan test-tsan: test-%: setup
 	cmake --preset $*
 	cmake --build --preset $* -j$(JOBS)
