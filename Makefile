@@ -47,13 +47,14 @@ test-asan test-tsan: test-%: setup
 	cmake --build --preset $* -j$(JOBS)
 	$(CTEST) --test-dir build/$*
 
-# Each fuzz target for FUZZ_SECONDS on one core; FUZZ_TARGETS names some of them. docs/testing.md.
+# Each fuzz target for FUZZ_SECONDS of processor time; FUZZ_TARGETS names some of them, FUZZ_OPTIONS are
+# run.py's. docs/testing.md.
 FUZZ_SECONDS ?= 1800
 FUZZ_TARGETS ?= config expression checkpoint isa
 fuzz: setup
 	cmake --preset fuzz
 	cmake --build --preset fuzz -j$(JOBS) $(addprefix --target fuzz_,$(FUZZ_TARGETS))
-	tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+	$(PY) tests/fuzz/run.py $(FUZZ_SECONDS) $(FUZZ_TARGETS) $(FUZZ_OPTIONS)
 
 # Small wrong changes in the activation compiler: which tests notice. 15 minutes.
 mutation: setup

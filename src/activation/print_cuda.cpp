@@ -1,8 +1,10 @@
 // CUDA: one straight-line function of one element, called twice, and the helper functions that it
 // uses. Each helper's comment states its error against the exact value in fp32 ulp, or relative.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -52,13 +54,17 @@ FLEXACT_HELPER float flexact_div(float a, float b) {
 }
 )"},
       {"scale", {"div"}, R"(
-// a/b where b depends on parameters alone, so that 1/b is computed once: 3 ulp. Precise: correctly
-// rounded.
+// a/b where b depends on parameters alone, so that 1/b is computed once: 3 ulp. The power of two p
+// keeps 1/(b*p) normal. Precise: correctly rounded.
 FLEXACT_HELPER float flexact_scale(float a, float b) {
 #ifdef FLEXACT_PRECISE
   return a / b;
 #else
-  return a * flexact_div(1.0f, b);
+  const float size = fabsf(b);
+  const float p = size < 1.17549435e-38f   ? 8.50705917e+37f
+                  : size > 8.50705917e+37f ? 1.17549435e-38f
+                                           : 1.0f;
+  return a * p * flexact_div(1.0f, b * p);
 #endif
 }
 )"},
@@ -279,13 +285,30 @@ class CudaPrinter {
     return names_[static_cast<std::size_t>(n.operands[k])];
   }
 
+  // a/c for a constant: a times its reciprocal, 1.5 ulp in all. Where that is no normal fp32
+  // number, a power of two comes first, chosen so that what it does to a (overflow, lost bits) only
+  // happens where the quotient is infinite or below the normal range.
+  static std::string divide_by_constant(const std::string& a, double c) {
+    constexpr int kMost = 126;
+    const double inverse = 1 / c;
+    const double size = std::fabs(inverse);
+    if (!std::isfinite(c) || c == 0 || (size >= 0x1p-126 && size <= 0x1p126)) {
+      return a + " * " + literal(inverse);
+    }
+    int exponent = 0;
+    const double fraction = std::frexp(c, &exponent);
+    const int first = std::clamp(-exponent, -kMost, kMost);
+    // At most the largest fp32 number: 0 divided by the tiniest c is 0.
+    const double rest = std::min(std::ldexp(1 / std::fabs(fraction), -exponent - first),
+                                 double{std::numeric_limits<float>::max()});
+    return a + " * " + literal(std::ldexp(1.0, first)) + " * " +
+           literal(std::copysign(rest, fraction));
+  }
+
   std::string divide(const Node& n) {
     const auto divisor = static_cast<std::size_t>(n.operands[1]);
     const Node& by = graph_.nodes[divisor];
-    // The reciprocal of a constant is folded where it is a normal number: 1.5 ulp in all.
-    if (by.op == Op::Constant && std::fabs(by.value) > 1e-30 && std::fabs(by.value) < 1e30) {
-      return in(n, 0) + " * " + literal(1 / by.value);
-    }
+    if (by.op == Op::Constant) return divide_by_constant(in(n, 0), by.value);
     return helpers_.use(uniform_[divisor] ? "scale" : "div") + "(" + in(n, 0) + ", " + in(n, 1) +
            ")";
   }

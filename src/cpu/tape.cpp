@@ -316,6 +316,16 @@ class Selection {
           return emit(TapeOp::Fms, index, {operand(a, 0), operand(a, 1), b});
         if (swallows(b, Op::Mul))
           return emit(TapeOp::Fnma, index, {operand(b, 0), operand(b, 1), a});
+        // 1 - f(z) = 1 + f(-z) for these two.
+        if (is_constant(a, 1.0) && swallows(b, Op::Tanh))
+          return emit(TapeOp::SigmoidProduct, index,
+                      {Value::number(2.0), Value::number(-2.0), operand(b, 0), Value::number(1.0)});
+        if (is_constant(a, 1.0) && swallows(b, Op::Erf)) {
+          const Value negated{next_temporary_++};
+          uniform_.push_back(uniform_[index]);
+          emit(TapeOp::OnePlusErf, index, {negated});
+          return emit(TapeOp::Neg, negated.node, {operand(b, 0)});
+        }
         return emit(TapeOp::Sub, index, {a, b});
       case Op::Div:
         return select_quotient(index, a, b);

@@ -126,7 +126,7 @@ INSTANTIATE_TEST_SUITE_P(Every, PreciseOnBlock,
                          ::testing::ValuesIn(ActivationRegistry::instance().list()),
                          [](const auto& test) { return test.param; });
 
-// Far below 0, 1 + erf loses everything in fp32.
+// Far below 0, 1 + erf multiplies the rounding of its argument.
 TEST(PreciseNumerics, differ_from_fast_where_a_formula_cancels) {
   const Function laplace = Function::named("laplace");
   const std::vector<float> g = {-1.0f};

@@ -66,15 +66,17 @@ std::vector<float> sample() {
 
 class VectorMath : public testing::TestWithParam<Isa> {};
 
+// Against `reference`, or the graph's own evaluation in extended precision where that is none.
 void expect_error_below(Isa isa, const Graph& graph, double max_ulp, const std::string& name,
-                        bool gated_by_itself = false) {
+                        bool gated_by_itself = false, Real (*reference)(Real) = nullptr) {
   static const std::vector<float> inputs = sample();
   std::vector<float> outputs(inputs.size(), std::nanf("77"));
   Tape(graph, isa).run(inputs.data(), nullptr, outputs.data(), inputs.size(), nullptr);
   Real worst = 0;
   float where = 0, got = 0;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const Real exact = test::evaluate(graph, inputs[i], 0).back();
+    const Real exact =
+        reference ? reference(inputs[i]) : test::evaluate(graph, inputs[i], 0).back();
     Real error = test::ulp_error(outputs[i], exact);
     if (gated_by_itself && std::abs(exact) < 0x1p-118L) {
       error -= std::abs(Real(inputs[i])) * 0x1p-149L / test::ulp_of(exact);
@@ -104,6 +106,20 @@ TEST_P(VectorMath, the_gate_of_mish_stays_within_its_stated_error) {
   Graph graph;
   graph.nodes = {Node{Op::Input}, Node{Op::Softplus, {0, -1, -1}}, Node{Op::Tanh, {1, -1, -1}}};
   expect_error_below(GetParam(), graph, 3.5, "mish gate");
+}
+
+// Written as sums and differences: what cancels far from 0 must not be lost.
+TEST_P(VectorMath, one_plus_or_minus_erf_and_tanh_keep_their_accuracy_in_the_tail) {
+  const auto check = [](Op op, Op sum, double max_ulp, const char* name, Real (*exact)(Real)) {
+    Graph graph;
+    graph.nodes = {Node{Op::Constant, {-1, -1, -1}, 1.0}, Node{Op::Input}, Node{op, {1, -1, -1}},
+                   Node{sum, {0, 2, -1}}};
+    expect_error_below(GetParam(), graph, max_ulp, name, false, exact);
+  };
+  check(Op::Erf, Op::Add, 5.5, "1+erf", [](Real x) { return std::erfc(-x); });
+  check(Op::Erf, Op::Sub, 5.5, "1-erf", [](Real x) { return std::erfc(x); });
+  check(Op::Tanh, Op::Add, 3, "1+tanh", [](Real x) { return 2 * test::sigmoid(2 * x); });
+  check(Op::Tanh, Op::Sub, 3, "1-tanh", [](Real x) { return 2 * test::sigmoid(-2 * x); });
 }
 
 TEST_P(VectorMath, a_sigmoid_of_a_product_keeps_its_accuracy_in_the_tail) {

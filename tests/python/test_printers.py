@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,8 +43,9 @@ class Case:
 
     def __init__(self, key: str):
         name, _, lifted = key.partition("+")
-        if name in EXPRESSIONS:
-            text = EXPRESSIONS[name]
+        text = EXPRESSIONS.get(name, None if name in CATALOGUE else key)
+        if text is not None:
+            lifted = ""
             self.what = ["--expr", text]
             listing = output("emit", *self.what, "--target", "text")
             head = listing.split("): ")[0]
@@ -55,7 +57,7 @@ class Case:
             self.gated = bool(lifted) or CATALOGUE[name]["arity"] == "gated"
             self.parameters = sample_parameters(CATALOGUE[name])
         self.options = ["--gated"] if lifted else []
-        self.identifier = key.replace("+", "_")
+        self.identifier = re.sub(r"\W", "_", key)
 
     def emit(self, target: str) -> str:
         return output("emit", *self.what, *self.options, "--target", target)
@@ -317,15 +319,13 @@ def host_text(case: Case) -> str:
     return text
 
 
-@pytest.fixture(scope="module")
-def cuda_on_host(tmp_path_factory):
+def compile_on_host(cases: list[Case], folder: Path) -> ctypes.CDLL:
     """A library with every case's CUDA text, fast and precise."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
-    folder = tmp_path_factory.mktemp("cuda")
     parts = [CUDA_ON_HOST]
-    for case in map(Case, all_cases()):
+    for case in cases:
         call = "flexact_act2(g + i, u + i, p, y + i)"
         call = call if case.gated else "flexact_act2_unary(g + i, p, y + i)"
         text = host_text(case)
@@ -342,6 +342,11 @@ def cuda_on_host(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def cuda_on_host(tmp_path_factory):
+    return compile_on_host([Case(key) for key in all_cases()], tmp_path_factory.mktemp("cuda"))
 
 
 def run_on_host(library, mode: str, case: Case, g: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -376,6 +381,28 @@ def test_cuda_text_is_accurate_where_models_work(key, cuda_on_host):
         got = run_on_host(cuda_on_host, mode, case, g, u)
         bad = ~(np.abs(got - want) <= rtol * np.abs(want) + atol * (1 + np.abs(u))) & np.isfinite(want)
         assert not bad.any(), (mode, [(g[i], u[i], got[i], want[i]) for i in np.flatnonzero(bad)[:5]])
+
+
+def test_cuda_text_divides_by_numbers_whose_reciprocal_is_none(tmp_path):
+    """Constants below and above the normal range of fp32's reciprocals, fp32's own among them."""
+    texts = ["1e-37", "6e-39", "-3e-41", "1e-45", "1e-70", "1e-300", "9e37", "-3.4e38", "1e45", "1e300"]
+    constants = [Case(f"x/{text}") for text in texts]
+    # As a parameter: one that fp32 holds.
+    parameters = [Case("x/k") for text in texts[:4] + texts[6:8]]
+    for case, text in zip(parameters, texts[:4] + texts[6:8], strict=True):
+        case.parameters = {"k": float(np.float32(text))}
+    library = compile_on_host([*constants, parameters[0]], tmp_path)
+    x = bf16_values(61)
+    x = x[np.isnan(x) | (x == 0) | (np.abs(x) >= 2.0**-126)]
+    x = x[: len(x) // 2 * 2]
+    for case in constants + parameters:
+        with np.errstate(over="ignore"):
+            want = case.reference(x, x)
+        for mode in ("fast", "precise"):
+            got = run_on_host(library, mode, case, x, x)
+            assert_within_contract(got, want, f"{case.what} {case.parameters} {mode}")
+            normal = (np.abs(want) >= 2.0**-126) & (np.abs(want) < 2.0**127)
+            np.testing.assert_allclose(got[normal], want[normal], rtol=4e-7)
 
 
 @pytest.mark.parametrize("precise", [False, True])

@@ -68,7 +68,10 @@ def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, A
     """({class: row}, {file: why it cannot be imported}); SGLang is imported once, and forked for each run."""
     import logging
 
+    from families import engine_ops
+
     logging.disable(logging.CRITICAL)
+    engine_ops.install()
     import sglang.benchmark.one_batch
     import sglang.srt.model_executor.model_runner  # noqa: F401
     import torch

@@ -125,6 +125,8 @@ def _draw_weights() -> None:
             norm = tensor.dim() == 1 and name.endswith("weight")
             values = 1 + 0.1 * values if norm else 0.12 * values
             tensor.data.copy_(values)
+        if any(getattr(module, "w_kc", 0) is None for module in model.modules()):
+            model.load_weights(iter(()))  # where some classes split the weights of latent attention
 
     loader.initialize_dummy_weights = draw
 

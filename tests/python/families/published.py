@@ -49,9 +49,10 @@ YARN = {
 }
 _MLA = {
     "q_lora_rank": 32,
-    "kv_lora_rank": 32,
+    # SGLang's Triton kernels know 512 + 64 and 256 + 32 as the two parts of a latent key.
+    "kv_lora_rank": 256,
     "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
+    "qk_rope_head_dim": 32,
     "v_head_dim": 16,
     "num_key_value_heads": 4,
     "rope_scaling": YARN,
@@ -115,7 +116,15 @@ _CHATGLM = {
 }
 
 ONLY_SGLANG: dict[str, dict[str, Any]] = {
-    "BaichuanForCausalLM": _remote("baichuan", _DENSE, model_max_length=512, num_key_value_heads=4),
+    # SGLang knows the 7B model, whose positions are rotary, by its hidden size.
+    "BaichuanForCausalLM": _remote(
+        "baichuan",
+        _DENSE,
+        hidden_size=4096,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        model_max_length=512,
+    ),
     "BailingMoeForCausalLM": _remote("bailing_moe", _MOE, **_BAILING),
     "BailingMoEForCausalLM": _remote("bailing_moe", _MOE, **_BAILING),
     "BailingMoeV2ForCausalLM": _remote(
@@ -128,6 +137,20 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
         moe_router_enable_expert_bias=True,
         routed_scaling_factor=2.5,
         router_dtype="fp32",
+    ),
+    "BailingMoeV2_5ForCausalLM": _known(
+        "bailing_hybrid",
+        {**_MOE, **_MLA},
+        **_BAILING,
+        rope_scaling=None,
+        rope_parameters=_DENSE["rope_parameters"],
+        layer_group_size=2,
+        group_norm_size=1,
+        linear_silu=False,
+        use_qk_norm=True,
+        score_function="sigmoid",
+        moe_router_enable_expert_bias=True,
+        partial_rotary_factor=0.5,
     ),
     "BailingMoeV3ForCausalLM": _known("bailing_hybrid", _MOE, **_BAILING),
     "ChatGLMModel": _known("chatglm", _CHATGLM),
@@ -208,8 +231,9 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
         "iquest_q1",
         _MOE,
         use_hybrid_layers=False,
-        partial_rotary_factor=1.0,
-        layer_types=["full_attention", "sliding_attention"],
+        rotary_dim=16,
+        dense_intermediate_size=96,
+        intermediate_size=48,
     ),
     "JetNemotronForCausalLM": _known("jet_nemotron", _DENSE),
     "KimiLinearForCausalLM": _known(
@@ -404,7 +428,7 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
     "XllmForCausalLM": _remote("xllm", _MOE),
     "K2HorizonForCausalLM": _known("k2_horizon", _MOE),
     "ZayaForCausalLM": _known(
-        "zaya", _DENSE, zaya_layers=["a", 4], ffn_hidden_size=96, zaya_mlp_expansion=32
+        "zaya", _DENSE, zaya_layers=["a", 4], ffn_hidden_size=96, zaya_mlp_expansion=32, zaya_use_mod=False
     ),
     "DeciLMForCausalLM": _remote(
         "nemotron-nas",
@@ -452,9 +476,7 @@ for _name, _type in {
     "KimiVLForConditionalGeneration": "kimi_vl",
     "LocateAnythingForConditionalGeneration": "locateanything",
     "LightOnOCRForConditionalGeneration": "lighton_ocr",
-    "MiMoV2ForCausalLM": "mimo_v2",
     "MiniCPMSALAForCausalLM": "minicpm_sala",
-    "MiniMaxM3SparseForCausalLM": "minimax_m3_vl",
     "MultiModalityCausalLM": "multi_modality",
     "NemotronHPuzzleForCausalLM": "nemotron_h_puzzle",
     "NemotronH_Nano_Omni_Reasoning_V3": "NemotronH_Nano_Omni_Reasoning_V3",
@@ -490,8 +512,28 @@ for _name in ("InternVLChatModel", "InternS1ForConditionalGeneration"):
         "model_type": "qwen2",
     }
 
+for _name in ("BailingMM2NativeForConditionalGeneration", "BailingMMNativeForConditionalGeneration"):
+    ONLY_SGLANG[_name]["mrope_section"] = [1, 1, 2]
+ONLY_SGLANG["BailingMoeV3VLForConditionalGeneration"]["mrope_section"] = [2, 3, 3]
+ONLY_SGLANG["DotsVLMForCausalLM"] = _known("dots_vlm", {**_DEEPSEEK, **_MLA})
+ONLY_SGLANG["KimiK25ForConditionalGeneration"]["vision_config"] = {
+    "vt_hidden_size": 64,
+    "vt_intermediate_size": 96,
+    "vt_num_attention_heads": 4,
+    "vt_num_hidden_layers": 2,
+}
+ONLY_SGLANG["Step3VLForConditionalGeneration"]["text_config"] = {"pad_token_id": 2}
+ONLY_SGLANG["InternVLChatModel"]["vision_config"] = {
+    "norm_type": "layer_norm",
+    "use_flash_attn": False,
+    "image_size": 56,
+}
+ONLY_SGLANG["Step3p7ForConditionalGeneration"]["text_config"] = ONLY_SGLANG["Step3p5ForCausalLM"]
+
 # Classes that another class's published keys also serve.
 ONLY_SGLANG |= {
+    "MiMoV2ForCausalLM": {**ONLY_SGLANG["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2"},
+    "MiniMaxM3SparseForCausalLM": _known("minimax_m3_vl_text", _MOE, rotary_dim=8),
     "Grok1ModelForCausalLM": ONLY_SGLANG["Grok1ForCausalLM"],
     "KimiK3LinearForCausalLM": ONLY_SGLANG["KimiLinearForCausalLM"],
     "MistralLarge3ForCausalLM": _known("deepseek_v3", {**_DEEPSEEK, **_MLA}, scoring_func="softmax"),
@@ -501,7 +543,11 @@ ONLY_SGLANG |= {
     "TransformersMoEForCausalLM": _known("mixtral", _DENSE, num_local_experts=4, num_experts_per_tok=2),
     "TransformersEmbeddingModel": _known("llama", _DENSE),
     "TransformersForSequenceClassification": _known("llama", _DENSE),
+    "TransformersMoEEmbeddingModel": _known("mixtral", _DENSE, num_local_experts=4, num_experts_per_tok=2),
+    "TransformersMoEForSequenceClassification": _known(
+        "mixtral", _DENSE, num_local_experts=4, num_experts_per_tok=2
+    ),
     "Lfm2BidirectionalModel": _known(
-        "lfm2", _DENSE, layer_types=["full_attention", "full_attention"], block_auto_adjust_ff_dim=False
+        "lfm2", _DENSE, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
     ),
 }

@@ -41,12 +41,12 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("n_group", "topk_group", "num_expert_group"), 1),
     **dict.fromkeys(("first_k_dense_replace", "num_dense_layers"), 1),
     "zero_expert_num": 2,
-    # Latent attention.
+    # Latent attention; SGLang's Triton kernels know 512 + 64 and 256 + 32 as the two parts of a key.
     "q_lora_rank": 32,
-    "kv_lora_rank": 32,
+    "kv_lora_rank": 256,
     "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "qk_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "qk_head_dim": 48,
     "v_head_dim": 16,
     "index_head_dim": 32,
     "index_n_heads": 4,

@@ -7,6 +7,10 @@ from typing import Any
 from families.published import YARN
 
 _FULL_AND_SLIDING = {"layer_types": ["full_attention", "sliding_attention"]}
+_LINEAR_AND_FULL = {
+    "full_attention_interval": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+}
 _MLA = {"num_key_value_heads": 4, "rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e4}}
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -58,6 +62,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "altup_num_inputs": 2,
     },
+    "Gemma4ForCausalLM": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16},
     "GptOssForCausalLM": {"swiglu_limit": 7.0},
     "Exaone4ForCausalLM": {
         "sliding_window_pattern": "LG",
@@ -79,7 +84,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "moe_topk": 2,
         "use_mixed_mlp_moe": True,
         "attention_head_dim": 16,
-        "use_qk_norm": True,
+        "use_qk_norm": False,  # torch_native attention answers in the shape that the norm leaves
         "hidden_act": "silu",
         "rope_scaling": None,
     },
@@ -88,12 +93,17 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 16},
-    "MiniMaxM2ForCausalLM": {"scoring_func": "sigmoid", "use_routing_bias": True, "use_qk_norm": True},
+    # The norm of queries and keys is a Triton kernel that asserts a GPU.
+    "MiniMaxM2ForCausalLM": {"scoring_func": "sigmoid", "use_routing_bias": True, "use_qk_norm": False},
     "OlmoForCausalLM": {"num_key_value_heads": 4},
     "OlmoeForCausalLM": {"num_key_value_heads": 4},
     "PhiForCausalLM": {"num_key_value_heads": 4},
     "Qwen2VLForConditionalGeneration": {"vision_config": {"in_chans": 3}},
-    "Qwen3NextForCausalLM": {"full_attention_interval": 2},
+    "Qwen3NextForCausalLM": _LINEAR_AND_FULL,
+    "Qwen3_5ForCausalLM": _LINEAR_AND_FULL,
+    "Qwen3_5MoeForCausalLM": _LINEAR_AND_FULL,
+    "Qwen3_5ForConditionalGeneration": {"text_config": _LINEAR_AND_FULL},
+    "Qwen3_5MoeForConditionalGeneration": {"text_config": _LINEAR_AND_FULL},
     "LongcatFlashForCausalLM": {
         **_MLA,
         "max_position_embeddings": 512,
@@ -117,17 +127,35 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "Contriever",
         "Qwen3Model",
         "EmbeddingGemmaModel",
+        "Lfm2BidirectionalModel",
+        "LlamaForClassification",
+        "NanbeigeForSequenceClassification",
+        "TransformersEmbeddingModel",
+        "TransformersForSequenceClassification",
+        "TransformersMoEEmbeddingModel",
+        "TransformersMoEForSequenceClassification",
+    )
+}
+# SGLang's classes insist on bfloat16.
+OPTIONS |= {
+    name: {"dtype": "bfloat16"}
+    for name in (
+        "K2HorizonForCausalLM",
+        "Llama4ForCausalLM",
+        "Llama4ForConditionalGeneration",
+        "XllmForCausalLM",
     )
 }
 # Functions that a model file calls by name: how they take gate and up, for the reference by hand.
 FUNCTIONS: dict[str, dict[str, str]] = {
+    "Lfm2ForCausalLM": {"torch.nn.functional.silu": "unary"},
     "Step3p5ForCausalLM": {"torch.nn.functional.silu": "unary"},
     "Phi3SmallForCausalLM": {"sglang.srt.models.phi3_small.gegelu": "interleaved"},
 }
 # Experts whose limit SGLang's CPU loop does not apply: the function in `reference` that does.
 PLAIN = {"Step3p5ForCausalLM": "step_limit"}
 # SGLang loads these without an error and without all tensors that transformers saves.
-NOT_READ = ("Llama4ForCausalLM",)
+NOT_READ = ("Llama4ForCausalLM", "NemotronHForCausalLM")
 # What is no model of its own; said as the reason.
 CANNOT: dict[str, str] = {
     "CLIPModel": "two encoders of images and text without a text model that generates",
