@@ -79,6 +79,8 @@ def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, A
     from families import recipes, sweep
 
     torch.set_num_threads(1)
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     found, failed = classes()
     logging.disable(logging.NOTSET)
     plans = recipes.by_name() if arguments.names else recipes.all_recipes(found)
@@ -87,7 +89,7 @@ def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, A
         begin = time.monotonic()
         if name in arguments.attention.split(","):
             plans[name].options = {"attention_backend": "triton"}
-        rows[name] = sweep.one_class(name, plans[name], arguments.scratch)
+        rows[name] = {**sweep.one_class(name, plans[name], arguments.scratch), "commit": commit}
         how = " (Triton interpreted)" if arguments.interpret else ""
         print(f"{time.monotonic() - begin:5.1f} s  {name}: {rows[name]['verdict']}{how}", flush=True)
         if arguments.verbose:

@@ -57,6 +57,11 @@ def install() -> None:
     vars(kda_triton).setdefault("chunk_kda", chunk_kda)
     update = fused_sigmoid_gating_delta_rule_update_cpu
     vars(kda_triton).setdefault("fused_sigmoid_gating_delta_rule_update", update)
+    # A gated norm asks for the number of multiprocessors to size its blocks.
+    from sglang.kernels.ops.attention.fla import layernorm_gated
+
+    if not torch.cuda.is_available():
+        layernorm_gated._get_sm_count = lambda device: 1
     if not hasattr(torch.cpu, "device"):  # the context that launches of Triton kernels stand in
         torch.cpu.device = contextlib.nullcontext
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from families.tuning import LIMITS, UNFINISHED
+
 ROOT = Path(__file__).resolve().parents[3]
 OBSERVATIONS = ROOT / "tests/data/sglang_models.json"
 PAGE = ROOT / "docs/models.md"
@@ -24,8 +26,8 @@ VERDICTS = {
     "unverified": "runs unchanged, and with the other activation, which there was nothing to compare with",
     "wrong": "differs from the reference: a defect",
     "broken": "SGLang alone runs it and the plugin does not, or changes it: a defect",
-    "not on this engine": "SGLang alone does not load or run it here, for the reason that it gave: needs the"
-    " GPU backend, or another configuration than the tiny one",
+    "not on this engine": "SGLang alone does not load or run it here, for the reason that it gave: it needs"
+    " the GPU backend, as named, or more than the tiny configuration has",
     "no checkpoint": "transformers could not build the tiny model",
     "not run": "not tried, for the reason given",
 }
@@ -56,6 +58,10 @@ other activation flexact computed every one of them.
 *Interpreted*: SGLang's Triton kernels ran in Triton's interpreter (`TRITON_INTERPRET=1`), since this engine
 has no other form of them. The result is verified; to serve such a model needs the GPU backend. *Proven at
 load*: the model loads, and the plugin proved every layer, plain and with the other activation.
+
+Linear attention, Mamba's mixer and Qwen3.5's attention call operators of `sgl_kernel`'s CPU build, which has
+no wheel; here they are written in torch
+([`engine_ops.py`](../tests/python/families/engine_ops.py)). No MLP and no expert passes through one.
 
 ## By name
 
@@ -176,7 +182,7 @@ def _is_proven_at_load(row: dict[str, Any]) -> bool:
 
 
 def _reasons(rows: dict[str, Any]) -> list[str]:
-    lines = ["| class | fails at | reason | with the plugin |", "|---|---|---|---|"]
+    lines = ["| class | fails at | reason | because | with the plugin |", "|---|---|---|---|---|"]
     for name, row in rows.items():
         failure = row.get("stock") or row.get("build") or {"stage": "", "reason": row.get("reason", "")}
         proven = _is_proven_at_load(row)
@@ -184,7 +190,9 @@ def _reasons(rows: dict[str, Any]) -> list[str]:
         if not proven and row.get("plain", {}).get("reason", "").startswith("flexact"):
             note = _cell(row["plain"]["reason"])
         where = f" ({failure['at']})" if failure.get("at") else ""
-        lines.append(f"| {name} | {failure['stage']} | {_cell(failure['reason'])}{where} | {note} |")
+        because = LIMITS.get(name, UNFINISHED) if "stock" in row else ""
+        line = f"| {name} | {failure['stage']} | {_cell(failure['reason'])}{where} | {because} | {note} |"
+        lines.append(line)
     return lines
 
 

@@ -142,8 +142,6 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
         "bailing_hybrid",
         {**_MOE, **_MLA},
         **_BAILING,
-        rope_scaling=None,
-        rope_parameters=_DENSE["rope_parameters"],
         layer_group_size=2,
         group_norm_size=1,
         linear_silu=False,
@@ -234,6 +232,7 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
         rotary_dim=16,
         dense_intermediate_size=96,
         intermediate_size=48,
+        enable_sink_attention=False,  # needs FlashAttention 3
     ),
     "JetNemotronForCausalLM": _known("jet_nemotron", _DENSE),
     "KimiLinearForCausalLM": _known(
@@ -261,6 +260,14 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
         routed_scaling_factor=2.5,
         partial_rotary_factor=0.5,
         router_dtype="fp32",
+    ),
+    "LongcatFlashForCausalLM": _known(
+        "longcat_flash",
+        _MLA,
+        rope_scaling=REMOVED,
+        rope_parameters={**YARN, "type": "deepseek_yarn", "rope_type": "deepseek_yarn", "rope_theta": 1e4},
+        mla_scale_q_lora=True,
+        mla_scale_kv_lora=True,
     ),
     "MiMoForCausalLM": _remote("mimo", _DENSE, head_dim=16, attention_bias=True, num_nextn_predict_layers=1),
     "MiMoV2FlashForCausalLM": _remote(
@@ -511,6 +518,18 @@ for _name in ("InternVLChatModel", "InternS1ForConditionalGeneration"):
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
     }
+
+# The first LLaVA's files have the keys of the text model at the top.
+for _name, _type in {
+    "LlavaLlamaForCausalLM": "llama",
+    "LlavaMistralForCausalLM": "mistral",
+    "LlavaQwenForCausalLM": "qwen2",
+    "LlavaVidForCausalLM": "llama",
+    "YiVLForCausalLM": "llama",
+}.items():
+    ONLY_SGLANG[_name] = _known(
+        "llava", _DENSE, mm_hidden_size=64, text_config=_known(_type, _DENSE), image_token_index=300
+    )
 
 for _name in ("BailingMM2NativeForConditionalGeneration", "BailingMMNativeForConditionalGeneration"):
     ONLY_SGLANG[_name]["mrope_section"] = [1, 1, 2]

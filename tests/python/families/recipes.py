@@ -153,11 +153,19 @@ def _write_config(folder: Path, name: str, keys: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 
 
-_REMOTE = '''from transformers import PretrainedConfig
+_REMOTE = '''from types import SimpleNamespace
+
+from transformers import PretrainedConfig
 
 
 class TinyConfig(PretrainedConfig):
     """Stands in for the configuration class that the published checkpoint brings along."""
 
     model_type = {model_type!r}
+
+    def __init__(self, block_configs=None, **keys):
+        super().__init__(**keys)
+        if block_configs:
+            parts = [{{name: SimpleNamespace(**part) for name, part in b.items()}} for b in block_configs]
+            self.block_configs = [SimpleNamespace(**part) for part in parts]
 '''

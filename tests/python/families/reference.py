@@ -85,7 +85,8 @@ def exchange_expert_loop(activation: Any = None) -> None:
     from sglang.srt.layers.moe import fused_moe_native
 
     def loop(layer: Any, x: torch.Tensor, topk_output: Any, config: Any) -> torch.Tensor:
-        return _experts(x, layer.w13_weight, layer.w2_weight, topk_output, activation)
+        on_input = getattr(config, "apply_router_weight_on_input", False)
+        return _experts(x, layer.w13_weight, layer.w2_weight, topk_output, activation, on_input)
 
     def function(hidden_states: Any, w1: Any, w2: Any, topk_output: Any, *args: Any, **kwargs: Any) -> Any:
         return _experts(hidden_states, w1, w2, topk_output, activation)
@@ -102,20 +103,26 @@ def step_limit(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 def _experts(
-    x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_output: Any, activation: Any
+    x: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_output: Any,
+    activation: Any,
+    on_input: bool = False,
 ) -> torch.Tensor:
     weights, ids = topk_output.topk_weights, topk_output.topk_ids
     out = torch.zeros_like(x)
     for token in range(x.shape[0]):
         for slot in range(ids.shape[1]):
             expert = int(ids[token, slot])
-            h = w13[expert] @ x[token]
+            weight = weights[token, slot].to(x.dtype)
+            h = w13[expert] @ (x[token] * weight if on_input else x[token])
             if w13.shape[1] == 2 * w2.shape[2]:
                 gate, up = h.chunk(2)
                 h = activation(gate, up) if activation else swish(gate) * up
             else:
                 h = swish(h)
-            out[token] += weights[token, slot].to(x.dtype) * (w2[expert] @ h)
+            out[token] += (w2[expert] @ h) * (1 if on_input else weight)
     return out
 
 

@@ -104,12 +104,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Qwen3_5MoeForCausalLM": _LINEAR_AND_FULL,
     "Qwen3_5ForConditionalGeneration": {"text_config": _LINEAR_AND_FULL},
     "Qwen3_5MoeForConditionalGeneration": {"text_config": _LINEAR_AND_FULL},
-    "LongcatFlashForCausalLM": {
-        **_MLA,
-        "max_position_embeddings": 512,
-        "mla_scale_q_lora": True,
-        "mla_scale_kv_lora": True,
-    },
     "NemotronHForCausalLM": {"layers_block_type": ["attention", "mlp", "moe"]},
     "Qwen3OmniMoeForConditionalGeneration": {
         "talker_config": {"text_config": {"shared_expert_intermediate_size": 48}, "spatial_merge_size": 2}
@@ -163,3 +157,19 @@ CANNOT: dict[str, str] = {
 }
 # A draft model proposes tokens to another model; SGLang cannot run it alone.
 DRAFT = ("NextN", "MTP", "Eagle", "DSpark", "DFlash", "Draft", "AssistantModel", "AssistantForCausalLM")
+# What of SGLang ends the run of a class on this engine, where it is no matter of the tiny configuration.
+_SPARSE = "sparse attention asks CUDA for the capability of the device before anything is loaded"
+_KDA = "SGLang creates CUDA streams while it constructs the class"
+_CLASS = "a defect of SGLang's class on every device"
+LIMITS: dict[str, str] = {
+    "DeepseekV32ForCausalLM": _SPARSE,
+    "GlmMoeDsaForCausalLM": _SPARSE,
+    "HYV4ForCausalLM": _SPARSE,
+    "KimiK3LinearForCausalLM": _KDA,
+    "JetNemotronForCausalLM": _CLASS,
+    "SolarForCausalLM": _CLASS,
+    "DeepseekVL2ForCausalLM": "its vision tower is the package timm's",
+    "VoxtralForConditionalGeneration": "its tokens are the package mistral_common's",
+    "Gemma3nForCausalLM": "SGLang's sizes for a CPU take one width of MLP, and the family has one by layer",
+}
+UNFINISHED = "the tiny configuration lacks something that the class wants"
