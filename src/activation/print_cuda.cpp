@@ -298,9 +298,10 @@ class CudaPrinter {
     int exponent = 0;
     const double fraction = std::frexp(c, &exponent);
     const int first = std::clamp(-exponent, -kMost, kMost);
-    // At most the largest fp32 number: 0 divided by the tiniest c is 0.
-    const double rest = std::min(std::ldexp(1 / std::fabs(fraction), -exponent - first),
-                                 double{std::numeric_limits<float>::max()});
+    // A number, so that 0 divided by the tiniest c is 0 and infinity by the largest is infinity.
+    using Float = std::numeric_limits<float>;
+    const double rest = std::clamp(std::ldexp(1 / std::fabs(fraction), -exponent - first),
+                                   double{Float::min()}, double{Float::max()});
     return a + " * " + literal(std::ldexp(1.0, first)) + " * " +
            literal(std::copysign(rest, fraction));
   }
