@@ -195,7 +195,7 @@ def chunk_kda(
     lower_bound: float | None = None,
     beta_is_raw: bool = False,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> torch.Tensor:
     """Kimi's delta attention: the rule above with a decay of its own for each channel of the key."""
     heads = v.shape[-2]
     decay = g.float().reshape(1, -1, heads, k.shape[-1])
@@ -204,7 +204,7 @@ def chunk_kda(
     beta = beta.float().reshape(1, -1, heads)
     beta = beta.sigmoid() if beta_is_raw else beta
     rule = chunk_gated_delta_rule_cpu
-    return rule(q, k, v, decay, beta, initial_state, cu_seqlens, initial_state_indices)[0], None
+    return rule(q, k, v, decay, beta, initial_state, cu_seqlens, initial_state_indices)[0]
 
 
 def _kda_decay(

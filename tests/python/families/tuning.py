@@ -11,7 +11,12 @@ _LINEAR_AND_FULL = {
     "full_attention_interval": 2,
     "layer_types": ["linear_attention", "full_attention"],
 }
-_MLA = {"num_key_value_heads": 4, "rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": 1e4}}
+_MLA = {
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "rope_scaling": YARN,
+    "rope_parameters": {**YARN, "rope_theta": 1e4},
+}
 
 CHANGES: dict[str, dict[str, Any]] = {
     "BertModel": {"position_embedding_type": "absolute"},
