@@ -59,6 +59,9 @@ Graph as_written(const Ast& ast) {
           place[i] = push({Op::Powi, {in[0], -1, -1}, 0, static_cast<std::int32_t>(n)});
         } else if (exponent.constant && std::fabs(n) == 0.5) {
           place[i] = push({n > 0 ? Op::Sqrt : Op::Rsqrt, {in[0], -1, -1}});
+        } else if (const Expr& base = ast.exprs[static_cast<std::size_t>(e.operands[0])];
+                   base.constant && base.value == 1) {
+          place[i] = push({Op::Constant, {-1, -1, -1}, 1});  // of NaN and infinities too, as pow
         } else {
           const std::int32_t log = push({Op::Log, {in[0], -1, -1}});
           const std::int32_t product = push({Op::Mul, {log, in[1], -1}});

@@ -80,6 +80,7 @@ def once(target: str, options: argparse.Namespace, seconds: float) -> tuple[floa
         BUILD / "tests" / "fuzz" / f"fuzz_{target}",
         # Of time that passes, which is no measure on a machine whose processors others use.
         f"-timeout={600 if options.idle else 10}",
+        "-report_slow_units=600",
         "-rss_limit_mb=4096",
         "-print_final_stats=1",
         f"-artifact_prefix={BUILD / 'findings' / target}/",
