@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class, or SGLang does not read the checkpoint that it saves, into SGLang's class
 Differences are the largest of any log-probability, over all tokens and the whole vocabulary (of any entry,
 for embedding and classification models). "Layers" are those that the plugin found and proved; with the
 other activation flexact computed every one of them.
+{commits}
 
 | verdict | classes | meaning |
 |---|---|---|
@@ -82,6 +84,7 @@ def text(observations: dict[str, Any]) -> str:
     parts = [
         HEAD.format(
             **observations["versions"],
+            commits=_commits(rows),
             counts="\n".join(
                 f"| {v} | {count[v]} | {meaning} |" for v, meaning in VERDICTS.items() if count[v]
             ),
@@ -102,6 +105,12 @@ def text(observations: dict[str, Any]) -> str:
     lines = ["## Model files that cannot be imported here", "", "| file | reason |", "|---|---|"]
     parts.append("\n".join([*lines, *(f"| {name} | {_cell(why)} |" for name, why in files), ""]))
     return "\n".join(parts)
+
+
+def _commits(rows: dict[str, Any]) -> str:
+    found = Counter(row["commit"] for row in rows.values())
+    listed = ", ".join(f"{commit} ({count})" for commit, count in found.most_common())
+    return f"The commits of this repository at which classes were observed: {listed}."
 
 
 def _families(found: dict[str, list[str]]) -> str:
