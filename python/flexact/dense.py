@@ -1,4 +1,8 @@
-"""The activation of dense and shared MLPs: act_and_mul, and act_and_quantise before FP8 projections."""
+"""The activation of dense and shared MLPs: act_and_mul, and act_and_quantise before FP8 projections.
+
+`torch.ops.flexact.act_and_mul` is the operator beneath: torch.compile traces it, and on a GPU it neither
+waits nor allocates anything but its result, so a CUDA graph can hold it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from typing import Any
 import torch
 
 from flexact import _core
-from flexact._core import Activation
+from flexact._core import Activation, Function
 from flexact.activation import require_scopes
-from flexact.errors import InvalidArgument
+from flexact.errors import InvalidArgument, Unsupported
 from flexact.formats import quantise_activations
+from flexact.moe import Undifferentiable, _function, _table
 from flexact.moe import activation_values as values_of_layer
 
 __all__ = ["act_and_mul", "act_and_quantise"]
@@ -48,18 +53,25 @@ def act_and_mul(
     Raises:
         InvalidArgument: Shapes, dtypes and pairing contradict each other.
     """
-    activation = _checked(x, activation, pairing)
+    _check(x, pairing)
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
-    shape = (*x.shape[:-1], x.shape[-1] if pairing == "none" else x.shape[-1] // 2)
+    shape = _result_shape(x, pairing)
     if out is not None and (needs_gradient or out.shape != shape or out.dtype != x.dtype):
         raise InvalidArgument(
             f"out is {list(out.shape)} {out.dtype}", hint=f"{list(shape)} {x.dtype}, and no gradients"
         )
     kernels = x.dtype in _KERNEL_DTYPES and (x.is_cpu or (x.is_cuda and _triton() is not None))
     if needs_gradient or not kernels:
-        result = activation(*_split(x, pairing), layer=layer)
+        result = _fitting(activation, pairing)(*_split(x, pairing), layer=layer)
         return result if out is None else out.copy_(result)
-    return _run(x, activation, pairing, layer, out)
+    canonical, rows = _described(activation, pairing, layer)
+    values = torch.tensor(rows, dtype=torch.float32) if rows[0] else None
+    if out is None:
+        return torch.ops.flexact.act_and_mul(x, canonical, values, pairing=pairing)
+    # Written in place only where no row of x can be overwritten before it is read.
+    if out.is_contiguous() and out.device == x.device and not _share_memory(out, x):
+        return _launch(x, canonical, values, pairing, out)
+    return out.copy_(torch.ops.flexact.act_and_mul(x, canonical, values, pairing=pairing))
 
 
 def act_and_quantise(
@@ -88,7 +100,8 @@ def act_and_quantise(
     Raises:
         InvalidArgument: Shapes, dtypes and pairing contradict each other, or x needs a gradient.
     """
-    activation = _checked(x, activation, pairing)
+    _check(x, pairing)
+    activation = _fitting(activation, pairing)
     if format not in ("fp8_block", "fp8_channel"):
         raise InvalidArgument(f"format {format!r}", hint="fp8_block or fp8_channel")
     if torch.is_grad_enabled() and x.requires_grad:
@@ -104,15 +117,29 @@ def act_and_quantise(
     return codes.view(*leading, codes.shape[-1]), scales.view(*leading, *scales.shape[1:])
 
 
-def _checked(x: torch.Tensor, activation: Activation, pairing: str) -> Activation:
-    """The activation as the pairing needs it."""
+def _check(x: torch.Tensor, pairing: str) -> None:
     if pairing not in _PAIRINGS:
         raise InvalidArgument(f"pairing {pairing!r}", hint=", ".join(_PAIRINGS))
     if x.dim() == 0 or (pairing != "none" and x.shape[-1] % 2):
         raise InvalidArgument(f"x is {list(x.shape)}", hint="[..., 2I]; [..., I] with pairing 'none'")
+
+
+def _fitting(activation: Activation, pairing: str) -> Activation:
+    """The activation as the pairing needs it."""
     if pairing == "none" and activation.function.is_gated:
         raise InvalidArgument(f"{activation.function.name} needs a gate", hint="a pairing other than 'none'")
     return activation if pairing == "none" else activation.gated()
+
+
+@torch.compiler.assume_constant_result
+def _described(activation: Activation, pairing: str, layer: int | None) -> tuple[str, list[list[float]]]:
+    """The function's canonical string, and the parameters' values in its order."""
+    activation = _fitting(activation, pairing)
+    return activation.function.canonical, _values(activation, layer).tolist()
+
+
+def _result_shape(x: torch.Tensor, pairing: str) -> tuple[int, ...]:
+    return (*x.shape[:-1], x.shape[-1] if pairing == "none" else x.shape[-1] // 2)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -137,34 +164,93 @@ def _split(x: torch.Tensor, pairing: str) -> tuple[torch.Tensor, ...]:
     return (first, second) if pairing == "concat" else (second, first)
 
 
-def _run(
-    x: torch.Tensor, activation: Activation, pairing: str, layer: int | None, out: torch.Tensor | None
+@functools.lru_cache(maxsize=1024)
+def _named(canonical: str, pairing: str) -> Function:
+    function = _function(canonical)
+    if pairing == "none" and function.is_gated:
+        raise InvalidArgument(f"{function.name} needs a gate", hint="a pairing other than 'none'")
+    return function if pairing == "none" else function.gated()
+
+
+def _launch(
+    x: torch.Tensor, canonical: str, values: torch.Tensor | None, pairing: str, out: torch.Tensor
 ) -> torch.Tensor:
-    width = x.shape[-1] if pairing == "none" else x.shape[-1] // 2
-    rows, values = _rows(x), _values(activation, layer)
-    # Written in place only where no row of x can be overwritten before it is read.
-    direct = out is not None and out.is_contiguous() and out.device == x.device and not _share_memory(out, x)
-    result = out if direct else torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
-    if not x.is_cpu:
+    """Computes into `out`, which is contiguous and shares no memory with x."""
+    if x.dtype not in _KERNEL_DTYPES:
+        raise Unsupported(
+            f"act_and_mul has no kernel for {x.dtype}", hint=", ".join(map(str, _KERNEL_DTYPES))
+        )
+    function = _named(canonical, pairing)
+    rows, width = _rows(x), out.shape[-1]
+    if x.is_cuda:
         kernels = _triton()
+        if kernels is None:
+            raise Unsupported("act_and_mul on a GPU needs Triton", hint="pip install triton")
         with torch.cuda.device(x.device):
-            table = kernels.on_device(values, x.device)
-            kernels.dense.run(activation.function, table, pairing, rows, result.view(-1, width))
-        return result if out is None or direct else out.copy_(result)
+            table = kernels.on_device(torch.empty((1, 0)) if values is None else values, x.device)
+            kernels.dense.run(function, table, pairing, rows, out.view(-1, width))
+        return out
+    table = _table(function, values)
     _core.act_and_mul(
-        activation.function,
-        values.data_ptr(),
-        *values.shape,
+        function,
+        table.data_ptr(),
+        *table.shape,
         pairing,
         _KERNEL_DTYPES[x.dtype],
         rows.shape[0],
         width,
         rows.data_ptr(),
         rows.stride(0),
-        result.data_ptr(),
+        out.data_ptr(),
         width,
     )
-    return result if out is None or direct else out.copy_(result)
+    return out
+
+
+# --- The operator ---------------------------------------------------------------------------------
+
+_library = torch.library.Library("flexact", "FRAGMENT")
+_library.define(
+    "act_and_mul(Tensor x, str activation, Tensor? activation_values=None, *, str pairing='concat') -> Tensor"
+)
+
+
+def _act_and_mul(
+    x: torch.Tensor,
+    activation: str,
+    activation_values: torch.Tensor | None = None,
+    *,
+    pairing: str = "concat",
+) -> torch.Tensor:
+    _check(x, pairing)
+    out = torch.empty(_result_shape(x, pairing), dtype=x.dtype, device=x.device)
+    return _launch(x, activation, activation_values, pairing, out)
+
+
+_library.impl("act_and_mul", _act_and_mul, "CPU")
+_library.impl("act_and_mul", _act_and_mul, "CUDA")
+
+
+@torch.library.register_fake("flexact::act_and_mul", lib=_library)
+def _act_and_mul_meta(
+    x: torch.Tensor,
+    activation: str,
+    activation_values: torch.Tensor | None = None,
+    *,
+    pairing: str = "concat",
+) -> torch.Tensor:
+    _check(x, pairing)
+    return x.new_empty(_result_shape(x, pairing))
+
+
+@torch.library.impl(_library, "act_and_mul", "Autograd")
+def _act_and_mul_autograd(*args: Any, **kwargs: Any) -> torch.Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        result = torch.ops.flexact.act_and_mul(*args, **kwargs)
+    tracked = [each for each in args if isinstance(each, torch.Tensor) and each.requires_grad]
+    if tracked and torch.is_grad_enabled():
+        return Undifferentiable.apply(result, "act_and_mul", *tracked)
+    return result
 
 
 @functools.lru_cache(maxsize=1)

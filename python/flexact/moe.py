@@ -669,17 +669,18 @@ def _check_shapes(hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_
         )
 
 
-class _Undifferentiable(torch.autograd.Function):
+class Undifferentiable(torch.autograd.Function):
     """Passes a result on and refuses its gradient: else a backward pass would take it for a constant."""
 
     @staticmethod
-    def forward(ctx: Any, result: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, result: torch.Tensor, operator: str, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.operator = operator
         return result.view_as(result)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         raise Unsupported(
-            "fused_moe computes no gradients",
+            f"the operator {ctx.operator} computes no gradients",
             hint="call it under torch.no_grad(); the activations themselves are differentiable",
         )
 
@@ -692,5 +693,5 @@ def _fused_moe_autograd(*args: Any, **kwargs: Any) -> torch.Tensor:
         each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor) and each.requires_grad
     ]
     if tracked and torch.is_grad_enabled():
-        return _Undifferentiable.apply(result, *tracked)
+        return Undifferentiable.apply(result, "fused_moe", *tracked)
     return result

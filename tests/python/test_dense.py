@@ -156,3 +156,21 @@ def test_quantising_refuses_other_formats_and_gradients():
     ):
         with pytest.raises(flexact.InvalidArgument):
             call()
+
+
+def test_the_operator_is_traced_and_its_meta_kernel_gives_the_shape():
+    x = torch.randn(3, 5, 24)
+    canonical, values = SWISH.function.canonical, torch.tensor([[1.5]])
+
+    def block(v):
+        return act_and_mul(v * 2, SWISH) + torch.ops.flexact.act_and_mul(v, canonical, values)
+
+    torch.compiler.reset()
+    expected = block(x)
+    torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), expected)
+    meta = torch.ops.flexact.act_and_mul(x.to("meta").half(), canonical, None, pairing="none")
+    assert (meta.shape, meta.dtype) == (x.shape, torch.float16)
+    with pytest.raises(flexact.InvalidArgument, match="beta"):
+        torch.ops.flexact.act_and_mul(x, canonical)
+    with pytest.raises(flexact.Unsupported, match="no gradients"):
+        torch.ops.flexact.act_and_mul(x.requires_grad_(), canonical, values).sum().backward()
