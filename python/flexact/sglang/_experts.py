@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flexact.sglang import _switches
+from flexact.sglang._counts import Count
 from flexact.sglang._host import host_activation
 from flexact.sglang._stop import stop
 
@@ -25,8 +26,7 @@ _CHOICE = (
     "gate_up_interleaved",
 )
 _WIDEST = 32
-_FORMATS = {"torch.float32": "fp32", "torch.float16": "fp16", "torch.bfloat16": "bf16"}
-# Largest difference from the reference, relative to the largest value: the rounding of the format.
+# Largest difference from the reference, relative to the largest value: the rounding of the dtype.
 _TOLERANCE = {"torch.float32": 1e-4, "torch.float16": 1e-2, "torch.bfloat16": 4e-2}
 
 
@@ -42,12 +42,26 @@ class ExpertLayer:
         self.layer_id = module.layer_id
         self.role = "shared" if getattr(type(module), "is_shared_fused_moe", False) else "routed"
         self.name = module.layer_name or f"layers.{module.layer_id}.experts"
-        self.calls = 0
+        self.count = Count()
         # Some classes leave it to their router; the widest there is then, and narrower calls are padded.
         self.top_k: int = module.top_k or _WIDEST
+        self.backend = ""  # set where flexact computes the layer
+        self.has_called_host = False
         self.plan: Any = None
         self.values: Any = None
         self.error: float | None = None  # measured against the reference; None: not measurable here
+        self._narrower: dict[int, Any] = {}  # plans for fewer experts a token, where a plan costs nothing
+        self._bytes: int | None = None
+
+    @property
+    def calls(self) -> int:
+        """How often the layer has run."""
+        return self.count.total
+
+    @property
+    def device(self) -> Any:
+        """Where it is computed."""
+        return self.module.w13_weight.device
 
     def describe(self) -> dict[str, Any]:
         """The layer's row in the report."""
@@ -63,7 +77,7 @@ class ExpertLayer:
             "kernel": self.plan.describe()
             if self.plan is not None
             else type(self.module.quant_method).__name__,
-            "resident_bytes": self.plan.resident_bytes if self.plan is not None else None,
+            "resident_bytes": self._bytes,
             "relative_error": self.error,
             "calls": self.calls,
         }
@@ -72,6 +86,8 @@ class ExpertLayer:
         """Computes the experts' output for this rank's tokens."""
         from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 
+        if dispatch_output.hidden_states_scale is not None:
+            stop(f"{self.name}: SGLang hands over quantised hidden states, a path that is not supported")
         return StandardCombineInput(
             hidden_states=self.compute(dispatch_output.hidden_states, dispatch_output.topk_output)
         )
@@ -80,7 +96,9 @@ class ExpertLayer:
         """The experts' output [M, H] of hidden_states [M, H], for SGLang's top-k output."""
         if self.plan is None:
             self.pack()
-        self.calls += 1
+        if not hasattr(topk, "topk_ids"):
+            stop(f"{self.name}: SGLang leaves the routing to a kernel of its own ({type(topk).__name__})")
+        self.count.bump()
         return self._execute(hidden_states, topk.topk_weights, topk.topk_ids)
 
     def _execute(self, hidden_states: Any, weights: Any, ids: Any) -> Any:
@@ -88,6 +106,10 @@ class ExpertLayer:
 
         if weights.dtype != torch.float32:  # a router in the model's own format
             weights = weights.float()
+        if self.backend == "triton":
+            # One type of ids, so that all that can be needed is compiled before the first request.
+            plan, ids = self._plan_for(ids.shape[1]), ids.to(torch.int32)
+            return plan.run(hidden_states, weights, ids, out=_output(plan, hidden_states, ids))
         missing = self.top_k - ids.shape[1]
         if missing:
             pad = torch.nn.functional.pad
@@ -96,33 +118,78 @@ class ExpertLayer:
         return output[:, : ids.shape[1] - missing] if missing and output.dim() == 3 else output
 
     def pack(self) -> None:
-        """Packs the weights into the plan's own copy, proves it, and lets go of SGLang's copy. Idempotent."""
+        """Makes the plan from the loaded weights, proves it, and lets go of SGLang's copy. Idempotent."""
         if self.plan is not None:
             return
-        import torch
+        from flexact.sglang import _formats, _values
 
-        from flexact import moe
-        from flexact.sglang import _values
-
-        layer, config = self.module, self.module.moe_runner_config
+        held = _formats.held(self.module)
+        if isinstance(held, str):
+            stop(f"{self.name}: {held}")
+        try:
+            weights = _formats.tensors(self.module, held)
+        except ValueError as error:
+            stop(f"{self.name}: {error}")
         self.values = _values.table(
-            self.entry, self.layer_id, experts=self.expert_range(), experts_here=layer.num_local_experts
+            self.entry, self.layer_id, experts=self.expert_range(), experts_here=self.module.num_local_experts
         )
-        self.plan = moe.plan(
-            layer.w13_weight.data,
-            layer.w2_weight.data,
+        self._made_from = (held.format, weights)
+        self.plan = self._make(self.top_k)
+        self.measure(self._execute)
+        self._let_go(held)
+
+    def _make(self, top_k: int) -> Any:
+        """A plan for so many experts a token."""
+        from flexact import moe
+
+        format, weights = self._made_from
+        config = self.module.moe_runner_config
+        rest = {name: tensor for name, tensor in weights.items() if name not in ("w13", "w2")}
+        return moe.plan(
+            weights["w13"],
+            weights["w2"],
             self.entry.activation.function,
             activation_values=self.values,
-            top_k=self.top_k,
-            format=_FORMATS[str(layer.w13_weight.dtype)],
+            top_k=top_k,
+            format=format,
             pairing=self.pairing,
-            w13_bias=_data(layer, "w13_weight_bias"),
-            w2_bias=_data(layer, "w2_weight_bias"),
+            io_dtype=_io_dtype(self.module),
             router_weight_on_input=bool(config.apply_router_weight_on_input),
+            routed_scaling_factor=_scaling_factor(self.module),
             combine=not config.no_combine,
-            backend="cpu",
+            backend=self.backend,
+            **rest,
         )
-        self.measure(self._execute)
+
+    def _plan_for(self, top_k: int) -> Any:
+        """The plan for so many experts a token: it refers to the same weights."""
+        if top_k == self.top_k:
+            return self.plan
+        if top_k not in self._narrower:
+            self._narrower[top_k] = self._make(top_k)
+        return self._narrower[top_k]
+
+    def reserve(self, tokens: int) -> None:
+        """Before SGLang takes what memory is left: compiles, and sizes the workspace."""
+        import torch
+
+        if self.backend == "triton":
+            self.plan.reserve(tokens, id_dtypes=(torch.int32,))
+        else:
+            self.plan.reserve(tokens)
+
+    def _let_go(self, held: Any) -> None:
+        import torch
+
+        from flexact.sglang import _formats
+
+        layer = self.module
+        if self.backend == "triton":
+            # The plan reads the loaded tensors themselves.
+            _formats.give_way(layer, held)
+            self._bytes = sum(tensor.nbytes for tensor in self._made_from[1].values())
+            return
+        self._bytes, self._made_from = self.plan.resident_bytes, None
         if hasattr(layer, "release"):  # the same memory under other names
             layer.release()
         for name in ("w13_weight", "w2_weight"):
@@ -136,25 +203,33 @@ class ExpertLayer:
         return self.module.moe_ep_rank * count, (self.module.moe_ep_rank + 1) * count
 
     def measure(self, run: Callable[..., Any]) -> None:
-        """Compares `run` with a reference on this layer's own weights; ends the process if they differ.
-
-        Two tokens and at most three experts: enough to see another function, another layout, other
-        parameter values or an empty output, at the price of a few matrix-vector products.
-        """
+        """Compares `run` with a reference on this layer's own weights; ends the process if they differ."""
         import torch
 
+        from flexact.sglang import _formats, _proof, _values
+
         layer, config = self.module, self.module.moe_runner_config
-        dtype = layer.w13_weight.dtype
-        generator = torch.Generator().manual_seed(0x5EED + self.layer_id)
-        experts, width = layer.num_local_experts, min(2, self.top_k, layer.num_local_experts)
-        x = torch.randn(2, config.hidden_size, generator=generator, dtype=torch.float32).to(dtype)
-        ids = torch.tensor([[0, experts - 1], [experts - 1, experts // 2 if experts > 2 else 0]])[:, :width]
-        weights = torch.rand(ids.shape, generator=generator, dtype=torch.float32) + 0.5
+        held, dtype = _formats.held(layer), _io_dtype(layer)
+        subject = _proof.Subject(
+            _formats.tensors(layer, held),
+            held.format,
+            self.pairing,
+            dtype,
+            bool(config.apply_router_weight_on_input),
+        )
+
+        def activate(h: Any, expert: int) -> Any:
+            number = self.expert_range()[0] + expert
+            return _values.reference(self.entry, self.layer_id, h, self.pairing, expert=number)
+
         with torch.no_grad():
-            expected = self._reference(x, weights, ids)
+            x, weights, ids = _proof.inputs(subject, width=self.top_k, seed=0x5EED + self.layer_id)
+            expected = _proof.reference(subject, activate, x, weights, ids)
             actual = run(x, weights, ids).double()
             if config.no_combine and self.is_ours:
                 actual = (actual * weights.double()[..., None]).sum(1)
+            elif self.is_ours:
+                expected = expected * _scaling_factor(layer)
         scale = expected.abs().max().item()
         self.error = (
             ((actual - expected).abs().max().item() / scale) if scale > 0 else actual.abs().max().item()
@@ -167,28 +242,36 @@ class ExpertLayer:
                 f" {'flexact' if self.is_ours else 'SGLang'}'s kernel"
             )
 
-    def _reference(self, x: Any, weights: Any, ids: Any) -> Any:
-        import torch
 
-        from flexact.sglang import _values
+def _io_dtype(module: Any) -> Any:
+    """The dtype of the hidden states: quantised weights do not show it."""
+    weight = module.w13_weight
+    return weight.dtype if weight.dtype.itemsize > 1 else module.params_dtype
 
-        layer, config = self.module, self.module.moe_runner_config
-        w13_bias, w2_bias = _data(layer, "w13_weight_bias"), _data(layer, "w2_weight_bias")
-        out = torch.zeros(x.shape, dtype=torch.float64)
-        for token, slot in (ids >= 0).nonzero().tolist():
-            expert, weight = int(ids[token, slot]), weights[token, slot].double()
-            given = x[token].float() * (weight.float() if config.apply_router_weight_on_input else 1.0)
-            h = (layer.w13_weight[expert].float() @ given).double()
-            if w13_bias is not None:
-                h = h + w13_bias[expert].double()
-            h = _values.reference(
-                self.entry, self.layer_id, h, self.pairing, expert=self.expert_range()[0] + expert
-            )
-            y = (layer.w2_weight[expert].float() @ h.float()).double()
-            if w2_bias is not None:
-                y = y + w2_bias[expert].double()
-            out[token] += y if config.apply_router_weight_on_input else y * weight
-        return out
+
+def _scaling_factor(module: Any) -> float:
+    """What the combined output is multiplied by: SGLang's kernels do it on CUDA, else its classes."""
+    from sglang.srt.utils import is_cuda
+
+    in_router = getattr(module, "should_fuse_routed_scaling_factor_in_topk", False)
+    factor = getattr(module.moe_runner_config, "routed_scaling_factor", None)
+    return 1.0 if factor is None or in_router or not is_cuda() else float(factor)
+
+
+def _output(plan: Any, hidden_states: Any, ids: Any) -> Any:
+    """Where the result goes: memory that SGLang's collectives can use, where it asks for that."""
+    import torch
+
+    if not hidden_states.is_cuda:
+        return None
+    from sglang.srt.distributed import get_tp_group
+    from sglang.srt.distributed.device_communicators.pynccl_allocator import use_symmetric_memory
+    from sglang.srt.layers.dp_attention import is_allocation_symmetric
+
+    tokens, hidden = hidden_states.shape[0], plan.problem.hidden
+    shape = (tokens, hidden) if plan.problem.combine else (tokens, ids.shape[1], hidden)
+    with use_symmetric_memory(get_tp_group(), disabled=not is_allocation_symmetric()):
+        return torch.empty(shape, dtype=hidden_states.dtype, device=hidden_states.device)
 
 
 def _data(layer: Any, name: str) -> Any:
@@ -208,9 +291,12 @@ def fused_moe_init(original: Callable[..., None], self: Any, *args: Any, **kwarg
     chosen = {name: given.arguments.get(name) for name in _CHOICE}
     layer_id = given.arguments["layer_id"]
     entry = _entry(current, layer_id, shared=getattr(type(self), "is_shared_fused_moe", False))
-    # gpt_oss and its like: an alpha means that gate and up rows alternate, unless said otherwise.
+    # gpt_oss and its like: an alpha means that gate and up rows alternate, unless said otherwise. "situ" has
+    # an alpha of another meaning; under any other name it is the family's layout that counts.
     interleaved = (
-        chosen["gemm1_alpha"] is not None and chosen["activation"] == "silu" and chosen["gate_up_interleaved"]
+        chosen["gemm1_alpha"] is not None
+        and chosen["gate_up_interleaved"]
+        and (chosen["activation"] == "silu" or entry.pairing == "interleaved")
     )
     pairing = ("interleaved" if interleaved else "concat") if chosen["is_gated"] is not False else "none"
     if entry.gated != (pairing != "none"):
@@ -223,10 +309,24 @@ def fused_moe_init(original: Callable[..., None], self: Any, *args: Any, **kwarg
     self.__dict__["flexact"] = layer = _decide(self, entry, chosen, pairing)
     if layer.is_ours:
         refuse_unsupported(self, layer)
-        # Where SGLang finishes a layer's weights is where flexact packs them.
-        self.quant_method.process_weights_after_loading = lambda module: layer.pack()
+        _finish_with(layer)
     current.experts.append(layer)
     return None
+
+
+def _finish_with(layer: ExpertLayer) -> None:
+    """Where SGLang finishes a layer's weights is where flexact takes them."""
+    from flexact.sglang import _formats
+
+    method, held = layer.module.quant_method, _formats.held(layer.module)
+    process = method.process_weights_after_loading
+
+    def finish(module: Any) -> None:
+        if held.processed and layer.plan is None:
+            process(module)
+        layer.pack()
+
+    method.process_weights_after_loading = finish
 
 
 def _entry(current: Any, layer_id: int, *, shared: bool) -> Any:
@@ -245,10 +345,12 @@ def _entry(current: Any, layer_id: int, *, shared: bool) -> Any:
 
 def _decide(module: Any, entry: Any, chosen: dict[str, Any], pairing: str) -> ExpertLayer:
     """Who computes this layer under FLEXACT_MOE."""
-    from flexact.sglang import _values
+    from flexact.sglang import _model, _values
 
     mode = _switches.value("FLEXACT_MOE")
     host, why_not = host_activation(module, chosen, pairing)
+    if runner := _model.loading().runner_set_aside:
+        host, why_not = None, f"SGLang's runner {runner} cannot compute this model's experts"
     if host is not None and not _values.same(host, entry, module.layer_id):
         why_not = f"SGLang's kernel would compute {host.function.formula}"
         host = None
@@ -267,41 +369,65 @@ def _decide(module: Any, entry: Any, chosen: dict[str, Any], pairing: str) -> Ex
 
 
 def refuse_unsupported(module: Any, layer: ExpertLayer) -> None:
-    """Ends the process where flexact has to compute this layer and cannot."""
-    from flexact import _core
+    """Ends the process where flexact has to compute this layer and cannot; chooses its backend."""
+    from flexact import _core, formats
+    from flexact.sglang import _formats
 
     where = f"{layer.name}: {layer.entry.name} ({layer.reason})"
-    method = type(module.quant_method).__name__
-    if method != "UnquantizedFusedMoEMethod":
-        stop(f"{where}, and experts in the format of {method} are not supported; serve unquantised weights")
-    device = module.w13_weight.device.type
-    if device != "cpu":
-        stop(f"{where}, and there is no backend for experts on {device} yet; serve on the CPU")
+    held = _formats.held(module)
+    if isinstance(held, str):
+        stop(f"{where}, and {held}")
+    layer.backend = _backend(module.w13_weight.device.type, where)
     dispatcher = type(module.dispatcher).__name__
     if dispatcher != "StandardDispatcher":
         stop(f"{where}, and tokens that arrive through {dispatcher} are not supported")
     if module.num_fused_shared_experts:
         _refuse_other_shared(module, layer, where)
-    dtype = module.w13_weight.dtype
-    if str(dtype) not in _FORMATS:
-        stop(f"{where}, and expert weights in {dtype} are not supported")
     config = module.moe_runner_config
+    packed = 2 if held.format in formats.FP4_FORMATS else 1
     problem = _core.MoeProblem(
         experts=module.num_local_experts,
         top_k=layer.top_k,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size_per_partition,
-        format=_FORMATS[str(dtype)],
-        io_dtype=str(dtype).removeprefix("torch."),
+        hidden=packed * module.w13_weight.shape[2],
+        intermediate=packed * module.w2_weight.shape[2],
+        format=held.format,
+        io_dtype=str(_io_dtype(module)).removeprefix("torch."),
         pairing=layer.pairing,
-        bias13=_data(module, "w13_weight_bias") is not None,
-        bias2=_data(module, "w2_weight_bias") is not None,
+        bias13="w13_bias" in held.names,
+        bias2="w2_bias" in held.names,
         router_weight_on_input=bool(config.apply_router_weight_on_input),
         combine=not config.no_combine,
     )
-    refusal = _core.refuse("cpu", problem, layer.entry.activation.function)
+    refusal = _core.refuse(layer.backend, problem, layer.entry.activation.function)
     if refusal:
         stop(f"{where}: {refusal[0]} ({refusal[1]})")
+
+
+def _backend(device: str, where: str) -> str:
+    """The backend that FLEXACT_BACKEND names for experts on a device."""
+    wanted = _switches.value("FLEXACT_BACKEND")
+    if wanted == "cutlass":
+        stop(
+            f"{where}, and FLEXACT_BACKEND=cutlass: those kernels are available to C++ programs so far;"
+            " FLEXACT_BACKEND=triton computes on a GPU"
+        )
+    here = {"cpu": "cpu", "cuda": "triton"}.get(device)
+    if here is None:
+        stop(f"{where}, and there is no backend for experts on {device}; serve on an NVIDIA GPU or the CPU")
+    if wanted in ("auto", here):
+        return here
+    if wanted == "triton" and _is_interpreted():
+        return wanted
+    stop(f"{where}, and FLEXACT_BACKEND={wanted} does not compute experts on {device}; {here} does")
+
+
+def _is_interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU, in its interpreter."""
+    try:
+        from flexact.triton.moe import interpreted
+    except ImportError:
+        return False
+    return interpreted()
 
 
 def _refuse_other_shared(module: Any, layer: ExpertLayer, where: str) -> None:
@@ -323,7 +449,7 @@ def run_moe_core(original: Callable[..., Any], self: Any, *args: Any, **kwargs: 
     layer = self.__dict__.get("flexact")
     if layer is None or not layer.is_ours:
         if layer is not None:
-            layer.calls += 1
+            layer.count.bump()
         return original(self, *args, **kwargs)
     return layer.run(args[0] if args else kwargs["dispatch_output"])
 
@@ -372,10 +498,9 @@ def verify(model: Any, current: Any, *, tokens: int | None = None) -> None:
         if layer.is_ours:
             layer.pack()
             if tokens:
-                layer.plan.reserve(tokens)
+                layer.reserve(tokens)
         elif _is_measurable(layer.module):
             layer.measure(lambda x, weights, ids, layer=layer: _run_host(layer.module, x, weights, ids))
-            layer.calls = 0
 
 
 def _is_measurable(module: Any) -> bool:

@@ -168,9 +168,10 @@ def _caught(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(hidden_states, w1, w2, topk_output, *args, **kwargs)
         if layer.is_ours:
             return layer.compute(hidden_states, topk_output)
-        if layer.calls == 0:
+        if not layer.has_called_host:
             _require_plain(layer, *args, **kwargs)
-        layer.calls += 1
+        layer.has_called_host = True
+        layer.count.bump()
         return original(hidden_states, w1, w2, topk_output, *args, **kwargs)
 
     fused_moe.flexact_original = original

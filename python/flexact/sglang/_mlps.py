@@ -26,6 +26,7 @@ from torch import nn
 
 from flexact import probe
 from flexact.sglang import _values
+from flexact.sglang._counts import Count
 from flexact.sglang._stop import stop
 
 _SHARED = re.compile(r"share", re.I)
@@ -44,25 +45,36 @@ class ActAndMul(nn.Module):
         expert: Number of the expert, for values per expert.
         pairing: "concat" or "interleaved" for [..., 2I] → [..., I]; "none" for a unary function; "gate" for
             the gate's half of f(g) * u, whose product the module around it computes.
+        device: Where it computes. On a GPU it is an operator and a table in device memory, which graphs
+            and compiled models hold.
     """
 
-    def __init__(self, entry: Any, layer: int, pairing: str, *, expert: int = 0) -> None:
+    def __init__(
+        self, entry: Any, layer: int, pairing: str, *, expert: int = 0, device: torch.device | None = None
+    ) -> None:
         super().__init__()
         self.pairing = pairing
         # Values of this layer as constants: nothing is looked up while tokens are computed.
         self.activation = _values.constant(entry, layer, expert=expert)
-        self.calls = 0
+        self.count = Count()
+        self.device = device or torch.device("cpu")
+        if self.device.type == "cuda":
+            function = self.activation.function if pairing == "none" else self.activation.function.gated()
+            rows = self.activation.values(0, (0, 1))
+            self.canonical = function.canonical
+            self.table = torch.tensor(rows, dtype=torch.float32).to(self.device) if rows[0] else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., 2I] or [..., I] of any floating dtype → [..., I] of the same dtype."""
         import flexact
 
-        self.calls += 1
+        self.count.bump()
         if self.pairing == "gate":
             x = torch.cat((x, torch.ones_like(x)), dim=-1)
-        return flexact.act_and_mul(
-            x, self.activation, pairing="concat" if self.pairing == "gate" else self.pairing
-        )
+        pairing = "concat" if self.pairing == "gate" else self.pairing
+        if x.is_cuda:
+            return torch.ops.flexact.act_and_mul(x, self.canonical, self.table, pairing=pairing)
+        return flexact.act_and_mul(x, self.activation, pairing=pairing)
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,19 @@ class Mlp:
         return self.activation is not None
 
     @property
+    def count(self) -> Count | None:
+        """Of the executions of flexact's activation."""
+        return self.activation.count if self.activation else None
+
+    @property
     def calls(self) -> int:
         """How often flexact has computed it."""
-        return self.activation.calls if self.activation else 0
+        return self.count.total if self.count else 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return next((p.device for p in self.down.parameters()), torch.device("cpu"))
 
     def describe(self) -> dict[str, Any]:
         """The MLP's row in the report."""
@@ -142,7 +164,7 @@ class Mlp:
             pairing = "gate" if self.entry.gated else "none"
         elif self.entry.pairing == "interleaved":
             pairing = "interleaved"
-        activation = ActAndMul(self.entry, self.layer, pairing, expert=self.expert)
+        activation = ActAndMul(self.entry, self.layer, pairing, expert=self.expert, device=self.device)
         parent, _, attribute = name.rpartition(".")
         owner = self.module.get_submodule(parent)
         before = getattr(owner, attribute)
@@ -152,19 +174,21 @@ class Mlp:
             setattr(owner, attribute, before)
             return False
         self.activation, self.error, self.how = activation, error, "its activation module is replaced"
-        activation.calls = 0
         return True
 
     def _recompute(self, dtype: torch.dtype) -> None:
         """Has the down projection given the activation of what the up projections returned."""
         joint = "interleaved" if len(self.ups) == 1 and self.entry.pairing == "interleaved" else "concat"
         self.activation = ActAndMul(
-            self.entry, self.layer, joint if self.entry.gated else "none", expert=self.expert
+            self.entry,
+            self.layer,
+            joint if self.entry.gated else "none",
+            expert=self.expert,
+            device=self.device,
         )
         _Recompute(self.ups, self.down, self.activation, where=self._where())
         self.error = self._probe(dtype, self.entry, [])
         self.how = "computed between its projections"
-        self.activation.calls = 0
         if not self.error <= _TOLERANCE[dtype]:
             stop(
                 f"{self._where()} still computes another function after its activation was computed anew"
@@ -184,7 +208,7 @@ class Mlp:
         `called` receives (path, kind) of the activation modules that took part.
         """
         width = _width_in(self.down)
-        device = next((p.device for p in self.down.parameters()), torch.device("cpu"))
+        device = self.device
         gate, up = probe.values(width, dtype, device)
         outputs = _as_projected(self.ups, gate, up, entry, where=self._where())
         seen: list[str] = []  # projections up that have been called

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flexact.sglang import _config, _policy, _report
+from flexact.sglang import _config, _counts, _policy, _report
 from flexact.sglang._config import ModelPlan
 from flexact.sglang._stop import report_loaded, stop
 
@@ -26,6 +26,8 @@ class Loading:
     def __init__(self, plan: ModelPlan, *, is_draft: bool) -> None:
         self.plan = plan
         self.is_draft = is_draft
+        # SGLang's --moe-runner-backend, where it is read as "auto" for this model.
+        self.runner_set_aside: str | None = None
         self.experts: list[Any] = []  # ExpertLayer, in order of construction
         self.mlps: list[Any] = []  # Mlp
 
@@ -33,6 +35,16 @@ class Loading:
     def computed_here(self) -> list[Any]:
         """The layers whose activation flexact computes."""
         return [layer for layer in (*self.experts, *self.mlps) if layer.is_ours]
+
+    def start_counting(self) -> None:
+        """The proofs have run: from now on executions are counted, SGLang's own on the host alone."""
+        for layer in (*self.experts, *self.mlps):
+            if layer.count is not None:
+                layer.count.start(layer.device if layer.is_ours else None)
+
+    def read_counts(self) -> None:
+        """Fetches from the device how often each layer has run."""
+        _counts.read(layer.count for layer in (*self.experts, *self.mlps) if layer.count is not None)
 
 
 _loading: Loading | None = None
@@ -75,16 +87,18 @@ def plan_of(model_config: Any) -> ModelPlan:
 def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Around `ModelRunner.load_model`: every layer is verified before the method returns."""
     global _loading
-    from flexact.sglang import _experts, _mlps
+    from flexact.sglang import _experts, _mlps, _runner
 
     plan = plan_of(self.model_config)
     _policy.check_options(self.server_args, custom_experts=plan.custom_experts, custom=plan.custom)
     previous, _loading = _loading, Loading(plan, is_draft=bool(getattr(self, "is_draft_worker", False)))
     try:
+        _loading.runner_set_aside = _runner.set_aside(plan)
         result = original(self, *args, **kwargs)
         if not plan.set_aside:
             _experts.verify(self.model, _loading, tokens=_tokens_of_a_step(self.server_args))
             _mlps.install(self.model, _loading, dtype=self.model_config.dtype)
+            _loading.start_counting()
     finally:
         loaded, _loading = _loading, previous
     self._flexact = loaded
@@ -95,12 +109,22 @@ def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
 
 
 def _tokens_of_a_step(args: Any) -> int | None:
-    """The most tokens that SGLang computes at once, as far as its arguments say."""
+    """The most tokens that a layer of experts gets at once, as far as SGLang's arguments say."""
     limits = (
         getattr(args, name, None)
         for name in ("chunked_prefill_size", "max_prefill_tokens", "max_total_tokens")
     )
-    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    tokens = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    # The tokens of all data-parallel ranks meet before the experts.
+    gathered = getattr(args, "dp_size", 1) if getattr(args, "enable_dp_attention", False) else 1
+    return None if tokens is None else tokens * gathered
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is being captured, during which nothing can be read back."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def initialize_model(original: Callable[..., Any], model_config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -194,6 +218,9 @@ def _check_executed(loaded: Loading, batch: Any) -> None:
     tokens = getattr(batch, "input_ids", None)
     if tokens is not None and len(tokens) == 0:
         return
+    if _is_capturing():
+        return
+    loaded.read_counts()
     silent = [
         layer.name for layer in loaded.computed_here if layer.calls == 0 and not _may_rest(layer, loaded)
     ]

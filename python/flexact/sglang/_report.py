@@ -32,12 +32,14 @@ def as_configured(plan: ModelPlan) -> tuple[str | None, dict[str, Any]]:
 def summary(loaded: Any) -> dict[str, Any]:
     """Plain data about a loaded model; JSON can hold it."""
     resolved = loaded.plan.activations
+    loaded.read_counts()
     return {
         "model_type": resolved.model_type if resolved else None,
         "experts": [layer.describe() for layer in loaded.experts],
         "mlps": [layer.describe() for layer in loaded.mlps],
         "warnings": list(resolved.warnings) if resolved else [],
         "set_aside": loaded.plan.set_aside,
+        "moe_runner_set_aside": loaded.runner_set_aside,
     }
 
 

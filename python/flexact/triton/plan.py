@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -15,6 +16,10 @@ from flexact.moe import tensor_view
 from flexact.triton.moe import Block, interpreted
 
 __all__ = ["TritonPlan", "block", "check_device", "run"]
+
+
+# The most tokens that was reserved for, by block, rows of values, tensors given and types of ids.
+_reserved: dict[Any, int] = {}
 
 
 class TritonPlan:
@@ -53,13 +58,20 @@ class TritonPlan:
         values = self._values if activation_values is None else on_device(activation_values, self._device)
         return run(self._block, hidden_states, self._weights, topk_weights, topk_ids, values, out)
 
-    def warm_up(self, tokens: int) -> int:
+    def warm_up(self, tokens: int, id_dtypes: tuple[torch.dtype, ...] = (torch.int32, torch.int64)) -> int:
         """Compiles all that calls of up to `tokens` tokens can need, before a graph is captured."""
-        return self._block.warm_up(self._weights, self._values, tokens, (torch.int32, torch.int64))
+        return self._block.warm_up(self._weights, self._values, tokens, id_dtypes)
 
-    def reserve(self, tokens: int) -> None:
-        """Does what a first call of `tokens` tokens would do: compiles, and lets torch's allocator grow."""
-        self.warm_up(tokens)
+    def reserve(self, tokens: int, id_dtypes: tuple[torch.dtype, ...] = (torch.int32, torch.int64)) -> None:
+        """Does what a first call of `tokens` tokens would do: compiles, and lets torch's allocator grow.
+
+        Layers that agree in problem and function share their kernels, so only the first of them has
+        anything to do.
+        """
+        done = (self._block, self._values.shape[0], frozenset(self._weights), id_dtypes)
+        if _reserved.get(done, 0) < tokens:
+            self.warm_up(tokens, id_dtypes)
+            _reserved[done] = tokens
 
     def workspace_bytes(self, tokens: int) -> int:
         """Scratch bytes that `run` takes from torch's allocator for up to `tokens` tokens."""
