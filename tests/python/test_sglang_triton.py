@@ -19,7 +19,8 @@ import flexact
 import sglang_in_process as host
 import torch
 from flexact import testing
-from flexact.sglang import Stop, _counts, _experts, _formats, _proof, _runner, _values
+from flexact.sglang import Stop, _counts, _experts, _formats, _proof, _runner
+from moe_reference import split
 from script_lines import lines_of
 from sglang_triton_cases import NAMED, SWISH, plan_of
 
@@ -76,14 +77,13 @@ def test_the_proofs_reference_is_the_recipe(format: str, pairing: str) -> None:
     shape = {"tokens": 2, "experts": 4, "top_k": 2, "hidden": 192, "intermediate": 160}
     case = testing.random_case(format, **shape, pairing=pairing, seed=1)
     lifted = activation if pairing == "none" else activation.gated()
-    entry = SimpleNamespace(activation=lifted, gated=pairing != "none")
     subject = _proof.Subject(dict(case.weights), format, pairing, torch.bfloat16, False)
     x, scale, ids = _proof.inputs(subject, width=2, seed=3)
     case = testing.MoeCase(x, scale, ids.int(), case.weights, format=format, pairing=pairing)
     expected = testing.recipe(case, activation, partial=torch.float64).double()
 
     def activate(h: torch.Tensor, expert: int) -> torch.Tensor:
-        return _values.reference(entry, 0, h, pairing, expert=expert)
+        return lifted(h) if pairing == "none" else lifted(*split(h, pairing))
 
     actual = _proof.reference(subject, activate, x, scale, ids)
     assert (actual - expected).abs().max() <= 1e-2 * expected.abs().max()
@@ -150,6 +150,7 @@ def test_a_backend_that_cannot_be_is_refused(
     monkeypatch: pytest.MonkeyPatch, wanted: str, device: str, message: str
 ) -> None:
     monkeypatch.setenv("FLEXACT_BACKEND", wanted)
+    monkeypatch.setattr(_experts, "_is_interpreted", lambda: False)
     with pytest.raises(Stop, match=message):
         _experts._backend(device, "layers.0")
 

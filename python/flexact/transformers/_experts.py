@@ -99,11 +99,12 @@ class ExpertLayer:
         inputs = (x, weights, *(p for p in dict.values(parameters) if p is not None))
         if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
             return "gradients are needed"
-        if x.device.type != "cpu" or any(p.device.type != "cpu" for p in named):
+        if x.device.type not in ("cpu", "cuda") or any(p.device != x.device for p in named):
             return f"on {x.device.type}"
-        if x.dtype not in _FORMATS or named[0].dtype not in _FORMATS:
-            return f"hidden states in {x.dtype}, weights in {named[0].dtype}"
-        return ""
+        known = x.dtype in _FORMATS and named[0].dtype in _FORMATS
+        if x.is_cuda:
+            known = x.dtype == named[0].dtype != torch.float32 and known
+        return "" if known else f"hidden states in {x.dtype}, weights in {named[0].dtype}"
 
     def _run_kernel(
         self, module: nn.Module, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -128,13 +129,20 @@ class ExpertLayer:
                 **biases,
             )
 
-        key = (ids.shape[1], x.dtype, options["format"], *map(os.environ.get, _SWITCHES))
-        plan = self._store.packed(module, key, make, self._original)
+        plan = None
+        if not x.is_cuda:
+            key = (ids.shape[1], x.dtype, options["format"], *map(os.environ.get, _SWITCHES))
+            plan = self._store.packed(module, key, make, self._original)
         if plan is not None:
             self.path = "packed weights"
             out = plan.run(x, weights, ids)
         else:
-            self.path = "packed weights beside the module's own, which something else holds"
+            # On a GPU the operator reads the weights where they lie.
+            self.path = (
+                "the module's own weights"
+                if x.is_cuda
+                else "packed weights beside the module's own, which something else holds"
+            )
             w13, w2, biases = self._weights(module)
             canonical = self.activation.function.canonical
             out = moe.fused_moe(x, w13, w2, weights, ids, canonical, **options, **biases)
