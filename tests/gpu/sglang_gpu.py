@@ -2,7 +2,7 @@
 
     python tests/gpu/sglang_gpu.py RESULTS.json [--only NAME …] [--parallel 4] [--deadline 480]
 
-Runs in this order, stops at the first engine that does not start, and writes RESULTS.json as it goes:
+Runs in this order, starts nothing more when an engine has failed, and writes RESULTS.json as it goes:
 
 1. `flexact.fused_moe` on this GPU against fp64: seconds, before anything is started.
 2. For each model an engine with SGLang's own kernels ("stock"), one with the model's own function on flexact
@@ -246,14 +246,12 @@ def main() -> int:
     for name in dict.fromkeys(job["model"] for job in waiting):
         folders[name] = build(name, root)
     run.note("models are written")
-    # The first model's engines alone: what is wrong everywhere shows in one start.
-    first = len([job for job in waiting if job["model"] == waiting[0]["model"]])
     running: list[dict[str, Any]] = []
     done = failed = 0
     while waiting or running:
         while waiting and not failed and len(running) < arguments.parallel and run.left > 60:
-            if len(waiting) + first == len(jobs(arguments.only)) and done < first:
-                break
+            if running and not done:
+                break  # the first one alone: it fills SGLang's caches, and shows what is wrong everywhere
             job = waiting.pop(0)
             running.append(start({**job, "folder": str(folders[job["model"]][0])}, root))
         if not running:

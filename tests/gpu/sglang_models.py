@@ -7,6 +7,7 @@ checkpoints are made of a bfloat16 one; the reference loads the dequantised weig
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -189,6 +190,17 @@ def reference(folder: Path, beta: float | None, sequences: list[list[int]]) -> l
         beta: Of swish in every MLP and expert; None leaves the model as it is.
         sequences: Token ids.
     """
+    model, result = _loaded(folder, beta), []
+    for ids in sequences:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids], device="cuda")).logits[0].double()
+        known = torch.tensor(ids[1:], device="cuda")[:, None]
+        result.append(torch.log_softmax(logits, -1)[:-1].gather(1, known)[:, 0].cpu())
+    return result
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(folder: Path, beta: float | None) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -197,13 +209,7 @@ def reference(folder: Path, beta: float | None, sequences: list[list[int]]) -> l
     model = model.cuda().eval()
     if beta is not None:
         _replace(model, beta)
-    result = []
-    for ids in sequences:
-        with torch.no_grad():
-            logits = model(torch.tensor([ids], device="cuda")).logits[0].double()
-        known = torch.tensor(ids[1:], device="cuda")[:, None]
-        result.append(torch.log_softmax(logits, -1)[:-1].gather(1, known)[:, 0].cpu())
-    return result
+    return model
 
 
 def _replace(model: torch.nn.Module, beta: float) -> None:

@@ -467,6 +467,21 @@ def install(model: nn.Module, current: Any, *, dtype: torch.dtype) -> None:
     _refuse_unseen(model, current)
 
 
+def reserve(current: Any, tokens: int, dtype: torch.dtype) -> None:
+    """On a GPU: compiles what steps of up to `tokens` tokens can need, before a graph is captured."""
+    done = set()
+    for mlp in current.mlps:
+        if not mlp.is_ours or mlp.device.type != "cuda":
+            continue
+        activation, width = mlp.activation, _width_in(mlp.down)
+        columns = width if activation.pairing in ("none", "gate") else 2 * width
+        key = (activation.canonical, activation.pairing, columns)
+        if key not in done:
+            done.add(key)
+            for rows in (1, tokens):
+                activation(torch.zeros(rows, columns, dtype=dtype, device=mlp.device))
+
+
 def _role(name: str, plan: Any, layer: int) -> str | None:
     order = ("shared", "dense") if _SHARED.search(name) else ("dense", "shared")
     if _EXPERT.search(name):

@@ -96,8 +96,11 @@ def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
         _loading.runner_set_aside = _runner.set_aside(plan)
         result = original(self, *args, **kwargs)
         if not plan.set_aside:
-            _experts.verify(self.model, _loading, tokens=_tokens_of_a_step(self.server_args))
+            tokens = _tokens_of_a_step(self.server_args)
+            _experts.verify(self.model, _loading, tokens=tokens)
             _mlps.install(self.model, _loading, dtype=self.model_config.dtype)
+            if tokens:
+                _mlps.reserve(_loading, tokens, self.model_config.dtype)
             _loading.start_counting()
     finally:
         loaded, _loading = _loading, previous
