@@ -1,10 +1,10 @@
 """Serving on one GPU with the plugin and without: SGLang's own serving benchmark on Qwen3-30B-A3B's sizes.
 
-    python benchmark/benchmark_sglang_gpu.py RESULTS.json [--rounds 1] [--concurrency 1 16 64] [--deadline 540]
+    python benchmark/benchmark_sglang_gpu.py RESULTS.json [--rounds 1] [--deadline 540]
 
-The weights are random (`--load-format dummy`), the dimensions those of the published model, so kernels, caches
-and schedules are the real ones. Three servers in turn, each with CUDA graphs, radix cache, chunked prefill and
-overlapping schedule as SGLang has them by default:
+The weights are random (`--load-format dummy`), the dimensions those of the published model, so kernels,
+caches and schedules are the real ones. Three servers in turn, each with CUDA graphs, radix cache, chunked
+prefill and overlapping schedule as SGLang has them by default:
 
     stock    SGLang's kernels, which compute SiLU; no plugin
     always   SiLU on flexact's kernels
