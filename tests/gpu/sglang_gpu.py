@@ -81,8 +81,8 @@ def engine(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     settings = {
         "model_path": str(folder), "attention_backend": "triton", "sampling_backend": "pytorch",
-        "dtype": "bfloat16", "context_length": 1024, "max_total_tokens": 16384, "max_running_requests": 16,
-        "mem_fraction_static": 0.1, "cuda_graph_max_bs_decode": 16, "cuda_graph_max_bs_prefill": 128,
+        "dtype": "bfloat16", "max_total_tokens": 16384, "max_running_requests": 16,
+        "mem_fraction_static": 0.5, "cuda_graph_max_bs_decode": 16, "cuda_graph_max_bs_prefill": 128,
         "chunked_prefill_size": 256, "random_seed": 1, "log_level": "warning", **job["options"],
     }  # fmt: skip
     if job["override"]:
@@ -91,8 +91,12 @@ def engine(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     running = sglang.Engine(**settings)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(7)
-    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    prompts = [torch.randint(3, vocabulary, (n,), generator=generator).tolist() for n in LENGTHS]
+    config = json.loads((folder / "config.json").read_text())
+    longest = config["max_position_embeddings"] - SAMPLING["max_new_tokens"]
+    prompts = [
+        torch.randint(3, config["vocab_size"], (min(length, longest),), generator=generator).tolist()
+        for length in LENGTHS
+    ]
     outputs = running.generate(
         input_ids=prompts, sampling_params=SAMPLING, return_logprob=True, logprob_start_len=0
     )

@@ -109,7 +109,7 @@ def fp8_blocks(source: Path, folder: Path, dequantised: Path) -> None:
             packed |= {name: codes, f"{name}_scale_inv": scale}
             plain[name] = formats.dequantise(codes, scale, "fp8_block", dtype=torch.float32)
     layers = range(config["num_hidden_layers"])
-    kept = [f"model.layers.{i}.self_attn.{name}_proj" for i in layers for name in "qkvo"]
+    kept = [f"model.layers.{i}.self_attn.{name}_proj" for i in layers for name in ("q", "k", "v", "o", "qkv")]
     config["quantization_config"] = {
         "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
         "ignored_layers": [*kept, "lm_head"],

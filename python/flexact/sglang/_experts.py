@@ -106,16 +106,15 @@ class ExpertLayer:
 
         if weights.dtype != torch.float32:  # a router in the model's own format
             weights = weights.float()
+        plan, width = self._plan_for(ids.shape[1]), ids.shape[1]
+        if plan.problem.top_k > width:
+            missing, pad = plan.problem.top_k - width, torch.nn.functional.pad
+            weights, ids = pad(weights, (0, missing)), pad(ids, (0, missing), value=-1)
         if self.backend == "triton":
             # One type of ids, so that all that can be needed is compiled before the first request.
-            plan, ids = self._plan_for(ids.shape[1]), ids.to(torch.int32)
-            return plan.run(hidden_states, weights, ids, out=_output(plan, hidden_states, ids))
-        missing = self.top_k - ids.shape[1]
-        if missing:
-            pad = torch.nn.functional.pad
-            weights, ids = pad(weights, (0, missing)), pad(ids, (0, missing), value=-1)
-        output = self.plan.run(hidden_states, weights, ids)
-        return output[:, : ids.shape[1] - missing] if missing and output.dim() == 3 else output
+            ids = ids.to(torch.int32)
+        output = plan.run(hidden_states, weights, ids, out=_output(plan, hidden_states))
+        return output[:, :width] if output.dim() == 3 else output
 
     def pack(self) -> None:
         """Makes the plan from the loaded weights, proves it, and lets go of SGLang's copy. Idempotent."""
@@ -162,8 +161,11 @@ class ExpertLayer:
         )
 
     def _plan_for(self, top_k: int) -> Any:
-        """The plan for so many experts a token: it refers to the same weights."""
-        if top_k == self.top_k:
+        """The plan for a call with so many experts a token.
+
+        Where the class leaves the number open, one that refers to the same weights costs nothing on a GPU.
+        """
+        if self.backend != "triton" or self.module.top_k or top_k == self.top_k:
             return self.plan
         if top_k not in self._narrower:
             self._narrower[top_k] = self._make(top_k)
@@ -173,10 +175,10 @@ class ExpertLayer:
         """Before SGLang takes what memory is left: compiles, and sizes the workspace."""
         import torch
 
-        if self.backend == "triton":
-            self.plan.reserve(tokens, id_dtypes=(torch.int32,))
-        else:
+        if self.backend != "triton":
             self.plan.reserve(tokens)
+        elif self.module.top_k:  # else the first step knows how many there are
+            self.plan.reserve(tokens, id_dtypes=(torch.int32,))
 
     def _let_go(self, held: Any) -> None:
         import torch
@@ -258,7 +260,7 @@ def _scaling_factor(module: Any) -> float:
     return 1.0 if factor is None or in_router or not is_cuda() else float(factor)
 
 
-def _output(plan: Any, hidden_states: Any, ids: Any) -> Any:
+def _output(plan: Any, hidden_states: Any) -> Any:
     """Where the result goes: memory that SGLang's collectives can use, where it asks for that."""
     import torch
 
@@ -268,8 +270,8 @@ def _output(plan: Any, hidden_states: Any, ids: Any) -> Any:
     from sglang.srt.distributed.device_communicators.pynccl_allocator import use_symmetric_memory
     from sglang.srt.layers.dp_attention import is_allocation_symmetric
 
-    tokens, hidden = hidden_states.shape[0], plan.problem.hidden
-    shape = (tokens, hidden) if plan.problem.combine else (tokens, ids.shape[1], hidden)
+    problem, tokens = plan.problem, hidden_states.shape[0]
+    shape = (tokens, problem.hidden) if problem.combine else (tokens, problem.top_k, problem.hidden)
     with use_symmetric_memory(get_tp_group(), disabled=not is_allocation_symmetric()):
         return torch.empty(shape, dtype=hidden_states.dtype, device=hidden_states.device)
 
