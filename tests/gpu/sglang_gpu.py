@@ -2,8 +2,8 @@
 
     python tests/gpu/sglang_gpu.py RESULTS.json [--only NAME …] [--parallel 4] [--deadline 480]
 
-Runs in this order and writes RESULTS.json as it goes. A failure of the first model ends the run, one of another
-model's engines leaves out what is left of that model:
+Runs in this order and writes RESULTS.json as it goes. A failure of the first model ends the run, one of
+another model's engines leaves out what is left of that model:
 
 1. `flexact.fused_moe` on this GPU against fp64: seconds, before anything is started.
 2. For each model an engine with SGLang's own kernels ("stock"), one with the model's own function on flexact
