@@ -54,6 +54,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+# Where the reference is computed.
+DEVICE = "cuda"
 PARAMETERS_OF_ROUTERS = ("gate.weight", "router.weight")
 
 
@@ -183,7 +185,7 @@ class Swish(torch.nn.Module):
 
 
 def reference(folder: Path, beta: float | None, sequences: list[list[int]]) -> list[torch.Tensor]:
-    """Log-probabilities of each token but the first, in float64 on the GPU.
+    """Log-probabilities of each token but the first, in float64.
 
     Args:
         folder: A checkpoint with plain weights.
@@ -193,8 +195,8 @@ def reference(folder: Path, beta: float | None, sequences: list[list[int]]) -> l
     model, result = _loaded(folder, beta), []
     for ids in sequences:
         with torch.no_grad():
-            logits = model(torch.tensor([ids], device="cuda")).logits[0].double()
-        known = torch.tensor(ids[1:], device="cuda")[:, None]
+            logits = model(torch.tensor([ids], device=DEVICE)).logits[0].double()
+        known = torch.tensor(ids[1:], device=DEVICE)[:, None]
         result.append(torch.log_softmax(logits, -1)[:-1].gather(1, known)[:, 0].cpu())
     return result
 
@@ -206,9 +208,9 @@ def _loaded(folder: Path, beta: float | None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
     )
-    model = model.cuda().eval()
+    model = model.to(DEVICE).eval()
     for name, buffer in model.named_buffers():
-        # In a process that has imported SGLang, transformers leaves these as they were allocated.
+        # Not in the checkpoint: a loader that is interfered with leaves them as they were allocated.
         if name.endswith("inv_freq") and not 0 < buffer.max() <= 1:
             raise AssertionError(f"{name} reaches to {buffer.max()}")
     if beta is not None:
