@@ -93,6 +93,8 @@ def build(family: str, folder: Path) -> Path:
                 parameter.mul_(8)
             elif parameter.dim() == 2 and "bias" in name:  # experts' biases, zeros as drawn
                 parameter.normal_(std=0.2)
+            elif "expert" in name and parameter.dim() == 3:
+                parameter.mul_(3)  # so that another function gives another answer
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

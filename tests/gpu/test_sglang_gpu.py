@@ -49,6 +49,12 @@ def test_swish_is_as_near_to_the_function_written_by_hand_as_silu_is_to_silu(res
     assert error(results, model, "swish") <= 2 * error(results, model, "stock")
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_sglangs_own_function_would_be_seen(results, model):
+    found = results["engines"][f"{model} swish"]["error"]
+    assert found["mean_with_sglangs_function"] >= 3 * found["mean"], found
+
+
 @pytest.mark.parametrize("model", ["mixtral", "gpt_oss_mxfp4"])
 def test_graphs_change_nothing(results, model):
     """Different batches round differently: as near to fp64, not the same bits."""
