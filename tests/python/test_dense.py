@@ -165,6 +165,7 @@ def test_the_operator_is_traced_and_its_meta_kernel_gives_the_shape():
     def block(v):
         return act_and_mul(v * 2, SWISH) + torch.ops.flexact.act_and_mul(v, canonical, values)
 
+    torch.library.opcheck(torch.ops.flexact.act_and_mul.default, (x, canonical, values))
     torch.compiler.reset()
     expected = block(x)
     torch.testing.assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), expected)
