@@ -27,7 +27,7 @@ def _is_set(field: str, *off: Any) -> Callable[[Any], bool]:
     return lambda args: getattr(args, field, None) not in (None, False, 0, *off)
 
 
-_MOVES_EXPERTS = "it moves or copies expert weights in the checkpoint's layout, and flexact holds them packed"
+_MOVES_EXPERTS = "it moves or replaces expert weights, and flexact holds them packed or by their addresses"
 _ROUTES_AROUND = "its tokens reach the experts by a path that is not hooked"
 
 OPTIONS = (

@@ -1,7 +1,7 @@
 """Weights that flexact holds packed can be neither replaced nor read in place: say so instead.
 
-SGLang's updates write into, and its exports read from, the parameters of a layer in the checkpoint's
-layout. After packing those parameters are placeholders.
+SGLang's updates write into, and its exports read from, the parameters of a layer as its own processing
+leaves them. On a CPU those parameters are placeholders after packing, on a GPU they were not processed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def _reason(operation: str, model: Any) -> str | None:
         return None
     return (
         f"flexact: {operation} is not supported: {len(packed)} expert layers ({packed[0].name}, …) hold"
-        " their weights"
-        " packed. Restart the server with the new weights."
+        " their weights packed, or as loaded without SGLang's processing. Restart the server with the new"
+        " weights."
     )
 
 
