@@ -66,14 +66,14 @@ class ActAndMul(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., 2I] or [..., I] of any floating dtype → [..., I] of the same dtype."""
-        import flexact
-
         self.count.bump()
         if self.pairing == "gate":
             x = torch.cat((x, torch.ones_like(x)), dim=-1)
         pairing = "concat" if self.pairing == "gate" else self.pairing
         if x.is_cuda:
             return torch.ops.flexact.act_and_mul(x, self.canonical, self.table, pairing=pairing)
+        import flexact
+
         return flexact.act_and_mul(x, self.activation, pairing=pairing)
 
 
