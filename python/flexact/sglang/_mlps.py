@@ -45,36 +45,32 @@ class ActAndMul(nn.Module):
         expert: Number of the expert, for values per expert.
         pairing: "concat" or "interleaved" for [..., 2I] → [..., I]; "none" for a unary function; "gate" for
             the gate's half of f(g) * u, whose product the module around it computes.
-        device: Where it computes. On a GPU it is an operator and a table in device memory, which graphs
-            and compiled models hold.
+        device: Where it computes: an operator and a table of values there, which compiled models and CUDA
+            graphs can hold.
     """
 
     def __init__(
-        self, entry: Any, layer: int, pairing: str, *, expert: int = 0, device: torch.device | None = None
+        self, entry: Any, layer: int, pairing: str, *, expert: int = 0, device: torch.device | str = "cpu"
     ) -> None:
         super().__init__()
+        import flexact.dense  # noqa: F401  # the operator
+
         self.pairing = pairing
-        # Values of this layer as constants: nothing is looked up while tokens are computed.
-        self.activation = _values.constant(entry, layer, expert=expert)
         self.count = Count()
-        self.device = device or torch.device("cpu")
-        if self.device.type == "cuda":
-            function = self.activation.function if pairing == "none" else self.activation.function.gated()
-            rows = self.activation.values(0, (0, 1))
-            self.canonical = function.canonical
-            self.table = torch.tensor(rows, dtype=torch.float32).to(self.device) if rows[0] else None
+        # Values of this layer as constants: nothing is looked up while tokens are computed.
+        activation = _values.constant(entry, layer, expert=expert)
+        function = activation.function if pairing == "none" else activation.function.gated()
+        rows = activation.values(0, (0, 1))
+        self.canonical = function.canonical
+        self.table = torch.tensor(rows, dtype=torch.float32).to(device) if rows[0] else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., 2I] or [..., I] of any floating dtype → [..., I] of the same dtype."""
+        """[..., 2I] or [..., I] in float32, bfloat16 or float16 → [..., I] in the same."""
         self.count.bump()
         if self.pairing == "gate":
             x = torch.cat((x, torch.ones_like(x)), dim=-1)
         pairing = "concat" if self.pairing == "gate" else self.pairing
-        if x.is_cuda:
-            return torch.ops.flexact.act_and_mul(x, self.canonical, self.table, pairing=pairing)
-        import flexact
-
-        return flexact.act_and_mul(x, self.activation, pairing=pairing)
+        return torch.ops.flexact.act_and_mul(x, self.canonical, self.table, pairing=pairing)
 
 
 @dataclass(frozen=True)
