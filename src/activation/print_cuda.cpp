@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "activation/gpu_forms.hpp"
 #include "activation/graph.hpp"
 #include "activation/language.hpp"
 #include "activation/print_text.hpp"
@@ -165,23 +166,115 @@ FLEXACT_HELPER float flexact_tanh(float a) {
 }
 )"},
       {"softplus", {"max", "exp"}, R"(
-// max(a,0) + log1p(exp(-|a|)): the relative error of exp(-|a|) plus 3 ulp.
+// max(a,0) + log1p(e), e = exp(-|a|): the relative error of e plus 3 ulp; log1p by a polynomial on [0,1].
+// Precise: the C library's log1p.
 FLEXACT_HELPER float flexact_softplus(float a) {
-  return flexact_max(a, 0.0f) + log1pf(flexact_exp(-fabsf(a)));
+  const float e = flexact_exp(-fabsf(a));
+#ifdef FLEXACT_PRECISE
+  return flexact_max(a, 0.0f) + log1pf(e);
+#else
+  float p = 0.00523269083f * e - 0.0295052268f;
+  p = p * e + 0.078225933f;
+  p = p * e - 0.136632442f;
+  p = p * e + 0.191060066f;
+  p = p * e - 0.24842982f;
+  p = p * e + 0.333190977f;
+  p = p * e - 0.499994934f;
+  p = p * e + 0.99999994f;
+  return flexact_max(a, 0.0f) + e * p;
+#endif
 }
 )"},
-      {"gelu", {}, R"(
-// a/2*(1+erf(a/sqrt(2))): |a|*2^-23 beside 3 ulp. Precise: a/2*erfc(-a/sqrt(2)) with the rounding of the
-// argument put back, 8 ulp down to a = -12.
-FLEXACT_HELPER float flexact_gelu(float a) {
-  const float half = 0.5f * a;
+      {"tanh_of_softplus", {"min", "tanh", "softplus"}, R"(
+// n/(n+2), n = e*(e+2), e = exp(a); it is 1 from a = 20 on. Twice the relative error of exp plus 4 ulp.
+// Precise: as written.
+FLEXACT_HELPER float flexact_tanh_of_softplus(float a) {
 #ifdef FLEXACT_PRECISE
+  return flexact_tanh(flexact_softplus(a));
+#else
+  const float e = flexact_exp(flexact_min(a, 20.0f));
+  const float n = e * (e + 2.0f);
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(n + 2.0f));
+  return n * r;
+#endif
+}
+)"},
+      {"tanh_parts", {"exp", "tanh"}, R"(
+// tanh(a) times `below`, a number from 1 to 2: 2e-5 by a itself below |a| = 2^-7, then 2^-17.
+// Precise: tanh over 1.
+FLEXACT_HELPER float flexact_tanh_parts(float a, float& below) {
+#ifdef FLEXACT_PRECISE
+  below = 1.0f;
+  return flexact_tanh(a);
+#else
+  const float e = flexact_exp(-2.0f * fabsf(a));
+  below = 1.0f + e;
+  return fabsf(a) < 0.0078125f ? a * below : copysignf(1.0f - e, a);
+#endif
+}
+)"},
+      {"sigmoid_parts", {"exp", "sigmoid"}, R"(
+// sigmoid(a) times `below`, a number of at least 1, with the relative error of exp(-a).
+// Precise: sigmoid over 1.
+FLEXACT_HELPER float flexact_sigmoid_parts(float a, float& below) {
+#ifdef FLEXACT_PRECISE
+  below = 1.0f;
+  return flexact_sigmoid(a);
+#else
+  below = 1.0f + flexact_exp(-a);
+  return 1.0f;
+#endif
+}
+)"},
+      {"reciprocal", {}, R"(
+// 1/a for a of at least 1: 1 ulp; of what is beyond the normal range 0. Precise: correctly rounded.
+FLEXACT_HELPER float flexact_reciprocal(float a) {
+#ifdef FLEXACT_PRECISE
+  return 1.0f / a;
+#else
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+#endif
+}
+)"},
+      {"normal", {"min", "sigmoid"}, R"(
+// The normal distribution function as sigmoid(a*p(a^2)), in fast numerics only. a times its error is below
+// 2^-23 beside 4 ulp; relative to the result 2^-16 at a = -3, 2^-11 at -4, from -5 on it is lost.
+FLEXACT_HELPER float flexact_normal(float a) {
+  const float s = flexact_min(a * a, 36.0f);
+  float p = 3.61123287e-9f * s - 2.66892813e-7f;
+  p = p * s + 7.93821891e-6f;
+  p = p * s - 1.10480316e-4f;
+  p = p * s - 6.62599778e-5f;
+  p = p * s + 0.0726685673f;
+  p = p * s + 1.59576845f;
+  return flexact_sigmoid(a * p);
+}
+)"},
+      {"one_plus_erf", {"normal"}, R"(
+// Twice the normal distribution function of a*sqrt(2), with its error. Precise: erfc(-a).
+FLEXACT_HELPER float flexact_one_plus_erf(float a) {
+#ifdef FLEXACT_PRECISE
+  return erfcf(-a);
+#else
+  return 2.0f * flexact_normal(1.41421356f * a);
+#endif
+}
+)"},
+      {"gelu", {"normal"}, R"(
+// a times the normal distribution function: 2^-23 beside 5 ulp. Precise: a/2*erfc(-a/sqrt(2)) with the
+// rounding of the argument put back, 8 ulp down to a = -12.
+FLEXACT_HELPER float flexact_gelu(float a) {
+#ifdef FLEXACT_PRECISE
+  const float half = 0.5f * a;
   const float z = -0.707106769f * a;
   const float lost = fmaf(-0.707106769f, a, -z) + -1.21016175e-8f * a;
   const float tail = half * erfcf(z);
   return z > 0.5f && z < 12.0f ? tail - half * (1.12837917f * expf(-z * z) * lost) : tail;
 #else
-  return fmaf(half, erff(0.707106769f * a), half);
+  return a * flexact_normal(a);
 #endif
 }
 )"},
@@ -210,7 +303,8 @@ std::string literal(double value) {
 
 class CudaPrinter {
  public:
-  explicit CudaPrinter(const Function& function) : function_(function), graph_(function.graph()) {}
+  explicit CudaPrinter(const Function& function)
+      : function_(function), graph_(function.graph()), forms_(graph_) {}
 
   std::string print() {
     const std::string body = print_body();
@@ -248,7 +342,6 @@ class CudaPrinter {
   }
 
   std::string print_body() {
-    find_uniform();
     std::string body;
     for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
       const Node& n = graph_.nodes[i];
@@ -261,7 +354,11 @@ class CudaPrinter {
         names_.emplace_back(op_name(n.op));
         continue;
       }
-      const std::string value = expression(n);
+      if (forms_.absorbed(static_cast<int>(i))) {
+        names_.emplace_back();
+        continue;
+      }
+      const std::string value = expression(static_cast<int>(i), body);
       names_.push_back("v" + std::to_string(i));
       body += std::string("  const ") + (is_comparison(n.op) ? "bool " : "float ") + names_.back() +
               " = " + value + ";\n";
@@ -269,17 +366,7 @@ class CudaPrinter {
     return body + "  return " + names_.back() + ";\n";
   }
 
-  // Nodes that depend on parameters alone: a compiler computes them once outside its loop, so their
-  // reciprocals are cheap.
-  void find_uniform() {
-    for (const Node& n : graph_.nodes) {
-      bool uniform = n.op != Op::Gate && n.op != Op::Up && n.op != Op::Input;
-      for (int k = 0; k < operand_count(n.op); ++k) {
-        uniform = uniform && uniform_[static_cast<std::size_t>(n.operands[k])];
-      }
-      uniform_.push_back(uniform);
-    }
-  }
+  const std::string& name(int node) const { return names_[static_cast<std::size_t>(node)]; }
 
   std::string in(const Node& n, int k) const {
     return names_[static_cast<std::size_t>(n.operands[k])];
@@ -307,11 +394,10 @@ class CudaPrinter {
   }
 
   std::string divide(const Node& n) {
-    const auto divisor = static_cast<std::size_t>(n.operands[1]);
-    const Node& by = graph_.nodes[divisor];
+    const Node& by = graph_.nodes[static_cast<std::size_t>(n.operands[1])];
     if (by.op == Op::Constant) return divide_by_constant(in(n, 0), by.value);
-    return helpers_.use(uniform_[divisor] ? "scale" : "div") + "(" + in(n, 0) + ", " + in(n, 1) +
-           ")";
+    return helpers_.use(forms_.uniform(n.operands[1]) ? "scale" : "div") + "(" + in(n, 0) + ", " +
+           in(n, 1) + ")";
   }
 
   std::string integer_power(const Node& n) {
@@ -319,7 +405,36 @@ class CudaPrinter {
     return n.index < 0 ? helpers_.use("div") + "(1.0f, " + product + ")" : product;
   }
 
-  std::string expression(const Node& n) {
+  // The gates' numerators over the product of their denominators, then the other factors one by
+  // one.
+  std::string gates(int node, const GpuForms::Product& product, std::string& body) {
+    std::string above;
+    std::string below;
+    const auto times = [](std::string& text, const std::string& more) {
+      text += (text.empty() ? "" : " * ") + more;
+    };
+    int count = 0;
+    for (const GpuForms::Gate& gate : product.gates) {
+      const std::string suffix = std::to_string(node) + "_" + std::to_string(count++);
+      const char* parts = gate.op == Op::Tanh ? "tanh_parts" : "sigmoid_parts";
+      body += "  float d" + suffix + ";\n  const float n" + suffix + " = " + helpers_.use(parts) +
+              "(" + name(gate.operand) + ", d" + suffix + ");\n";
+      times(above, "n" + suffix);
+      times(below, "d" + suffix);
+    }
+    times(above, helpers_.use("reciprocal") + "(" + below + ")");
+    for (int factor : product.factors) times(above, name(factor));
+    return above;
+  }
+
+  // Lines that the value needs go to `body`.
+  std::string expression(int node, std::string& body) {
+    const Node& n = graph_.nodes[static_cast<std::size_t>(node)];
+    if (const auto* product = forms_.product(node)) return gates(node, *product, body);
+    if (const int z = forms_.tanh_of_softplus(node); z >= 0)
+      return helpers_.use("tanh_of_softplus") + "(" + name(z) + ")";
+    if (const int z = forms_.one_plus_erf(node); z >= 0)
+      return helpers_.use("one_plus_erf") + "(" + name(z) + ")";
     switch (n.op) {
       case Op::Parameter:
         return "parameters[" + std::to_string(n.index) + "]";
@@ -362,8 +477,8 @@ class CudaPrinter {
 
   const Function& function_;
   const Graph& graph_;
+  const GpuForms forms_;
   std::vector<std::string> names_;
-  std::vector<bool> uniform_;
   UsedHelpers helpers_{helpers(), "flexact_"};
 };
 

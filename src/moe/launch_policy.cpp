@@ -82,6 +82,8 @@ const char* unfit(Format format, bool doubled, const Tile& tile) {
   if (format == Format::Fp8Block && tile.block_n > (doubled ? 128 : 256))
     return "the columns of a tile lie in more than two blocks of scales";
   if (weight_bits(format) == 4 && tile.block_k < 32) return "block_k is less than a group of FP4";
+  if (weight_bits(format) == 4 && tile.block_n < 32)
+    return "block_n is less than the 32 columns that lanes hold together";
   return nullptr;
 }
 
@@ -249,8 +251,9 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
   }
   if (is_quantised(problem.format)) quantise_tiles(problem, tokens, rows, up, down);
   // Fewer columns than a tile: less of it is thrown away.
-  up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, 16, 256));
-  down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, 16, 256));
+  const int narrowest = weight_bits(problem.format) == 4 ? 32 : 16;
+  up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, narrowest, 256));
+  down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, narrowest, 256));
   down = fitted(down, problem, false, limits);
   up = fitted(up, problem, doubled, limits);
   if (launch.direct && tokens <= 2 && weight_bits(problem.format) == 16) {

@@ -192,6 +192,20 @@ def same_values(a, b):
 
 def conversions(device="cpu"):
     """Decoders over all values beside all scales, the encoder over all bf16 values and all ties."""
+
+    def in_lanes(want, bits):
+        # The column at each place, as small_floats.lane_order's table has it.
+        if bits == 16:
+            index = [
+                8 * t + 4 * e + 2 * s + h for s in (0, 1) for h in (0, 1) for t in range(4) for e in (0, 1)
+            ]
+        else:
+            index = [
+                8 * t + 4 * e + 2 * h + d for h in (0, 1) for t in range(4) for d in (0, 1) for e in (0, 1)
+            ]
+        places = torch.arange(0, 128, 32)[:, None] + torch.tensor(index)
+        return want[:, places.flatten().to(want.device)]
+
     packed = torch.arange(16, device=device, dtype=torch.uint8)
     packed = (packed | (packed.flip(0) << 4)).repeat(256, 4)  # [256, 64]: all nibbles in every group
     words = packed.view(torch.int32)
@@ -209,11 +223,12 @@ def conversions(device="cpu"):
         if kind == "nv":
             whole = torch.tensor(2.0**-8, device=device)
             want = formats.dequantise(packed, codes.view(torch.float8_e4m3fn), "nvfp4", global_scale=whole)
+            want = in_lanes(want, 16)
             known = (every.flatten() & 127) != 127 if device == "cpu" else slice(None)
             # The interpreter reads E4M3's NaN as a number.
             same = same_values(out.double()[known], want[known])
         else:
-            want = formats.dequantise(packed, codes, "mxfp4")
+            want = in_lanes(formats.dequantise(packed, codes, "mxfp4"), 16 if kind == "mx" else 8)
             got = out.double() * (scales.double()[:, None] if kind == "mx8" else 1.0)
             if kind == "mx":
                 # Scales above 2 are outside of what the factor holds, and visibly so.

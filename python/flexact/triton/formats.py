@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,9 @@ class Format:
         scratch: (tokens, pairs, H, I, bytes of the io dtype, tile) → bytes that the two above allocate.
         step: Values of K in an element of the weight tensor.
         halves: Whether a tile loads gate and up one by one.
-        plain: Both operands are the tensors themselves: token rows may be copied into another order, and the
-            kernels without tensor cores (vector.py) read them.
+        copied: Nothing that belongs to a token row lies outside of it: rows may be copied into another order.
+        plain: Both operands are the tensors themselves, as the kernels without tensor cores (vector.py) read
+            them.
     """
 
     operands: Any
@@ -66,6 +68,7 @@ class Format:
     scratch: Callable[[int, int, int, int, int, Tile], int]
     step: int = 1
     halves: bool = False
+    copied: bool = False
     plain: bool = False
 
 
@@ -115,10 +118,44 @@ def _by_half(numbers: torch.Tensor) -> tuple[int, int]:
     return numbers.stride(0), numbers.stride(1) if numbers.dim() == 2 else 0
 
 
+# --- bf16 activations in lane order ---------------------------------------------------------------
+
+
+def _whole(width: int) -> int:
+    """A row's length in lane order: up to whole 32s."""
+    return 32 * triton.cdiv(width, 32)
+
+
+def _lane_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+    if tile.block_m <= _FEW_ROWS:
+        return Operand(x)
+    rows, k = x.shape
+    out = torch.empty((rows, _whole(k)), dtype=x.dtype, device=x.device)
+    block = min(2048, triton.next_power_of_2(_whole(k)))
+    quantise.arrange[(rows, triton.cdiv(_whole(k), block))](
+        x, x.stride(0), out, out.stride(0), k, BLOCK=block, num_warps=max(1, block // 512)
+    )
+    return Operand(out, (out.shape[1],))
+
+
+def _lane_intermediate(
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
+) -> Intermediate:
+    h = torch.empty((pairs, _whole(width)), dtype=dtype, device=device)
+    return _kept(Operand(h, (h.shape[1],)), quantise.store_lanes)
+
+
+def _lane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
+    arranged = 0 if tile.block_m <= _FEW_ROWS else tokens * _whole(hidden)
+    return (arranged + pairs * _whole(width)) * size
+
+
 # --- E4M3 activations in groups of 128 ------------------------------------------------------------
 
 
-def _group_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+def _group_inputs(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, lanes: bool = False
+) -> Operand:
     if tile.block_m <= _FEW_ROWS and tile.block_k == _GROUP:
         return Operand(x)
     rows, k = x.shape
@@ -128,14 +165,15 @@ def _group_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given
     block = min(2048, triton.next_power_of_2(groups) * _GROUP)
     quantise.quantise_groups[(rows, triton.cdiv(k, block))](
         x, x.stride(0), codes, codes.stride(0), scales, scales.stride(0), k,
-        BLOCK=block, num_warps=max(1, block // 512),
+        LANES=lanes, BLOCK=block, num_warps=max(1, block // 512),
     )  # fmt: skip
     return Operand(codes, (scales, scales.stride(0)))
 
 
 def _group_intermediate(
-    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
-) -> Intermediate:
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
+    lanes: bool = False,
+) -> Intermediate:  # fmt: skip
     if tile.block_n % _GROUP:
         # Not rounded before it is quantised, so that the tile's width changes no bit.
         return _kept(
@@ -143,7 +181,8 @@ def _group_intermediate(
         )
     codes = torch.empty((pairs, width), dtype=torch.float8_e4m3fn, device=device)
     scales = torch.empty((pairs, triton.cdiv(width, _GROUP)), dtype=torch.float32, device=device)
-    return _kept(Operand(codes, (scales, scales.stride(0))), quantise.store_groups)
+    store = quantise.store_groups_in_lanes if lanes else quantise.store_groups
+    return _kept(Operand(codes, (scales, scales.stride(0))), store)
 
 
 def _group_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
@@ -238,6 +277,7 @@ _PLAIN = Format(
     intermediate=_plain_intermediate,
     weights=_plain_weights,
     scratch=_plain_scratch,
+    copied=True,
     plain=True,
 )
 
@@ -268,24 +308,26 @@ FORMATS = {
     ),
     "mxfp4": Format(
         operands=operands_fp4.mx,
-        inputs=_plain_inputs,
-        intermediate=_plain_intermediate,
+        inputs=_lane_inputs,
+        intermediate=_lane_intermediate,
         weights=_mx_weights,
-        scratch=_plain_scratch,
+        scratch=_lane_scratch,
         step=8,
+        copied=True,
     ),
     "nvfp4": Format(
         operands=operands_fp4.nv,
-        inputs=_plain_inputs,
-        intermediate=_plain_intermediate,
+        inputs=_lane_inputs,
+        intermediate=_lane_intermediate,
         weights=_nv_weights,
-        scratch=_plain_scratch,
+        scratch=_lane_scratch,
         step=8,
+        copied=True,
     ),
     "mxfp4_fp8": Format(
         operands=operands_fp4.mx_fp8,
-        inputs=_group_inputs,
-        intermediate=_group_intermediate,
+        inputs=functools.partial(_group_inputs, lanes=True),
+        intermediate=functools.partial(_group_intermediate, lanes=True),
         weights=_mx_weights,
         scratch=_group_scratch,
         step=8,

@@ -26,7 +26,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flexact._core import Function, Launch, LaunchTable, MoeProblem, Tile, chunking, token_bucket
 from flexact.triton import combine, gemm, routing, vector
-from flexact.triton.formats import FORMATS, Intermediate
+from flexact.triton.formats import FORMATS, Intermediate, Operand
 from flexact.triton.functions import cache_folder, compilation_cache, jit_function
 
 __all__ = ["Block", "interpreted", "launch_table"]
@@ -233,12 +233,12 @@ class Block:
             launch.permute
             and not direct
             and self._tma
-            and self._format.plain
+            and self._format.copied
             and x.shape[1] * x.element_size() % 16 == 0
         )
-        if boxes:
-            x = self._permuted(x, route, pairs)
         inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up)
+        if boxes:
+            inputs = Operand(self._permuted(inputs.tensor, route, pairs), inputs.extra)
         between = self._format.intermediate(
             pairs, problem.intermediate, self._dtype, self.device, weights, up
         )

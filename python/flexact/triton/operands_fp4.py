@@ -1,10 +1,15 @@
 """Operand policies with E2M1 weights, decoded in registers; the signature is operands.plain's.
 
 Weights come as int32 words of eight values (`tensor.view(torch.int32)` of the packed bytes), so that a
-few integer operations decode two values at a time. With bf16 activations a weight is the product of its
-value and its group's scale, exact in bf16. With E4M3 activations (mxfp4_fp8) the values stay E4M3, exactly,
-times powers of two: within 128 values of K a row's groups are brought to the largest of their scales, and
-that scale is applied in fp32.
+few integer operations decode two values at a time. The product is formed transposed, w xᵀ: its first
+operand may stay in registers, so that what was decoded there goes to the tensor cores as it is, where a
+second operand would pass through shared memory. For this the columns of activations stand in the order in
+which lanes decode (`small_floats.lane_order`): where formats.py has not arranged them, with few rows, they
+are put in order here.
+
+With bf16 activations a weight is the product of its value and its group's scale, exact in bf16. With E4M3
+activations (mxfp4_fp8) the values stay E4M3, exactly, times powers of two: within 128 values of K a row's
+groups are brought to the largest of their scales, and that scale is applied in fp32.
 """
 
 from __future__ import annotations
@@ -13,48 +18,39 @@ import triton
 import triton.language as tl
 
 from flexact.triton.numerics import INTERPRETED, dot, rounded
-from flexact.triton.operands import block_rows, load_rows, load_weights, split
+from flexact.triton.operands import load_rows, load_weights
 from flexact.triton.operands_fp8 import load_codes
-from flexact.triton.small_floats import e2m1_scale, e2m1_words, e8m0_to_float, to_e4m3
-
-
-@triton.jit
-def _wide(value):
-    """bf16 to fp32 by its bits: the interpreter's conversion loses subnormals."""
-    bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _times(a, b):
-    """The product in bf16, rounded once; the interpreter has no arithmetic in that type."""
-    return rounded(_wide(a) * _wide(b), tl.bfloat16) if INTERPRETED else a * b
+from flexact.triton.small_floats import e2m1_scale, e2m1_words, e8m0_to_float, lane_order, to_e4m3
 
 
 @triton.jit
 def mx_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
-    """Weights in bf16 [ROWS, K] from words [ROWS, K / 8] and E8M0 codes [ROWS, K / 32].
+    """Weights in bf16 [ROWS, K] in lane order, from words [ROWS, K / 8] and E8M0 codes [ROWS, K / 32].
 
     Exact for scales up to 2; NaN above.
     """
-    groups = tl.reshape(e2m1_words(words, tl.bfloat16, ROWS, K // 8), (ROWS, K // 32, 32))
-    return tl.reshape(_times(groups, tl.expand_dims(e2m1_scale(codes), 2)), (ROWS, K))
+    scale = tl.expand_dims(e2m1_scale(codes), 2)
+    values = e2m1_words(tl.reshape(words, (ROWS, K // 32, 4)), scale, tl.bfloat16, ROWS, K)
+    return tl.reshape(tl.permute(values, (0, 1, 5, 4, 2, 3)), (ROWS, K))
 
 
 @triton.jit
 def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
-    """Weights times 2^-8 in bf16 [ROWS, K] from words and E4M3 codes (uint8) [ROWS, K / 16]; exact.
+    """Weights times 2^-8 in bf16 [ROWS, K] in lane order, from words and E4M3 codes (uint8) [ROWS, K / 16].
 
-    448 · 2^126 would leave bf16's range, so the factor that brings the values back is 2^8 too small.
+    Exact. 448 · 2^126 would leave bf16's range, so the factor that brings the values back is 2^8 too small.
     """
-    scale = codes.to(tl.float8e4nv, bitcast=True).to(tl.float32) * 2.0**118
-    groups = tl.reshape(e2m1_words(words, tl.bfloat16, ROWS, K // 8), (ROWS, K // 16, 16))
-    return tl.reshape(_times(groups, tl.expand_dims(rounded(scale, tl.bfloat16), 2)), (ROWS, K))
+    scale = rounded(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32) * 2.0**118, tl.bfloat16)
+    # Two words share a scale.
+    scale = tl.reshape(scale, (ROWS, K // 32, 2, 1))
+    scale = tl.reshape(tl.broadcast_to(scale, (ROWS, K // 32, 2, 2)), (ROWS, K // 32, 4))
+    values = e2m1_words(tl.reshape(words, (ROWS, K // 32, 4)), scale, tl.bfloat16, ROWS, K)
+    return tl.reshape(tl.permute(values, (0, 1, 5, 4, 2, 3)), (ROWS, K))
 
 
 @triton.jit
 def mx_codes(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
-    """Weights in E4M3 [ROWS, K] and their scale in fp32 [ROWS], for K of one scale (at most 128).
+    """Weights in E4M3 [ROWS, K] in lane order and their scales in fp32 [ROWS], for K of one scale (up to 128).
 
     A weight is its value times 2^(1 - d), d being how many powers of two its group's scale lies below the
     row's largest: exact up to d = 9, beyond it to nearest even, with at most 2^-10 of the largest scale lost.
@@ -63,10 +59,26 @@ def mx_codes(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
     top = tl.max(wide, 1)
     # 2^14 brings the value back and 2^(1-d) places it; long before d = 24 nothing is left of it in E4M3.
     factor = ((30 - tl.minimum(top[:, None] - wide, 24)) << 10).to(tl.int16).to(tl.float16, bitcast=True)
-    groups = tl.reshape(e2m1_words(words, tl.float16, ROWS, K // 8), (ROWS, K // 32, 32))
-    y = groups * tl.expand_dims(factor, 2)
+    y = e2m1_words(
+        tl.reshape(words, (ROWS, K // 32, 4)), tl.expand_dims(factor, 2), tl.float16, ROWS, K
+    )  # fmt: skip
+    # The two halves that were decoded side by side become neighbouring bytes.
+    y = tl.reshape(tl.permute(y, (0, 1, 5, 2, 4, 3)), (ROWS, K))
     placed = to_e4m3(y.to(tl.float32)) if INTERPRETED else y.to(tl.float8e4nv)
-    return tl.reshape(placed, (ROWS, K)), e8m0_to_float(top) * 0.5
+    return placed, e8m0_to_float(top) * 0.5
+
+
+@triton.jit
+def _weight_rows(n0, width, PAIRING: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The tile's rows of an expert's weights, clamped; with gate and up one half after the other."""
+    if PAIRING == "none":
+        rows = tl.minimum(n0 + tl.arange(0, BLOCK_N), width - 1)
+    else:
+        index = tl.arange(0, 2 * BLOCK_N)
+        n = tl.minimum(n0 + index % BLOCK_N, width - 1)
+        half = index // BLOCK_N
+        rows = 2 * n + half if PAIRING == "interleaved" else half * width + n
+    return rows
 
 
 @triton.jit
@@ -82,6 +94,10 @@ def _load_packed(
     words = load_weights(
         w, w_strides, expert, rows, n0, k0 // 8, k_size // 8, PAIRING, BLOCK_N, BLOCK_K // 8, TMA_W, EVEN_K
     )
+    if TMA_W and PAIRING == "interleaved":
+        # A box brings them as they lie.
+        words = tl.permute(tl.reshape(words, (BLOCK_N, 2, BLOCK_K // 8)), (1, 0, 2))
+        words = tl.reshape(words, (2 * BLOCK_N, BLOCK_K // 8))
     group = k0 // GROUP_K + tl.arange(0, BLOCK_K // GROUP_K)
     at = w_extra[0] + expert.to(tl.int64) * w_extra[1] + rows.to(tl.int64)[:, None] * w_extra[2]
     if EVEN_K:
@@ -92,6 +108,36 @@ def _load_packed(
 
 
 @triton.jit
+def _load_arranged(
+    a, a_stride, a_extra, rows, first_row, k0, k_size,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, TMA_A: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """The activation block [BLOCK_M, BLOCK_K] with its columns in lane order.
+
+    a_extra: the rows' width where they were arranged before, which is K up to whole 32s; else empty.
+    """
+    if len(a_extra) > 0:
+        x = load_rows(a, a_stride, rows, first_row, k0, a_extra[0], BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
+    else:
+        x = load_rows(a, a_stride, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
+        x = lane_order(x, 16, BLOCK_M, BLOCK_K)
+    return x
+
+
+@triton.jit
+def _halves(accumulator, PAIRING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Gate and up [BLOCK_M, BLOCK_N] of a transposed accumulator; the same twice with "none"."""
+    if PAIRING == "none":
+        g = tl.trans(accumulator)
+        u = g
+    else:
+        g, u = tl.split(tl.permute(tl.reshape(accumulator, (2, BLOCK_N, BLOCK_M)), (2, 1, 0)))
+        if PAIRING == "up_first":
+            g, u = u, g
+    return g, u
+
+
+@triton.jit
 def mx(
     a, a_stride, a_extra, rows, first_row,
     w, w_strides, w_extra, expert, n0, width, k_size,
@@ -99,20 +145,17 @@ def mx(
     TMA_A: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """mxfp4: E8M0 scales of 32 values. w_extra: the scales and their (expert, row, column) strides."""
-    weight_rows = block_rows(n0, width, PAIRING, BLOCK_N)
+    weight_rows = _weight_rows(n0, width, PAIRING, BLOCK_N)
     WIDTH: tl.constexpr = BLOCK_N if PAIRING == "none" else 2 * BLOCK_N
-    accumulator = tl.zeros((BLOCK_M, WIDTH), tl.float32)
+    accumulator = tl.zeros((WIDTH, BLOCK_M), tl.float32)
     for k0 in range(0, k_size, BLOCK_K):
-        x = load_rows(a, a_stride, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
+        x = _load_arranged(a, a_stride, a_extra, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
         words, codes = _load_packed(
             w, w_strides, w_extra, expert, weight_rows, n0, k0, k_size,
             32, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K,
         )  # fmt: skip
-        accumulator = dot(x, mx_values(words, codes, WIDTH, BLOCK_K).T, accumulator)
-    if PAIRING == "none":
-        g, u = accumulator, accumulator
-    else:
-        g, u = split(accumulator, PAIRING, BLOCK_M, BLOCK_N)
+        accumulator = dot(mx_values(words, codes, WIDTH, BLOCK_K), x.T, accumulator)
+    g, u = _halves(accumulator, PAIRING, BLOCK_M, BLOCK_N)
     return g, u
 
 
@@ -128,24 +171,23 @@ def nv(
     w_extra: the scales and their (expert, row, column) strides, the global scales, the stride between
     experts and that between gate and up.
     """
-    weight_rows = block_rows(n0, width, PAIRING, BLOCK_N)
+    weight_rows = _weight_rows(n0, width, PAIRING, BLOCK_N)
     WIDTH: tl.constexpr = BLOCK_N if PAIRING == "none" else 2 * BLOCK_N
-    accumulator = tl.zeros((BLOCK_M, WIDTH), tl.float32)
+    accumulator = tl.zeros((WIDTH, BLOCK_M), tl.float32)
     for k0 in range(0, k_size, BLOCK_K):
-        x = load_rows(a, a_stride, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
+        x = _load_arranged(a, a_stride, a_extra, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
         words, codes = _load_packed(
             w, w_strides, w_extra, expert, weight_rows, n0, k0, k_size,
             16, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K,
         )  # fmt: skip
-        accumulator = dot(x, nv_values(words, codes, WIDTH, BLOCK_K).T, accumulator)
+        accumulator = dot(nv_values(words, codes, WIDTH, BLOCK_K), x.T, accumulator)
     at = w_extra[4] + expert * w_extra[5]
     whole = tl.load(at) * 256.0  # nv_values' 2^-8
+    g, u = _halves(accumulator, PAIRING, BLOCK_M, BLOCK_N)
+    g *= whole
     if PAIRING == "none":
-        g = accumulator * whole
         u = g
     else:
-        g, u = split(accumulator, PAIRING, BLOCK_M, BLOCK_N)
-        g *= whole
         u *= tl.load(at + w_extra[6]) * 256.0
     return g, u
 
@@ -159,24 +201,23 @@ def mx_fp8(
 ):  # fmt: skip
     """mxfp4_fp8: E4M3 activations with a scale for 128 values, and weights as `mx` takes them.
 
-    BLOCK_K is 128, so that a step has one scale a row on both sides.
+    BLOCK_K is 128, so that a step has one scale a row on both sides. Codes were arranged when they were made.
     """
-    weight_rows = block_rows(n0, width, PAIRING, BLOCK_N)
+    weight_rows = _weight_rows(n0, width, PAIRING, BLOCK_N)
     WIDTH: tl.constexpr = BLOCK_N if PAIRING == "none" else 2 * BLOCK_N
-    accumulator = tl.zeros((BLOCK_M, WIDTH), tl.float32)
+    accumulator = tl.zeros((WIDTH, BLOCK_M), tl.float32)
     for k0 in range(0, k_size, BLOCK_K):
         x, a_scale = load_codes(
             a, a_stride, a_extra, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K
         )
+        if len(a_extra) == 0:
+            x = lane_order(x, 8, BLOCK_M, BLOCK_K)
         words, codes = _load_packed(
             w, w_strides, w_extra, expert, weight_rows, n0, k0, k_size,
             32, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K,
         )  # fmt: skip
         y, w_scale = mx_codes(words, codes, WIDTH, BLOCK_K)
-        product = dot(x, y.T, tl.zeros((BLOCK_M, WIDTH), tl.float32))
-        accumulator += product * (a_scale[:, None] * w_scale[None, :])
-    if PAIRING == "none":
-        g, u = accumulator, accumulator
-    else:
-        g, u = split(accumulator, PAIRING, BLOCK_M, BLOCK_N)
+        product = dot(y, x.T, tl.zeros((WIDTH, BLOCK_M), tl.float32))
+        accumulator += product * (w_scale[:, None] * a_scale[None, :])
+    g, u = _halves(accumulator, PAIRING, BLOCK_M, BLOCK_N)
     return g, u

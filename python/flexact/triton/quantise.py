@@ -1,4 +1,4 @@
-"""Activations to E4M3: hidden states before the first GEMM, and its results between the two.
+"""Activations to E4M3, and into lane order: before the first GEMM, and between the two.
 
     format                hidden states                results of the first GEMM
     fp8_block, mxfp4_fp8  quantise_groups, or in the   in its epilogue where a tile covers whole groups of
@@ -7,6 +7,8 @@
     fp8_tensor, given     quantise_rows                in the epilogue (store_given)
     fp8_channel           quantise_rows                rounded to the io dtype, with the largest magnitudes
     fp8_tensor            largest, quantise_rows       (store_row_largest, store_largest); quantise_rows
+    mxfp4, nvfp4          arrange, or in the GEMM's    in its epilogue (store_lanes)
+                          registers for few rows
 
 A scale is fp8_scale(largest magnitude), a code e4m3(value · (1 / scale)), each operation rounded as IEEE
 does: the bits of `flexact.formats.quantise_activations`. Magnitudes are compared as integers, so that
@@ -19,7 +21,7 @@ import triton
 import triton.language as tl
 
 from flexact.triton.numerics import rounded
-from flexact.triton.small_floats import fp8_scale, largest_magnitude, reciprocal, to_e4m3
+from flexact.triton.small_floats import fp8_scale, lane_order, largest_magnitude, reciprocal, to_e4m3
 
 GROUP = tl.constexpr(128)
 
@@ -34,7 +36,10 @@ def quantise_block(value, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def quantise_groups(x, x_stride, codes, codes_stride, scales, scales_stride, k_size, BLOCK: tl.constexpr):
+def quantise_groups(
+    x, x_stride, codes, codes_stride, scales, scales_stride, k_size,
+    LANES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Rows of x to codes and a scale for each 128 values; the last group may be short.
 
     Args:
@@ -44,17 +49,39 @@ def quantise_groups(x, x_stride, codes, codes_stride, scales, scales_stride, k_s
         codes_stride: Elements between its rows.
         scales: [M, ceil(K / 128)] fp32.
         scales_stride: Elements between its rows.
-        k_size: K.
+        k_size: K; with LANES a multiple of 32.
+        LANES: Whether codes stand in lane order.
         BLOCK: Columns of a program, a multiple of 128.
     """
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + row * x_stride + k, mask=k < k_size, other=0.0).to(tl.float32)
     block, scale = quantise_block(tl.expand_dims(value, 0), 1, BLOCK)
+    if LANES:
+        block = lane_order(block, 8, 1, BLOCK)
     tl.store(codes + row * codes_stride + k, tl.reshape(block, (BLOCK,)), mask=k < k_size)
     group = tl.program_id(1) * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)
     at = scales + row * scales_stride + group
     tl.store(at, tl.reshape(scale, (BLOCK // GROUP,)), mask=group * GROUP < k_size)
+
+
+@triton.jit
+def arrange(x, x_stride, out, out_stride, k_size, BLOCK: tl.constexpr):
+    """Rows of x with their columns in lane order, and zeros up to whole 32s.
+
+    Args:
+        x: [M, K].
+        x_stride: Elements between its rows.
+        out: [M, K up to whole 32s].
+        out_stride: Elements between its rows, which is their length.
+        k_size: K.
+        BLOCK: Columns of a program, a multiple of 32.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + row * x_stride + k, mask=k < k_size, other=0.0)
+    value = lane_order(tl.expand_dims(value, 0), 16, 1, BLOCK)
+    tl.store(out + row * out_stride + k, tl.reshape(value, (BLOCK,)), mask=k < out_stride)
 
 
 @triton.jit
@@ -151,6 +178,42 @@ def store_groups(
     """
     value = tl.where(keep, value, 0.0)
     codes, scale = quantise_block(value, BLOCK_M, BLOCK_N)
+    _store_codes(out, stride, extra, rows, columns, keep, codes, scale, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def store_groups_in_lanes(
+    out, stride, extra, rows, columns, keep, value, expert,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """store_groups with the codes in lane order; the row's length is a multiple of 32."""
+    value = tl.where(keep, value, 0.0)
+    codes, scale = quantise_block(value, BLOCK_M, BLOCK_N)
+    codes = lane_order(codes, 8, BLOCK_M, BLOCK_N)
+    _store_codes(out, stride, extra, rows, columns, keep, codes, scale, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def store_lanes(
+    out, stride, extra, rows, columns, keep, value, expert,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Rounds once to out's type and stores in lane order. extra: the row's length up to whole 32s.
+
+    BLOCK_N is a multiple of 32, and a tile starts at one; what is added to the length is zero.
+    """
+    value = rounded(tl.where(keep, value, 0.0), out.dtype.element_ty)
+    value = lane_order(value, 16, BLOCK_M, BLOCK_N)
+    valid = tl.max(keep.to(tl.int32), 1) > 0
+    at = out + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    tl.store(at, value, mask=valid[:, None] & (columns < extra[0])[None, :])
+
+
+@triton.jit
+def _store_codes(
+    out, stride, extra, rows, columns, keep, codes, scale,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     tl.store(out + rows.to(tl.int64)[:, None] * stride + columns[None, :], codes, mask=keep)
     # One column of each group says whether there is such a group.
     first = tl.min(tl.reshape(columns, (BLOCK_N // GROUP, GROUP)), 1)

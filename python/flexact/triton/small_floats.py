@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flexact.triton.numerics import INTERPRETED
+from flexact.triton.numerics import INTERPRETED, rounded
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def e8m0_to_float(code):
 
 @triton.jit
 def e2m1_scale(code):
-    """What `e2m1_words` in bf16 is multiplied by for an E8M0 scale: 2^126 · 2^(code - 127).
+    """What the values of `e2m1_words` in bf16 are multiplied by for an E8M0 scale: 2^126 · 2^(code - 127).
 
     That is within bf16 up to code 128, a scale of 2. Above it, where weights would be larger than 8, and for
     255 the factor is NaN: such a checkpoint fails visibly.
@@ -69,6 +69,25 @@ def e2m1_scale(code):
     wide = code.to(tl.int32)
     bits = tl.where(wide <= 128, (wide + 126) << 7, 0x7FC0)
     return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def lane_order(value, BITS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr):
+    """The columns [ROWS, K] of an activation in the order in which a lane decodes weights; no value changes.
+
+    A sum over K has no order of its own. A lane of the tensor core holds pairs (or quads, of bytes) of
+    neighbouring columns in places that are eight apart, and a word of eight E2M1 values is in one lane. So
+    the columns of activations are put where the decoded values of a word come to lie, and weights go from
+    memory to the tensor core without changing lanes. Within 32 columns, with lane t of four:
+
+        BITS  place in the lane's order     column
+        16    16 s + 8 h + 2 t + e          8 t + 4 e + 2 s + h
+        8     16 h + 4 t + 2 d + e          8 t + 4 e + 2 h + d
+    """
+    parts = tl.reshape(value, (ROWS, K // 32, 4, 2, 2, 2))
+    # [.., t, e, the bit of 2, the bit of 1] to the order of the table.
+    parts = tl.permute(parts, (0, 1, 4, 5, 2, 3)) if BITS == 16 else tl.permute(parts, (0, 1, 4, 2, 5, 3))
+    return tl.reshape(parts, (ROWS, K))
 
 
 @triton.jit
@@ -87,27 +106,55 @@ def _two(word, FROM: tl.constexpr, EXPONENT: tl.constexpr):
 
 
 @triton.jit
-def _halves(two, dtype: tl.constexpr):
-    low = two.to(tl.int16).to(dtype, bitcast=True)
-    high = (two >> 16).to(tl.int16).to(dtype, bitcast=True)
-    return low, high
+def bf16_product(a, b):
+    """The product in bf16, rounded once; the interpreter has no arithmetic in that type."""
+    return rounded(_wide(a) * _wide(b), tl.bfloat16) if INTERPRETED else a * b
 
 
 @triton.jit
-def e2m1_words(words, dtype: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """Eight E2M1 values of each int32 word, as `dtype` (bf16 or fp16) blocks [ROWS, 8 WORDS], unscaled.
+def _wide(value):
+    """bf16 to fp32 by its bits: the interpreter's conversion loses subnormals."""
+    bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+    return bits.to(tl.float32, bitcast=True)
 
-    The nibble's bits stand at the type's lowest exponent bits, so what is returned is the value times
-    2^-126 (bf16) or 2^-14 (fp16), exactly, with 0.5 as a subnormal. The multiplication that brings it
-    back can carry a group's scale. Value i of a word is its i-th nibble from below.
+
+@triton.jit
+def _scaled(two, scale, dtype: tl.constexpr):
+    """The halves of each word times `scale`, [.., 2]. The upper first: so the two become one instruction."""
+    high = (two >> 16).to(tl.int16).to(dtype, bitcast=True)
+    low = two.to(tl.int16).to(dtype, bitcast=True)
+    if dtype == tl.bfloat16:
+        high = bf16_product(high, scale)
+        low = bf16_product(low, scale)
+    else:
+        high = high * scale
+        low = low * scale
+    return tl.join(low, high)
+
+
+@triton.jit
+def e2m1_words(words, scale, dtype: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr):
+    """Eight E2M1 values of each int32 word, as `dtype` (bf16 or fp16), times a word's scale.
+
+    A nibble's bits stand at the type's lowest exponent bits, so before `scale` the value is the true one
+    times 2^-126 (bf16) or 2^-14 (fp16), exactly, with 0.5 as a subnormal: the multiplication that brings it
+    back carries a group's scale.
+
+    Args:
+        words: [ROWS, K / 32, 4].
+        scale: The same shape, or one that broadcasts to it.
+        dtype: Of the values and of scale.
+        ROWS: Weight rows.
+        K: Values of a row.
+
+    Returns:
+        [ROWS, K / 32, 4, 2 (e), 2 (h), 2 (s)] for nibble 4 e + 2 s + h.
     """
     # bf16: exponent from bit 7, mantissa's top bit 6; fp16: 10 and 9. The sign goes from bit 3 to 15.
     EXPONENT: tl.constexpr = 6 if dtype == tl.bfloat16 else 9
-    a0, a4 = _halves(_two(words, 0, EXPONENT), dtype)
-    a1, a5 = _halves(_two(words, 4, EXPONENT), dtype)
-    a2, a6 = _halves(_two(words, 8, EXPONENT), dtype)
-    a3, a7 = _halves(_two(words, 12, EXPONENT), dtype)
-    # join puts its two along a new last axis: [ROWS, WORDS, 4s, 2s, 1s].
-    even = tl.join(tl.join(a0, a4), tl.join(a2, a6))  # [.., 4s, 2s]
-    odd = tl.join(tl.join(a1, a5), tl.join(a3, a7))
-    return tl.reshape(tl.join(even, odd), (ROWS, 8 * WORDS))
+    scale = tl.broadcast_to(scale, (ROWS, K // 32, 4))
+    p0 = _scaled(_two(words, 0, EXPONENT), scale, dtype)
+    p1 = _scaled(_two(words, 4, EXPONENT), scale, dtype)
+    p2 = _scaled(_two(words, 8, EXPONENT), scale, dtype)
+    p3 = _scaled(_two(words, 12, EXPONENT), scale, dtype)
+    return tl.join(tl.join(p0, p1), tl.join(p2, p3))
