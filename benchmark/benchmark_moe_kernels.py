@@ -3,6 +3,14 @@
     python benchmark/benchmark_moe_kernels.py --activation silu --precision bf16 --batch_size 32 > silu.txt
     python benchmark/benchmark_moe_kernels.py --activation swish --activation_params beta=1.0 > swish.txt
     python scripts/compare_benchmark.py silu.txt swish.txt
+    python benchmark/benchmark_moe_kernels.py --precision mxfp4 --peer marlin --json marlin.json
+    python benchmark/benchmark_moe_kernels.py --against all --json functions.json
+    python benchmark/benchmark_moe_kernels.py --dense --json dense.json
+    python benchmark/benchmark_moe_kernels.py --start-up --json start_up.json
+
+Peers are imported from where PYTHONPATH says; a peer that is not there, or that computes something else, is
+an error. --dense times act_and_mul alone, beside SGLang's kernel where it can be imported. --start-up times a
+function that this machine has never seen, from its text to the first result, and again from the disk cache.
 
 Every call is a CUDA graph that was captured once; the L2 is flushed before each replay. With a peer, ours
 and the peer's take turns, and the ratio is the median of paired measurements. The machine's limits (copy,
@@ -19,6 +27,7 @@ import platform
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,11 +50,14 @@ BYTES = {
     "bf16": 2.0, "fp16": 2.0, "fp8_block": 1.0, "fp8_tensor": 1.0, "fp8_channel": 1.0,
     "mxfp4": 0.5 + 1 / 32, "mxfp4_fp8": 0.5 + 1 / 32, "nvfp4": 0.5 + 1 / 16,
 }  # fmt: skip
-PEERS = {"sglang-triton": "peers.sglang_triton", "torch-grouped": "peers.torch_grouped"}
+PEERS = {
+    "sglang-triton": "peers.sglang_triton", "torch-grouped": "peers.torch_grouped",
+    "deep-gemm": "peers.deep_gemm", "marlin": "peers.marlin", "triton-kernels": "peers.triton_kernels_moe",
+}  # fmt: skip
 DEVICE = "cuda"
 
 
-def make_weights(shape, precision):
+def make_weights(shape, precision, pairing):
     """Weights of the usual scale, and their scales where the precision has them."""
     generator = torch.Generator(device=DEVICE).manual_seed(1)
     rows = shape.intermediate * (2 if shape.gated else 1)
@@ -59,8 +71,8 @@ def make_weights(shape, precision):
             "w13": normal(shape.experts, rows, shape.hidden),
             "w2": normal(shape.experts, shape.hidden, shape.intermediate),
         }
-    # Expert by expert: the packers work in fp32.
-    pairing = "concat" if shape.gated else "none"
+    # Expert by expert: the packers work in fp32. One global scale an expert, which every peer takes.
+    pairing = "none" if not shape.gated or precision == "nvfp4" else pairing
     experts = []
     for _ in range(shape.experts):
         w13, w2 = normal(1, rows, shape.hidden), normal(1, shape.hidden, shape.intermediate)
@@ -155,6 +167,19 @@ def limits(timer):
     return machine
 
 
+def activation_of(name, values):
+    """A catalogue function; a parameter that has no default and is not given is 2."""
+    parameters = ActivationRegistry.get_function(name).parameters
+    missing = {each.name: 2.0 for each in parameters if each.default is None}
+    return ActivationRegistry.get_activation(name, missing | values)
+
+
+def others_of(options):
+    """What --against names: every function of the catalogue for "all"."""
+    names = ActivationRegistry.list() if "all" in options.against else options.against
+    return [name for name in names if name != options.activation]
+
+
 def parse_parameters(text):
     return {name: float(value) for name, value in (item.split("=") for item in text.split(",") if item)}
 
@@ -207,16 +232,18 @@ def benchmark(options, emit):
     precision = PRECISIONS[options.precision]
     # Quantised activations that differ by one code differ by a sixteenth.
     tolerance = 0.06 if "fp8" in precision else 0.02
-    act = ActivationRegistry.get_activation(options.activation, parse_parameters(options.activation_params))
+    act = activation_of(options.activation, parse_parameters(options.activation_params))
     for model in options.model:
         shape = SHAPES[model]
-        weights = make_weights(shape, precision)
-        settings = {"top_k": shape.top_k, "format": precision, "backend": options.backend}
-        settings["pairing"] = "concat" if shape.gated else "none"
+        pairing = options.pairing if shape.gated else "none"
+        weights = make_weights(shape, precision, pairing)
+        settings = {
+            "top_k": shape.top_k, "format": precision, "backend": options.backend, "pairing": pairing
+        }  # fmt: skip
         plan = flexact.moe.plan(activation=act, **weights, **settings)
         others = {
-            name: flexact.moe.plan(activation=ActivationRegistry.get_activation(name), **weights, **settings)
-            for name in options.against
+            name: flexact.moe.plan(activation=activation_of(name, {}), **weights, **settings)
+            for name in others_of(options)
         }
         for tokens in options.tokens:
             inputs = make_inputs(shape, tokens, DTYPES[precision])
@@ -238,23 +265,119 @@ def benchmark(options, emit):
             unavoidable = max(flop / product * 1e-6, size / machine["copy_gb_s"] * 1e-3)
             record = {
                 "kind": "cell", "model": model, "tokens": tokens, "activation": options.activation,
-                "parameters": options.activation_params, "precision": options.precision,
+                "parameters": options.activation_params, "precision": options.precision, "pairing": pairing,
                 "backend": "triton", "us": round(ours, 2), "interval_us": interval([row[0] for row in rows]),
                 "tflop_s": round(flop / ours * 1e-6, 1), "gb_s": round(size / ours * 1e-3, 1),
                 "limit": round(unavoidable / ours, 3), "rounds": len(rows),
                 "launch": plan.launch_of(tokens), "seconds": round(time.monotonic() - begin, 2),
             }  # fmt: skip
-            for place, name in enumerate(names, 1):
-                ratios = [row[place] / row[0] for row in rows]
-                low, high = interval(ratios)
-                record[name] = {
-                    "us": round(median(row[place] for row in rows), 2), "variant": names[name],
-                    "speedup": round(median(ratios), 4), "interval": [round(low, 4), round(high, 4)],
-                }  # fmt: skip
-            emit(record)
+            emit(record | compared(rows, names))
             del graphs, graph, result
         del plan, others, weights
         torch.cuda.empty_cache()
+
+
+def dense(options, emit):
+    """act_and_mul alone, paired with SGLang's kernel where there is one."""
+    from flexact import dense as ours
+
+    try:
+        from sglang.kernels.ops.activation.activation import silu_and_mul
+    except ImportError:
+        silu_and_mul = None
+    timer = Timer(options.seconds)
+    emit({"kind": "machine", **limits(timer), **description()})
+    act = activation_of(options.activation, parse_parameters(options.activation_params))
+    names = others_of(options)
+    for model in options.model:
+        width = SHAPES[model].intermediate
+        for rows in options.tokens:
+            x = torch.randn(rows, 2 * width, device=DEVICE).bfloat16()
+            outs = [torch.empty(rows, width, dtype=x.dtype, device=DEVICE) for _ in range(len(names) + 2)]
+
+            def call(activation, out, x=x):
+                return lambda: ours.act_and_mul(x, activation, out=out)
+
+            graphs = [timer.capture(call(act, outs[0]))[0]]
+            graphs += [
+                timer.capture(call(activation_of(each, {}), out))[0]
+                for each, out in zip(names, outs[1:], strict=False)
+            ]
+            peers = {name: "flexact" for name in names}
+            if silu_and_mul is not None and options.activation == "silu":
+
+                def theirs(x=x, out=outs[-1]):
+                    silu_and_mul(x, out)
+                    return out
+
+                graph, result = timer.capture(theirs)
+                torch.cuda.synchronize()
+                torch.testing.assert_close(result, outs[0], rtol=2**-7, atol=2**-10)
+                graphs.append(graph)
+                peers["sglang"] = "silu_and_mul"
+            measured = timer.measure(graphs)
+            size = 3 * rows * width * 2
+            us = median(row[0] for row in measured)
+            record = {
+                "kind": "dense", "model": model, "rows": rows, "width": width,
+                "activation": options.activation, "us": round(us, 2), "gb_s": round(size / us * 1e-3, 1),
+                "rounds": len(measured),
+            }  # fmt: skip
+            emit(record | compared(measured, peers))
+
+
+def compared(rows, names):
+    """{name: times and the ratio to ours with its interval} of rounds whose first column is ours."""
+    found = {}
+    for place, (name, variant) in enumerate(names.items(), 1):
+        ratios = [row[place] / row[0] for row in rows]
+        low, high = interval(ratios)
+        found[name] = {
+            "us": round(median(row[place] for row in rows), 2), "variant": variant,
+            "speedup": round(median(ratios), 4), "interval": [round(low, 4), round(high, 4)],
+        }  # fmt: skip
+    return found
+
+
+START = """
+import sys, time
+begin = time.perf_counter()
+import flexact, flexact.moe, torch
+from flexact import ActivationRegistry
+imported = time.perf_counter()
+experts, top_k, hidden, intermediate = 8, 2, 1024, 512
+w13 = torch.zeros(experts, 2 * intermediate, hidden, dtype=torch.bfloat16, device="cuda")
+w2 = torch.zeros(experts, hidden, intermediate, dtype=torch.bfloat16, device="cuda")
+x = torch.zeros(300, hidden, dtype=torch.bfloat16, device="cuda")
+ids = torch.zeros(300, top_k, dtype=torch.int32, device="cuda")
+weights = torch.ones(300, top_k, device="cuda")
+torch.cuda.synchronize()
+ready = time.perf_counter()
+flexact.register_function("never_seen", "x*sigmoid(beta*x)+%s*tanh(x)")
+plan = flexact.moe.plan(w13, w2, ActivationRegistry.get_activation("never_seen", {"beta": 1.5}), top_k=top_k)
+plan.run(x, weights, ids)
+torch.cuda.synchronize()
+first = time.perf_counter()
+plan.warm_up(300)
+torch.cuda.synchronize()
+print(imported - begin, first - ready, time.perf_counter() - first)
+"""
+
+
+def start_up(options, emit):
+    """Seconds from a function's text to its first result, with an empty cache and with a filled one."""
+    emit({"kind": "machine", **limits(Timer(options.seconds)), **description()})
+    constant = repr(random.random())
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"FLEXACT_CACHE_DIR": folder, "TRITON_CACHE_DIR": f"{folder}/triton-own"}
+        for cache in ("empty", "filled", "filled"):
+            command = [sys.executable, "-c", START % constant]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            imported, first, rest = map(float, done.stdout.split())
+            emit({
+                "kind": "start", "cache": cache, "import_s": round(imported, 3), "first_s": round(first, 3),
+                "warm_up_s": round(rest, 3),
+            })  # fmt: skip
 
 
 def description():
@@ -279,11 +402,27 @@ def text_of(record):
             f"# {record['device']}, torch {record['torch']}, triton {record['triton']}, "
             f"copy {record['copy_gb_s']} GB/s, bf16 product {record['bf16_matmul_tflop_s']} TFLOP/s"
         )
+    if record["kind"] == "start":
+        return (
+            f"start-up, {record['cache']} cache: import {record['import_s']:.2f} s, first result "
+            f"{record['first_s']:.2f} s, all of 300 tokens {record['warm_up_s']:.2f} s more"
+        )
+    if record["kind"] == "dense":
+        text = (
+            f"{record['model']:<16} dense      {record['activation']:<12} M={record['rows']:<6}"
+            f" {record['us']:>10.1f} us {record['gb_s']:>7.1f} GB/s"
+        )
+        return text + ratios_of(record)
     text = (
         f"{record['model']:<16} {record['precision']:<10} {record['activation']:<12} M={record['tokens']:<6}"
         f" {record['us']:>10.1f} us {record['tflop_s']:>7.1f} TFLOP/s {record['gb_s']:>7.1f} GB/s"
         f" limit {100 * record['limit']:>5.1f} %"
     )
+    return text + ratios_of(record)
+
+
+def ratios_of(record):
+    text = ""
     for name, peer in record.items():
         if isinstance(peer, dict):
             text += f"  {name} {peer['us']:.1f} us: x{peer['speedup']:.3f}"
@@ -303,8 +442,12 @@ def main():
     parser.add_argument("--model", action="append", choices=sorted(SHAPES))
     parser.add_argument("--peer", action="append", choices=sorted(PEERS), default=[])
     parser.add_argument(
-        "--against", action="append", default=[], help="another activation of ours, paired in the same way"
-    )
+        "--against", action="append", default=[],
+        help="another activation of ours, paired in the same way; all: the whole catalogue",
+    )  # fmt: skip
+    parser.add_argument("--pairing", choices=["concat", "up_first", "interleaved"], default="concat")
+    parser.add_argument("--dense", action="store_true", help="act_and_mul alone; --tokens are rows")
+    parser.add_argument("--start-up", action="store_true", help="of a function that was never seen")
     parser.add_argument("--seconds", type=float, default=0.15, help="measuring time of a cell")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -324,7 +467,7 @@ def main():
             options.json.write_text(json.dumps(records, indent=1) + "\n")
 
     with torch.no_grad():
-        benchmark(options, emit)
+        (dense if options.dense else start_up if options.start_up else benchmark)(options, emit)
 
 
 if __name__ == "__main__":

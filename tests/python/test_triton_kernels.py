@@ -4,6 +4,7 @@ The interpreter replaces Triton's operations when kernels are imported, so it ha
 (triton_cases.py); these tests judge what that process reports.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -55,15 +56,18 @@ def test_dense_activation_equals_fp64_rounded_once(reports):
 
 def test_tuning_takes_the_fastest_of_candidates_that_agree(reports, tmp_path):
     tuned = [report for report in reports if "tuned" in report]
-    assert len(tuned) == 2
+    assert [report["tuned"]["format"] for report in tuned] == ["bf16", "bf16", "mxfp4", "fp8_block"]
     for report in tuned:
         assert not [row for row in report["log"] if "error" in row]
         # The clock runs backwards.
         last = {row["kind"]: row["tile"] for row in report["log"]}
         entry = report["tuned"]
-        assert entry["direct"] == entry.get("vector", False) == (entry["tokens"] == 1)
-        assert entry["gate_up"] == last["vector gate_up" if entry["direct"] else "permuted gate_up"]
-        assert entry["down"] == last["vector down" if entry["direct"] else "down"]
+        assert entry["direct"] == (entry["tokens"] == 1)
+        vector = entry.get("vector", False)
+        assert vector == entry.get("fuse_combine", False) == (entry["direct"] and entry["format"] == "bf16")
+        single = "vector " if vector else ""
+        assert entry["gate_up"] == last[single + "gate_up" if entry["direct"] else "permuted gate_up"]
+        assert entry["down"] == last[single + "down"]
         assert entry["permute"] == (not entry["direct"])
     for report in (report for report in reports if "odd_one" in report):
         assert [row.get("error") for row in report["odd_one"]] == [None, "the result differs", None]
@@ -74,18 +78,24 @@ def test_tuning_takes_the_fastest_of_candidates_that_agree(reports, tmp_path):
         tune.write_table(path, "a device", [report["tuned"]])
     tune.write_table(path, "a device", [tuned[0]["tuned"]])
     table = LaunchTable.from_json(path.read_text())
-    assert (len(table), table.device) == (2, "a device")
+    assert (len(table), table.device) == (4, "a device")
+
+
+@pytest.mark.parametrize("format", sorted(tune.DTYPES))
+@pytest.mark.parametrize("gated", [True, False])
+def test_every_candidate_of_tuning_is_a_launch_that_the_table_takes(format, gated):
+    shape = Shape(8, 2, 1024, 512, gated)
+    for block_m in {m for tokens in (1, 60, 150, 300, 9000) for m in tune.block_ms(shape, tokens, format)}:
+        tiles = {w: tune.candidates(w, block_m, gated, False, format) for w in ("gate_up", "down")}
+        for up, down in itertools.product(tiles["gate_up"], tiles["down"]):
+            assert up["block_m"] == down["block_m"] == block_m
+            entry = {**shape_fields(shape), "format": format, "gate_up": up, "down": down}
+            LaunchTable.from_json(json.dumps({"device": "d", "entries": [entry]}))
 
 
 @pytest.mark.parametrize("which", ["gate_up", "down"])
-@pytest.mark.parametrize("gated", [True, False])
-def test_every_candidate_of_tuning_is_a_launch_that_the_table_takes(which, gated):
-    shape = Shape(8, 2, 1024, 512, gated)
-    for block_m in (16, 32, 64, 128, 256):
-        for tile in tune.candidates(which, block_m, gated, direct=False):
-            assert tile["block_m"] == block_m
-            entry = {**shape_fields(shape), "gate_up": tile, "down": tile}
-            LaunchTable.from_json(json.dumps({"device": "d", "entries": [entry]}))
+def test_every_candidate_without_tensor_cores_is_a_launch_that_the_table_takes(which):
+    shape = Shape(8, 2, 1024, 512)
     for tile in tune.vector_candidates(which):
         entry = {
             **shape_fields(shape), "direct": True, "vector": True, "fuse_combine": True, "gate_up": tile,

@@ -310,8 +310,14 @@ def tuning_reports():
 
     tune.candidates, tune.vector_candidates = Few(tune.candidates), Few(tune.vector_candidates)
     clock = itertools.count(1e6, -1)
-    for shape, tokens in ((Shape(3, 2, 64, 80, True), 1), (Shape(2, 1, 64, 64, False), 200)):
-        bench, log = tune.Bench(shape, "bf16", "cpu"), []
+    subjects = [
+        (Shape(3, 2, 64, 80, True), 1, "bf16"),
+        (Shape(2, 1, 64, 64, False), 200, "bf16"),
+        (Shape(3, 2, 64, 64, True), 1, "mxfp4"),
+        (Shape(2, 1, 128, 128, True), 1, "fp8_block"),
+    ]
+    for shape, tokens, format in subjects:
+        bench, log = tune.Bench(shape, format, "cpu"), []
         entry = tune.measure(bench, tokens, lambda run: (next(clock), run()), log.append)
         yield {"tuned": entry, "log": log}
     # One candidate that computes something else.

@@ -112,6 +112,12 @@ def cases(device="cpu", everything=False):
                 static_scales=format == "fp8_tensor" and launch == "sorted", **size, **options,
             )  # fmt: skip
             yield f"{format} {launch} {pairing}", case, activation, launch
+    # Rows that end within the 32 columns of a lane order.
+    for launch in ("direct", "sorted"):
+        case = testing.random_case(
+            "nvfp4", tokens=5, experts=2, top_k=2, hidden=144, intermediate=112, seed=9, device=device
+        )
+        yield f"nvfp4 {launch} short", case, swish, launch
 
 
 def quantisers(device="cpu"):

@@ -50,7 +50,7 @@ def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def mx_codes(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
-    """Weights in E4M3 [ROWS, K] in lane order and their scales in fp32 [ROWS], for K of one scale (up to 128).
+    """Weights in E4M3 [ROWS, K] in lane order and their scales, fp32 [ROWS], for K of one scale (up to 128).
 
     A weight is its value times 2^(1 - d), d being how many powers of two its group's scale lies below the
     row's largest: exact up to d = 9, beyond it to nearest even, with at most 2^-10 of the largest scale lost.

@@ -20,14 +20,21 @@ from typing import Any
 
 import torch
 
-from flexact import ActivationRegistry
+from flexact import ActivationRegistry, formats
 from flexact._core import LaunchTable, MoeProblem, Tile, token_bucket
+from flexact.triton.formats import FORMATS, Operand
 from flexact.triton.functions import cache_folder
 from flexact.triton.moe import _DIRECT_SIZES, Block
 from flexact.triton.shapes import SHAPES, Shape
 
 DIRECT_PAIRS = _DIRECT_SIZES[-1]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Formats that can be tuned, and the type of their hidden states.
+DTYPES = dict.fromkeys(("bf16", *formats.FP8_FORMATS, *formats.FP4_FORMATS), torch.bfloat16) | {
+    "fp16": torch.float16
+}
+# A step along K is the 128 values that share a scale, and the first GEMM quantises whole groups of them.
+GROUPED = ("fp8_block", "mxfp4_fp8")
+DECODED = ("mxfp4", "nvfp4")
 
 
 # --- Candidates -----------------------------------------------------------------------------------
@@ -38,10 +45,18 @@ def _tiles(rows: Iterable[tuple[int, ...]]) -> list[dict[str, int]]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def candidates(which: str, block_m: int, doubled: bool, direct: bool) -> list[dict[str, int]]:
+def candidates(
+    which: str, block_m: int, doubled: bool, direct: bool, format: str = "bf16"
+) -> list[dict[str, int]]:
     """Tiles of a GEMM with block_m rows. `n` below is the width of the weight block."""
     rows: list[tuple[int, ...]] = []
-    if block_m <= 32:
+    if format in GROUPED:
+        shapes = _grouped_shapes(which, block_m, 256 if doubled and which == "gate_up" else 128)
+        groups: tuple[int, ...] = (1,) if block_m <= 32 else (4, 16)
+    elif format in DECODED:
+        shapes = _decoded_shapes(block_m)
+        groups = (1,) if block_m <= 32 else (1, 8) if block_m == 64 else (4, 16)
+    elif block_m <= 32:
         shapes = [(64, 64, 4, 5), (64, 128, 4, 4), (64, 128, 4, 3), (64, 256, 4, 3), (128, 64, 4, 5),
                   (128, 128, 4, 3), (128, 128, 8, 3), (32, 128, 4, 5), (32, 256, 4, 4)]  # fmt: skip
         groups = (1,)
@@ -55,11 +70,38 @@ def candidates(which: str, block_m: int, doubled: bool, direct: bool) -> list[di
     else:
         shapes = [(128, 64, 8, 4), (128, 64, 8, 3)]
         groups = (4, 16)
+    if format in ("fp8_tensor", "fp8_channel"):
+        # As many bytes along K as bf16 takes.
+        shapes = [(n, min(2 * k, 256), warps, stages) for n, k, warps, stages in shapes]
     for n, k, warps, stages in shapes:
         width = n // 2 if doubled and which == "gate_up" else n
         kinds = (0, 1) if block_m == 256 or (block_m == 128 and n == 256) else (0,)
         rows += [(block_m, width, k, group, warps, stages, kind) for group in groups for kind in kinds]
     return _tiles(rows)
+
+
+def _grouped_shapes(which: str, block_m: int, whole: int) -> list[tuple[int, int, int, int]]:
+    """(n, k, warps, stages) where a step is a group; `whole` is the width of the tiles of the first GEMM."""
+    if which == "gate_up":
+        kinds = [(4, 2), (4, 3), (4, 4), (8, 3), (8, 4)] if block_m <= 64 else [(8, 2), (8, 3), (8, 4)]
+        return [(whole, 128, warps, stages) for warps, stages in kinds]
+    if block_m <= 32:
+        return [(64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (128, 128, 4, 3), (128, 128, 4, 4)]
+    if block_m == 64:
+        return [(128, 128, 4, 3), (128, 128, 4, 4), (128, 128, 8, 4), (64, 128, 4, 4)]
+    return [(128, 128, 8, 3), (128, 128, 8, 4), (128, 128, 8, 5), (64, 128, 4, 4), (128, 128, 4, 3)]
+
+
+def _decoded_shapes(block_m: int) -> list[tuple[int, int, int, int]]:
+    """(n, k, warps, stages) of FP4 weights beside bf16: steps whose scales are copied ahead, no spills."""
+    if block_m <= 32:
+        return [(64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3), (128, 128, 4, 3),
+                (128, 128, 4, 4), (128, 128, 8, 3), (256, 128, 8, 3)]  # fmt: skip
+    if block_m == 64:
+        return [(128, 128, 4, 3), (128, 128, 4, 4), (256, 64, 4, 3), (128, 128, 8, 3), (256, 128, 8, 3)]
+    if block_m == 128:
+        return [(256, 128, 8, 3), (256, 64, 8, 4), (128, 128, 8, 3), (128, 128, 4, 3), (128, 64, 8, 4)]
+    return [(128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 4)]
 
 
 def vector_candidates(which: str) -> list[dict[str, int]]:
@@ -79,8 +121,14 @@ def vector_candidates(which: str) -> list[dict[str, int]]:
     return _tiles((16, n, k, 1, warps, 2, 0) for n, k, warps in shapes)
 
 
-def block_ms(shape: Shape, tokens: int) -> list[int]:
+def block_ms(shape: Shape, tokens: int, format: str = "bf16") -> list[int]:
     """Tile heights worth trying: around the rows that an expert gets."""
+    heights = _block_ms(shape, tokens)
+    # Beside its sums a tile of grouped scales holds an unscaled product.
+    return [min(each, 128) for each in heights if each <= 128 or format not in GROUPED]
+
+
+def _block_ms(shape: Shape, tokens: int) -> list[int]:
     rows = tokens * shape.top_k / shape.experts
     if tokens <= 16 or rows <= 12:
         return [16]
@@ -118,18 +166,32 @@ class Bench:
         act = ActivationRegistry.get_activation("silu")
         function = act.function.gated() if shape.gated else act.function
         self.block = Block(self.problem, function, self.device, LaunchTable())
+        self.weights = self._make_weights(format)
+        self.values = torch.empty((1, 0), device=self.device)
+
+    def _make_weights(self, format: str) -> dict[str, torch.Tensor]:
+        shape = self.shape
         rows = shape.intermediate * (2 if shape.gated else 1)
         generator = torch.Generator(device=self.device).manual_seed(1)
+        # Quantised experts are copies of one: rounding takes long, and its result is read all the same.
+        experts = shape.experts if format in ("bf16", "fp16") else 1
 
         def normal(*size: int, scale: float) -> torch.Tensor:
             made = torch.empty(size, dtype=self.dtype, device=self.device)
             return made.normal_(0, scale, generator=generator)
 
-        self.weights = {
-            "w13": normal(shape.experts, rows, shape.hidden, scale=shape.hidden**-0.5),
-            "w2": normal(shape.experts, shape.hidden, shape.intermediate, scale=shape.intermediate**-0.5),
-        }
-        self.values = torch.empty((1, 0), device=self.device)
+        w13 = normal(experts, rows, shape.hidden, scale=shape.hidden**-0.5)
+        w2 = normal(experts, shape.hidden, shape.intermediate, scale=shape.intermediate**-0.5)
+        if experts == shape.experts:
+            return {"w13": w13, "w2": w2}
+        made = formats.quantise_experts(w13, w2, format=format, pairing=self.problem.pairing)
+        weights = {}
+        for name, tensor in made.items():
+            # torch repeats e4m3 only as bytes.
+            raw = torch.uint8 if tensor.dtype == torch.float8_e4m3fn else tensor.dtype
+            many = tensor.view(raw).repeat(shape.experts, *[1] * (tensor.dim() - 1))
+            weights[name] = many.view(tensor.dtype)
+        return weights
 
     def inputs(self, tokens: int) -> None:
         """Tokens, and ids of a random router."""
@@ -154,44 +216,42 @@ class Bench:
             self.sorted, self.bound = self.block._sort(self.ids, block_m, self.pairs)
 
     def gate_up(self, tile: dict[str, int], permute: bool = False) -> torch.Tensor:
-        """Runs the first GEMM (and the copy before it) and returns h."""
+        """Runs the first GEMM (and the copies before and after it) and returns h."""
         block = self.block
-        x = block._permuted(self.x, self.sorted, self.pairs) if permute else self.x
         made = Tile(**tile)
-        given = block._format.inputs(x, self.ids, self.shape.experts, self.weights, made)
+        given = block._format.inputs(self.x, self.ids, self.shape.experts, self.weights, made)
+        if permute:
+            given = Operand(block._permuted(given.tensor, self.sorted, self.pairs), given.extra)
         between = self.between(made)
         arguments = (self.topk_weights, self.ids, self.sorted, self.values, between, self.pairs)
         block._gate_up(made, self.direct, self.bound, permute, given, self.weights, *arguments)
-        return between.written.tensor
+        self.h = between.read()
+        return self.h.tensor
 
     def between(self, tile: Tile) -> Any:
         """Memory for h."""
         width = self.shape.intermediate
         return self.block._format.intermediate(self.pairs, width, self.dtype, self.device, self.weights, tile)
 
-    def down(self, h: torch.Tensor, tile: dict[str, int]) -> torch.Tensor:
+    def down(self, h: Operand, tile: dict[str, int]) -> torch.Tensor:
         """Runs the second GEMM and returns its rows for the pairs."""
-        from flexact.triton.formats import Operand
-
         y = torch.empty((self.pairs, self.shape.hidden), dtype=self.dtype, device=self.device)
-        arguments = (Operand(h), self.weights, self.topk_weights, self.ids, self.sorted)
+        arguments = (h, self.weights, self.topk_weights, self.ids, self.sorted)
         self.block._down(Tile(**tile), self.direct, self.bound, *arguments, y, 0, self.pairs)
         return y
 
     def vector(self, tile: dict[str, int]) -> torch.Tensor:
         """Runs the first GEMM without tensor cores and returns h."""
         made = Tile(**tile)
-        h = self.between(made).written
+        self.h = h = self.between(made).written
         arguments = (self.x, self.weights, self.topk_weights, self.ids, self.values, h, self.pairs)
         self.block._vector_gate_up(made, *arguments)
         return h.tensor
 
-    def fused(self, h: torch.Tensor, tile: dict[str, int]) -> torch.Tensor:
+    def fused(self, h: Operand, tile: dict[str, int]) -> torch.Tensor:
         """Runs down_and_combine and returns the block's result."""
-        from flexact.triton.formats import Operand
-
         out = torch.empty((self.tokens, self.shape.hidden), dtype=self.dtype, device=self.device)
-        arguments = (Operand(h), self.weights, self.topk_weights, self.ids, out, self.tokens)
+        arguments = (h, self.weights, self.topk_weights, self.ids, out, self.tokens)
         self.block._down_and_combine(Tile(**tile), *arguments)
         return out
 
@@ -262,31 +322,34 @@ def measure(bench: Bench, tokens: int, timer: Timer, log: Callable[[dict[str, An
     bench.inputs(tokens)
     shape, problem = bench.shape, bench.problem
     best: dict[str, Any] = {}
-    for block_m in block_ms(shape, tokens):
+    format, kernels = problem.format, bench.block._format
+    for block_m in block_ms(shape, tokens, format):
         bench.route(block_m)
         where = {"tokens": tokens, "block_m": block_m}
 
         def report(kind: str, where: dict[str, Any] = where) -> Callable[[dict[str, Any]], None]:
             return lambda row: log({**where, "kind": kind, **row})
 
-        tiles = candidates("gate_up", block_m, shape.gated, bool(bench.direct))
-        up_us, up, h = _best(timer, tiles, bench.gate_up, report("gate_up"))
+        tiles = candidates("gate_up", block_m, shape.gated, bool(bench.direct), format)
+        up_us, up, inner = _best(timer, tiles, bench.gate_up, report("gate_up"))
         permute = False
-        if not bench.direct and block_m >= 64:
+        if not bench.direct and block_m >= 64 and kernels.copied:
             few = [
                 tile
                 for tile in tiles
                 if tile["group_m"] == up["group_m"] and tile["block_n"] == up["block_n"]
             ]
             us, tile, _ = _best(
-                timer, few, functools.partial(bench.gate_up, permute=True), report("permuted gate_up"), h
+                timer, few, functools.partial(bench.gate_up, permute=True), report("permuted gate_up"), inner
             )
             if us < up_us:
                 up_us, up, permute = us, tile, True
-        tiles = candidates("down", block_m, shape.gated, bool(bench.direct))
+        bench.gate_up(up)
+        h = bench.h
+        tiles = candidates("down", block_m, shape.gated, bool(bench.direct), format)
         down_us, down, y = _best(timer, tiles, functools.partial(bench.down, h), report("down"))
         entry = {"direct": bool(bench.direct), "permute": permute, "gate_up": up, "down": down}
-        if bench.direct and tokens <= 4:
+        if bench.direct and tokens <= 4 and kernels.plain:
             summed = y.view(tokens, shape.top_k, -1).float().sum(1)
             us, tile, _ = _best(
                 timer,
@@ -299,7 +362,7 @@ def measure(bench: Bench, tokens: int, timer: Timer, log: Callable[[dict[str, An
             if us < down_us + 3:
                 down_us, entry["down"], entry["fuse_combine"] = us, tile, True
             us, tile, _ = _best(
-                timer, vector_candidates("gate_up"), bench.vector, report("vector gate_up"), h
+                timer, vector_candidates("gate_up"), bench.vector, report("vector gate_up"), inner
             )
             if us < up_us:
                 up_us, entry["gate_up"], entry["vector"] = us, tile, True
@@ -321,9 +384,9 @@ def _jobs(shapes: Iterable[Shape], counts: Iterable[int], format: str) -> list[t
         for tokens in counts:
             pairs = token_bucket(tokens) * shape.top_k
             direct = next(n for n in _DIRECT_SIZES if n >= pairs) if pairs <= DIRECT_PAIRS else 0
-            for block_m in block_ms(shape, tokens):
+            for block_m in block_ms(shape, tokens, format):
                 for which in ("gate_up", "down"):
-                    for tile in candidates(which, block_m, shape.gated, bool(direct)):
+                    for tile in candidates(which, block_m, shape.gated, bool(direct), format):
                         even = (shape.hidden if which == "gate_up" else shape.intermediate) % tile[
                             "block_k"
                         ] == 0
@@ -335,9 +398,9 @@ def _jobs(shapes: Iterable[Shape], counts: Iterable[int], format: str) -> list[t
                             ),
                         )
                         jobs[(which, flat, direct, shape.gated, even, False, format)] = None
-                        if which == "gate_up" and block_m >= 64 and not direct:
+                        if which == "gate_up" and block_m >= 64 and not direct and FORMATS[format].copied:
                             jobs[(which, flat, direct, shape.gated, even, True, format)] = None
-            if direct and tokens <= 4:
+            if direct and tokens <= 4 and FORMATS[format].plain:
                 for which in ("gate_up", "down"):
                     for tile in vector_candidates(which):
                         jobs[
@@ -361,7 +424,8 @@ def _compile(job: tuple[Any, ...]) -> str:
     try:
         top_k = even if which.startswith("vector") else 2
         # A width that is, or is not, a multiple of the step, and of 16 in any case.
-        width = 1024 if which.startswith("vector") or even else 1024 + 16
+        odd = 32 if format in formats.FP4_FORMATS else 16
+        width = 1024 if which.startswith("vector") or even else 1024 + odd
         bench = Bench(Shape(max(2, top_k), top_k, width, width, gated), format)
         bench.inputs(2)
         bench.direct = direct
@@ -372,8 +436,9 @@ def _compile(job: tuple[Any, ...]) -> str:
         elif which == "vector gate_up":
             bench.vector(tile)
         else:
-            h = torch.zeros((bench.pairs, width), dtype=bench.dtype, device="cuda")
-            (bench.fused if which == "vector down" else bench.down)(h, tile)
+            # What the first GEMM leaves, whatever it computed.
+            between = bench.between(Tile(**(tile | {"block_n": 128})))
+            (bench.fused if which == "vector down" else bench.down)(between.read(), tile)
         torch.cuda.synchronize()
     except Exception as error:
         return f"{which} {tile}: {type(error).__name__} {str(error)[:100]}"
