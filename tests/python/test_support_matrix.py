@@ -1,0 +1,91 @@
+"""Rows of GPU runs in the support matrix: the covering design, a run in the interpreter, the merge."""
+
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_tool import output
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "tests" / "gpu" / "triton_conformance.py"
+
+
+def module(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_every_two_choices_of_different_kinds_meet_in_some_row():
+    conformance = module(PROGRAM)
+    rows = conformance.covering()
+    assert len(rows) < 30
+    assert all(conformance.legal(row) for row in rows)
+    for a, b in itertools.combinations(conformance.CHOICES, 2):
+        for x, y in itertools.product(conformance.CHOICES[a], conformance.CHOICES[b]):
+            if conformance.legal({a: x, b: y}):
+                assert any(row[a] == x and row[b] == y for row in rows), (a, x, b, y)
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("conformance") / "run.json"
+    arguments = ["--device", "cpu", "--workers", "1", "--rows", "1", "--json", path, "--format", "nvfp4"]
+    done = subprocess.run(
+        [sys.executable, PROGRAM, *arguments, "--function", "swiglu", "--function", "mish"],
+        capture_output=True, text=True, timeout=600, env={**os.environ, "TRITON_INTERPRET": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return path
+
+
+def test_a_run_proves_the_cells_that_agree(run_file):
+    run = json.loads(run_file.read_text())
+    assert run["runs"] == {"passed": 7, "failed": 0, "refused": 0, "not run": 0}
+    assert len(run["rows"]) == 7  # three pairings of swiglu, four of mish
+    assert {tuple(row[4:]) for row in run["rows"]} == {("yes", "interpreter")}
+    assert sum(each["passed"] for each in run["options"] if "ids" in each["option"]) >= 7
+
+
+def test_a_run_takes_the_place_of_what_the_matrix_said_of_its_backends(run_file, tmp_path):
+    for name in ("support_matrix.json", "support-matrix.md"):
+        shutil.copy(ROOT / "docs" / name, tmp_path / name)
+    merge = module(ROOT / "scripts" / "merge_support_matrix.py")
+    before = json.loads((tmp_path / "support_matrix.json").read_text())
+    merge.main([run_file], tmp_path)
+    once = (tmp_path / "support_matrix.json").read_text(), (tmp_path / "support-matrix.md").read_text()
+    merge.main([run_file], tmp_path)
+    assert once == (
+        (tmp_path / "support_matrix.json").read_text(),
+        (tmp_path / "support-matrix.md").read_text(),
+    )
+    after = json.loads(once[0])
+    others = [row for row in before["rows"] if row[0] != "triton"]
+    assert [row for row in after["rows"] if row[0] != "triton"] == others
+    assert [row for row in after["rows"] if row[0] == "triton"] == json.loads(run_file.read_text())["rows"]
+    assert "| mish | none | interpreter |" in once[1]
+    assert once[1].count("## triton") == 1
+    listing = output("matrix", "--file", str(tmp_path / "support_matrix.json"))
+    assert "triton" in listing
+
+
+def test_what_did_not_agree_is_claimed_and_not_proven(run_file, tmp_path):
+    for name in ("support_matrix.json", "support-matrix.md"):
+        shutil.copy(ROOT / "docs" / name, tmp_path / name)
+    run = json.loads(run_file.read_text())
+    run["rows"][0][5] = ""
+    run["rows"][1][4] = "no: a reason"
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(run))
+    module(ROOT / "scripts" / "merge_support_matrix.py").main([changed], tmp_path)
+    page = (tmp_path / "support-matrix.md").read_text()
+    assert "| swiglu | concat | *claimed* |" in page
+    assert "| swiglu | up_first | – |" in page
