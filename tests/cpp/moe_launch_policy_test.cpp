@@ -198,6 +198,10 @@ TEST(LaunchPolicy, tiles_of_quantised_formats_fit_their_policies) {
         const Launch launch = model(p, tokens, limits);
         EXPECT_EQ(launch.gate_up.block_m, launch.down.block_m);
         EXPECT_GE(launch.gate_up.block_k, 32);
+        if (format == Format::Mxfp4 || format == Format::Nvfp4) {
+          EXPECT_GE(launch.gate_up.block_n, 32);
+          EXPECT_GE(launch.down.block_n, 32);
+        }
         if (format == Format::Fp8Block || format == Format::Mxfp4Fp8) {
           EXPECT_EQ(launch.gate_up.block_k, 128);
           EXPECT_EQ(launch.down.block_k, 128);
@@ -218,6 +222,10 @@ TEST(LaunchPolicy, tables_are_refused_where_a_tile_cannot_hold_the_formats_scale
   const std::string packed =
       replaced(replaced(kTable, "\"bf16\"", "\"mxfp4\""), "\"block_k\": 64", "\"block_k\": 16");
   EXPECT_THAT(refusal_of(packed), HasSubstr("less than a group of FP4"));
+  // The lanes of an FP4 tile hold 32 columns together.
+  const std::string narrow =
+      replaced(replaced(kTable, "\"bf16\"", "\"nvfp4\""), "\"block_n\": 32", "\"block_n\": 16");
+  EXPECT_THAT(refusal_of(narrow), HasSubstr("block_n is less than the 32 columns"));
   std::string wide = replaced(replaced(blocks, "\"block_k\": 64", "\"block_k\": 128"),
                               "\"block_n\": 32", "\"block_n\": 256");
   EXPECT_THAT(refusal_of(wide), HasSubstr("more than two blocks of scales"));

@@ -25,6 +25,9 @@ EXPRESSIONS = {
     "conditions": "where(x>=1,x,where(x!=x,7,where(x<=-1,-x,where(x==0,5,where(x<0,1,2)))))",
     "sharing": "t = tanh(x*k); s = t*t+t; s*s/(1+s)",
     "gated_parts": "a*clamp(g,-b,b)*expm1(-abs(u))+gelu(u)-gelu_tanh(g)+erf(g*u)",
+    "gates": "x*tanh(k*x)*sigmoid(x)*tanh(x/2)",
+    "gates_apart": "t = tanh(x); s = sigmoid(x); t*s+s*sigmoid(k*x)+x/(1+k)",
+    "normal": "x*(1+erf(k*x))+erf(x)",
     "constant": "where(1>0,3,x)",
     "parameter": "where(1>0,k,x)",
 }
