@@ -88,8 +88,8 @@ const char* unfit(Format format, bool doubled, const Tile& tile) {
 }
 
 // Tiles of the quantised formats. Those of FP8 are an H100's measurements
-// (benchmark/results/triton_formats_h100.json), the nearest of them where a format has none; those of FP4
-// beside bf16 follow from the kernels' registers and shared memory and wait for theirs.
+// (benchmark/results/triton_formats_h100.json), the nearest of them where a format has none; those
+// of FP4 beside bf16 follow from the kernels' registers and shared memory and wait for theirs.
 void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t rows, Tile& up,
                     Tile& down) {
   const bool doubled = gated(problem);
@@ -100,8 +100,8 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
     tile.stages = stages;
   };
   if (activation_bits(problem.format) == 16) {
-    // FP4 beside bf16: what decodes a weight is used for as many rows as there are. Steps of 128 have four
-    // bytes of scales a row, the least that is copied ahead of its use.
+    // FP4 beside bf16: what decodes a weight is used for as many rows as there are. Steps of 128
+    // have four bytes of scales a row, the least that is copied ahead of its use.
     if (up.block_m <= 32) {
       set(up, tokens == 1 ? 32 : 64, 128, 4, tokens == 1 ? 4 : 3);
       set(down, tokens == 1 ? 64 : 128, 128, 4, up.stages);
