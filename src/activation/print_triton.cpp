@@ -27,6 +27,15 @@ def _flexact_sign(a):
     # Exact; sign(+-0) is +-0, sign(NaN) is NaN.
     return tl.where(a > 0, 1.0, tl.where(a < 0, -1.0, a))
 )"},
+      {"scale", {}, R"(
+@triton.jit
+def _flexact_scale(a, b):
+    # a/b where b depends on parameters alone, so that 1/b is computed once: 3 ulp. The power of two p keeps
+    # 1/(b*p) normal.
+    size = tl.abs(b)
+    p = tl.where(size < 1.17549435e-38, 8.50705917e37, tl.where(size > 8.50705917e37, 1.17549435e-38, 1.0))
+    return a * p * (1.0 / (b * p))
+)"},
       {"exp", {}, R"(
 @triton.jit
 def _flexact_exp(a):
@@ -236,13 +245,13 @@ class TritonPrinter {
     return above;
   }
 
-  std::string divide(const Node& n) const {
+  std::string divide(const Node& n) {
     const Node& by = graph_.nodes[static_cast<std::size_t>(n.operands[1])];
-    // The reciprocal of a constant is folded where it is a normal number: 1.5 ulp in all. That of
-    // parameters is computed once: 3 ulp.
+    // The reciprocal of a constant is folded where it is a normal number: 1.5 ulp in all.
     if (by.op == Op::Constant && std::fabs(by.value) > 1e-30 && std::fabs(by.value) < 1e30)
       return in(n, 0) + " * " + python_literal(1 / by.value);
-    if (forms_.uniform(n.operands[1])) return in(n, 0) + " * (1.0 / " + in(n, 1) + ")";
+    if (forms_.uniform(n.operands[1]) && by.op != Op::Constant && !forms_.uniform(n.operands[0]))
+      return helpers_.use("scale") + "(" + in(n, 0) + ", " + in(n, 1) + ")";
     return in(n, 0) + " / " + in(n, 1);
   }
 
