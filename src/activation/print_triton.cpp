@@ -33,7 +33,9 @@ def _flexact_scale(a, b):
     # a/b where b depends on parameters alone, so that 1/b is computed once: 3 ulp. The power of two p keeps
     # 1/(b*p) normal.
     size = tl.abs(b)
-    p = tl.where(size < 1.17549435e-38, 8.50705917e37, tl.where(size > 8.50705917e37, 1.17549435e-38, 1.0))
+    # 2^-126 to the last digit: what is smaller would be a number of fp64.
+    p = tl.where(size > 8.50705917e37, 1.1754943508222875e-38, 1.0)
+    p = tl.where(size < 1.1754943508222875e-38, 8.50705917e37, p)
     return a * p * (1.0 / (b * p))
 )"},
       {"exp", {}, R"(

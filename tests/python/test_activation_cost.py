@@ -29,5 +29,6 @@ def test_no_form_takes_more_special_functions_than_it_needs(tmp_path):
     for name, most in MOST_SPECIAL.items():
         assert counts[name]["special"] <= most, (name, counts[name])
     # Beside silu no other work is left over, but for the product of three gates.
-    for name in set(MOST_SPECIAL) - {"situ"}:
-        assert counts[name]["cycles"] <= 1.35 * counts["silu"]["cycles"], (name, counts[name])
+    for name in MOST_SPECIAL:
+        most = 2.4 if name == "situ" else 1.35
+        assert counts[name]["cycles"] <= most * counts["silu"]["cycles"], (name, counts[name])
