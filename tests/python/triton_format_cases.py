@@ -112,6 +112,12 @@ def cases(device="cpu", everything=False):
                 static_scales=format == "fp8_tensor" and launch == "sorted", **size, **options,
             )  # fmt: skip
             yield f"{format} {launch} {pairing}", case, activation, launch
+    # Scales whose rows are aligned; the sizes above have others.
+    for format in ("mxfp4", "nvfp4", "mxfp4_fp8"):
+        case = testing.random_case(
+            format, tokens=3, experts=2, top_k=1, hidden=512, intermediate=512, seed=7, device=device
+        )
+        yield f"{format} aligned", case, swish, "sorted"
     # Rows that end within the 32 columns of a lane order.
     for launch in ("direct", "sorted"):
         case = testing.random_case(

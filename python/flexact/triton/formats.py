@@ -103,14 +103,21 @@ def _words(packed: torch.Tensor) -> torch.Tensor:
     return packed.view(torch.int32)
 
 
+def _codes(scale: torch.Tensor) -> torch.Tensor:
+    """Codes of scales as kernels read them: bytes, or the same memory as words where rows are not aligned."""
+    aligned = scale.stride(1) % 16 == 0
+    whole = scale.is_contiguous() and scale.numel() % 4 == 0 and scale.data_ptr() % 4 == 0
+    return scale if aligned or not whole else scale.view(-1).view(torch.int32)
+
+
 def _mx_weights(name: str, given: Given, pairing: str) -> Operand:
     scale = given[f"{name}_scale"]
-    return Operand(_words(given[name]), (scale, *scale.stride()))
+    return Operand(_words(given[name]), (_codes(scale), *scale.stride()))
 
 
 def _nv_weights(name: str, given: Given, pairing: str) -> Operand:
     scale, whole = given[f"{name}_scale"].view(torch.uint8), given[f"{name}_global_scale"]
-    return Operand(_words(given[name]), (scale, *scale.stride(), whole, *_by_half(whole)))
+    return Operand(_words(given[name]), (_codes(scale), *scale.stride(), whole, *_by_half(whole)))
 
 
 def _by_half(numbers: torch.Tensor) -> tuple[int, int]:

@@ -98,13 +98,39 @@ def _load_packed(
         # A box brings them as they lie.
         words = tl.permute(tl.reshape(words, (BLOCK_N, 2, BLOCK_K // 8)), (1, 0, 2))
         words = tl.reshape(words, (2 * BLOCK_N, BLOCK_K // 8))
-    group = k0 // GROUP_K + tl.arange(0, BLOCK_K // GROUP_K)
-    at = w_extra[0] + expert.to(tl.int64) * w_extra[1] + rows.to(tl.int64)[:, None] * w_extra[2]
-    if EVEN_K:
-        codes = tl.load(at + group[None, :] * w_extra[3])
+    COUNT: tl.constexpr = BLOCK_K // GROUP_K
+    if w_extra[0].dtype.element_ty == tl.int32:
+        codes = _codes_of_words(w_extra, expert, rows, k0 // GROUP_K, k_size // GROUP_K, rows.shape[0], COUNT)
     else:
-        codes = tl.load(at + group[None, :] * w_extra[3], mask=(group * GROUP_K < k_size)[None, :], other=0)
+        group = k0 // GROUP_K + tl.arange(0, COUNT)
+        at = w_extra[0] + expert.to(tl.int64) * w_extra[1] + rows.to(tl.int64)[:, None] * w_extra[2]
+        at += group[None, :] * w_extra[3]
+        codes = tl.load(at) if EVEN_K else tl.load(at, mask=(group * GROUP_K < k_size)[None, :], other=0)
     return words, codes
+
+
+@triton.jit
+def _codes_of_words(w_extra, expert, rows, first, groups, ROWS: tl.constexpr, COUNT: tl.constexpr):
+    """Codes [ROWS, COUNT] of groups from `first` on, 0 past the last of `groups`, by whole words of four.
+
+    Rows whose length is no multiple of 16 bytes start anywhere, and Triton copies ahead of use only what it
+    knows to be aligned to 4 bytes. So the two words are loaded in which four codes lie, and shifted together.
+    """
+    PER: tl.constexpr = COUNT if COUNT < 4 else 4
+    group = first + PER * tl.arange(0, COUNT // PER)[None, :]
+    at = expert.to(tl.int64) * w_extra[1] + rows.to(tl.int64)[:, None] * w_extra[2] + group
+    byte = (at & 3).to(tl.int32)
+    lower = tl.load(w_extra[0] + (at >> 2), mask=group < groups, other=0)
+    # Nothing is read of the second word where the first has all that is left of the row.
+    more = byte + tl.minimum(groups - group, PER) > 4
+    upper = tl.load(w_extra[0] + (at >> 2) + 1, mask=more, other=0)
+    # A shift by 32 is none: the upper word comes in two steps.
+    low = lower.to(tl.uint32, bitcast=True) >> (8 * byte).to(tl.uint32)
+    high = (upper.to(tl.uint32, bitcast=True) << 8) << (24 - 8 * byte).to(tl.uint32)
+    four = tl.expand_dims(low | high, 2) >> (8 * tl.arange(0, PER)).to(tl.uint32)[None, None, :]
+    # What follows the row's end is the next row's.
+    here = tl.expand_dims(group, 2) + tl.arange(0, PER)[None, None, :] < groups
+    return tl.reshape(tl.where(here, four & 255, 0), (ROWS, COUNT)).to(tl.uint8)
 
 
 @triton.jit
