@@ -118,7 +118,10 @@ def main():
                 report = {
                     "format": format, "kernel": name, "tokens": tokens, "registers": registers,
                     "stack": stack, "shared": kernel.metadata.shared,
-                    "tensor_core": "wgmma" in ptx if tokens > 64 else "mma.sync" in ptx,
+                    # FP4 weights are the first operand, of at least 64 rows.
+                    "tensor_core": "wgmma" in ptx if tokens > 64 or "fp4" in format else "mma.sync" in ptx,
+                    "from_registers": len(re.findall(r"wgmma\.mma_async[^;]*?\}\s*,\s*\{", ptx)),
+                    "stores_to_shared": len(re.findall(r"st\.shared|stmatrix", ptx)),
                 }  # fmt: skip
                 print(json.dumps(report), flush=True)
 

@@ -116,21 +116,28 @@ def _codes_of_words(w_extra, expert, rows, first, groups, ROWS: tl.constexpr, CO
     Rows whose length is no multiple of 16 bytes start anywhere, and Triton copies ahead of use only what it
     knows to be aligned to 4 bytes. So the two words are loaded in which four codes lie, and shifted together.
     """
-    PER: tl.constexpr = COUNT if COUNT < 4 else 4
-    group = first + PER * tl.arange(0, COUNT // PER)[None, :]
+    WORDS: tl.constexpr = COUNT // 4 if COUNT > 4 else 1
+    group = first + 4 * tl.arange(0, WORDS)[None, :]
     at = expert.to(tl.int64) * w_extra[1] + rows.to(tl.int64)[:, None] * w_extra[2] + group
     byte = (at & 3).to(tl.int32)
-    lower = tl.load(w_extra[0] + (at >> 2), mask=group < groups, other=0)
-    # Nothing is read of the second word where the first has all that is left of the row.
-    more = byte + tl.minimum(groups - group, PER) > 4
-    upper = tl.load(w_extra[0] + (at >> 2) + 1, mask=more, other=0)
-    # A shift by 32 is none: the upper word comes in two steps.
+    # What follows a row's end is the next row's. A second word that has nothing of this one is not read.
+    left = tl.minimum(groups - group, 4)
+    lower = tl.load(w_extra[0] + (at >> 2), mask=left > 0, other=0)
+    upper = tl.load(w_extra[0] + (at >> 2) + 1, mask=byte + left > 4, other=0)
+    # A shift by 32 is none, so the upper word comes in two steps.
     low = lower.to(tl.uint32, bitcast=True) >> (8 * byte).to(tl.uint32)
     high = (upper.to(tl.uint32, bitcast=True) << 8) << (24 - 8 * byte).to(tl.uint32)
-    four = tl.expand_dims(low | high, 2) >> (8 * tl.arange(0, PER)).to(tl.uint32)[None, None, :]
-    # What follows the row's end is the next row's.
-    here = tl.expand_dims(group, 2) + tl.arange(0, PER)[None, None, :] < groups
-    return tl.reshape(tl.where(here, four & 255, 0), (ROWS, COUNT)).to(tl.uint8)
+    past = (8 * tl.minimum(4 - left, 3)).to(tl.uint32)
+    four = ((low | high) << past) >> past
+    # Joined rather than shifted by a range: so the layout of the product reaches the load.
+    if COUNT == 1:
+        codes = four & 255
+    elif COUNT == 2:
+        codes = tl.join(four & 255, (four >> 8) & 255)
+    else:
+        even = tl.join(four & 255, (four >> 16) & 255)
+        codes = tl.join(even, tl.join((four >> 8) & 255, four >> 24))
+    return tl.reshape(codes, (ROWS, COUNT)).to(tl.uint8)
 
 
 @triton.jit
