@@ -115,6 +115,12 @@ def _mx_weights(name: str, given: Given, pairing: str) -> Operand:
     return Operand(_words(given[name]), (_codes(scale), *scale.stride()))
 
 
+def _mx_fp8_weights(name: str, given: Given, pairing: str) -> Operand:
+    # A row's largest scale is taken of its bytes: as words they are not copied ahead either.
+    scale = given[f"{name}_scale"]
+    return Operand(_words(given[name]), (scale, *scale.stride()))
+
+
 def _nv_weights(name: str, given: Given, pairing: str) -> Operand:
     scale, whole = given[f"{name}_scale"].view(torch.uint8), given[f"{name}_global_scale"]
     return Operand(_words(given[name]), (_codes(scale), *scale.stride(), whole, *_by_half(whole)))
@@ -335,7 +341,7 @@ FORMATS = {
         operands=operands_fp4.mx_fp8,
         inputs=functools.partial(_group_inputs, lanes=True),
         intermediate=functools.partial(_group_intermediate, lanes=True),
-        weights=_mx_weights,
+        weights=_mx_fp8_weights,
         scratch=_group_scratch,
         step=8,
     ),
