@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Tests, tunes and measures the Triton kernels on this machine's GPU; results go to a folder as JSON.
 #
-#   benchmark/measure_triton.sh FOLDER [STEP …]        PYTHON, MODELS, SECONDS_EACH may be set
+#   benchmark/measure_triton.sh FOLDER [STEP …]
+#
+# Variables: PYTHON; MODELS and FORMATS, lists; SECONDS_EACH, the most that one measurement takes.
 #
 # Steps, in the order in which they should run (default: all):
 #   test         the GPU tests of the formats and of every printed function; stops everything where one fails
-#   tune         tiles for every format, into FOLDER/cache, which the steps after it read
+#   tune         tiles for every format, into FLEXACT_CACHE_DIR (FOLDER/cache), which the steps after it read
 #   compare      each format beside its peers, paired; peers are imported from PYTHONPATH
 #   functions    every function of the catalogue beside silu, paired
 #   dense        act_and_mul beside SGLang's silu_and_mul
@@ -17,7 +19,8 @@ shift
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 models=${MODELS:-"mixtral-8x7b qwen3-30b-a3b gpt-oss-20b"}
-seconds=${SECONDS_EACH:-60}
+formats=${FORMATS:-"mxfp4 nvfp4 mxfp4_fp8 fp8_block bf16"}
+seconds=${SECONDS_EACH:-90}
 export FLEXACT_CACHE_DIR=${FLEXACT_CACHE_DIR:-$folder/cache}
 bench="benchmark/benchmark_moe_kernels.py"
 read -ra named <<< "$(printf -- '--model %s ' $models)"
@@ -37,24 +40,35 @@ run_test() {
 }
 
 run_tune() {
-  for format in mxfp4 nvfp4 fp8_block bf16; do
+  for format in $formats; do
     attempt "tune_$format" "$python" -m flexact tune "${named[@]}" --format "$format" \
       --tokens 1,16,128,1024,4096,16384 --seconds "$((seconds - 5))" --log "$folder/tune_$format.jsonl"
   done
+  cp "$FLEXACT_CACHE_DIR"/triton/tuned/*.json "$folder/" || echo "tune: no table was written"
+}
+
+# compared FORMAT PEERS [OPTION …]: one file for a format and its peers.
+compared() {
+  local format=$1 peers=$2 name="compare_$1"
+  shift 2
+  read -ra flags <<< "$(printf -- '--peer %s ' $peers)"
+  for peer in $peers; do name+="_$peer"; done
+  [[ " $formats " == *" $format "* ]] || return 0
+  attempt "$name" "$python" $bench --precision "$format" "${flags[@]}" "$@" --json "$folder/$name.json"
 }
 
 run_compare() {
-  local gated=("${named[@]}")
-  attempt mxfp4_marlin "$python" $bench "${gated[@]}" --precision mxfp4 --peer marlin \
-    --json "$folder/mxfp4_marlin.json"
-  attempt mxfp4_triton_kernels "$python" $bench "${gated[@]}" --precision mxfp4 --peer triton-kernels \
-    --activation swiglu_oai --pairing interleaved --json "$folder/mxfp4_triton_kernels.json"
-  attempt nvfp4_marlin "$python" $bench "${gated[@]}" --precision nvfp4 --peer marlin \
-    --json "$folder/nvfp4_marlin.json"
-  attempt mxfp4_fp8 "$python" $bench "${gated[@]}" --precision mxfp4_fp8 --json "$folder/mxfp4_fp8.json"
-  attempt fp8_block "$python" $bench --model mixtral-8x7b --model qwen3-30b-a3b --precision fp8_block \
-    --peer sglang-triton --peer deep-gemm --json "$folder/fp8_block.json"
-  attempt bf16 "$python" $bench "${gated[@]}" --peer sglang-triton --json "$folder/bf16.json"
+  compared mxfp4 marlin "${named[@]}"
+  compared mxfp4 triton-kernels "${named[@]}" --activation swiglu_oai --pairing interleaved
+  compared nvfp4 marlin "${named[@]}"
+  # Sizes of whole blocks of 128.
+  compared fp8_block "sglang-triton deep-gemm" --model mixtral-8x7b --model qwen3-30b-a3b
+  compared bf16 sglang-triton "${named[@]}"
+  # No peer rounds activations beside FP4 weights here; it is to be faster than mxfp4 with many tokens.
+  if [[ " $formats " == *" mxfp4_fp8 "* ]]; then
+    attempt compare_mxfp4_fp8 "$python" $bench --precision mxfp4_fp8 "${named[@]}" \
+      --json "$folder/compare_mxfp4_fp8.json"
+  fi
 }
 
 run_functions() {
