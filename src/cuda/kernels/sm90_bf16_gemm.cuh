@@ -11,45 +11,24 @@
 // docs/cuda.md is the design note.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cute/arch/copy_sm90.hpp>
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/tensor.hpp>
-#include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
 
-#include "arguments.hpp"
-
-// The linked function: see activation/printers.hpp. Two elements at a time, so that packed arithmetic
-// is possible; after linking it is inlined and its array arguments are registers.
-extern "C" __device__ void flexact_act2(const float g[2], const float u[2],
-                                        const float* parameters, float y[2]);
-extern "C" __device__ void flexact_act2_unary(const float x[2], const float* parameters, float y[2]);
+#include "sm90_epilogue.cuh"
+#include "sm90_tiles.cuh"
 
 namespace flexact::cuda {
 
 using cute::Int;
 using cute::Shape;
 
-// What becomes of the accumulators.
-enum class Epilogue {
-  Gated,  // the first half of a tile's columns are gates, the second half their ups
-  Unary,
-  Plain,  // rounded as they are
-};
-
 namespace sm90 {
 
-inline constexpr int kConsumers = 2;  // warpgroups
-inline constexpr int kWorkSlots = 2;
 inline constexpr int kProducerRegisters = 40;
 inline constexpr int kConsumerRegisters = 232;
 
 using Element = cute::bfloat16_t;
-using FullBarrier = cutlass::arch::ClusterTransactionBarrier;
-using EmptyBarrier = cutlass::arch::ClusterBarrier;
 
 using SmemAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
 using SmemLayoutA = decltype(cute::tile_to_shape(
@@ -66,143 +45,19 @@ struct SharedStorage {
   alignas(128) Element staging[kStagingBytes / 2];
   FullBarrier full[kStages];
   EmptyBarrier empty[kStages];
-  int4 work[kWorkSlots];  // expert, first row, rows, column tile; -1 as the column: nothing more
-  EmptyBarrier work_full[kWorkSlots];
-  EmptyBarrier work_empty[kWorkSlots];
+  WorkQueue queue;
 };
 static_assert(sizeof(SharedStorage) <= kGemmSharedBytes);
 
-// The tile at a position of the order in which tiles are taken. Groups of row tiles are swept column by
-// column: the CTAs at work then share few weights and few rows, and L2 serves most reads.
-__device__ inline int4 tile_at(const GemmArguments& arguments, int position, int row_tiles) {
-  const int group_tiles = arguments.group_rows * arguments.column_tiles;
-  const int group = position / group_tiles;
-  const int inside = position - group * group_tiles;
-  const int first = group * arguments.group_rows;
-  const int height = min(arguments.group_rows, row_tiles - first);
-  const int column = inside / height;
-  const auto* at = arguments.tiles + first + inside - column * height;
-  int4 tile = __ldg(reinterpret_cast<const int4*>(at));
-  tile.w = column;
-  return tile;
-}
-
-// A position in a ring of kLength slots; `phase` flips with each round.
-template <int kLength>
-struct Ring {
-  int slot = 0;
-  std::uint32_t phase = 0;
-  __device__ void advance() {
-    if (++slot == kLength) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
-
-__device__ inline std::uint32_t pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const std::uint32_t&>(pair);
-}
-
-// What a thread of a consumer warp must know of its place in the tile: it holds rows `row` and
-// `row + 8`, and of every eight columns the two from `column`.
-struct Place {
-  int warp, lane, row, column;
-
-  // Read anew for each tile: nothing derived from it is worth a register during the products.
-  __device__ static Place of_consumer() {
-    int thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    thread -= 128;
-    const int warp = thread / 32;
-    const int lane = thread % 32;
-    return {warp, lane, warp * 16 + lane / 4, lane % 4 * 2};
-  }
-};
-
-// Accumulators of a 64-row warpgroup tile: value(column block of 8, 0 or 1 for row + 8, 0 or 1).
-template <typename Accumulators>
-__device__ __forceinline__ float& value(Accumulators& acc, int block, int half, int element) {
-  return acc(block * 4 + half * 2 + element);
-}
-
-// The router weight of the input row and the bias, where there are any: x·w of a scaled row is the
-// scaled product, so nothing is rounded in between.
-template <Epilogue kEpilogue, typename Accumulators>
-__device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const GemmArguments& arguments,
-                                                     const RowTile& tile, int first_column,
-                                                     const Place& place) {
-  constexpr int kBlocks = kTileColumns / 8;
-  if (arguments.row_scale != nullptr) {
-    float scale[2];
-    for (int half = 0; half < 2; ++half) {
-      const int row = min(place.row + half * 8, tile.rows - 1);
-      scale[half] = arguments.row_scale[tile.first_row + row];
-    }
-    CUTE_UNROLL
-    for (int i = 0; i < kBlocks * 4; ++i) acc(i) *= scale[(i >> 1) & 1];
-  }
-  if (arguments.bias != nullptr) {
-    const std::int64_t columns = arguments.columns;
-    const float* bias = arguments.bias + tile.expert * columns * (kEpilogue == Epilogue::Gated ? 2 : 1);
-    CUTE_UNROLL
-    for (int block = 0; block < kBlocks; ++block) {
-      const bool second = kEpilogue == Epilogue::Gated && block >= kBlocks / 2;
-      const int of_output = (second ? block - kBlocks / 2 : block) * 8;
-      const int column = min(first_column + of_output + place.column, arguments.columns - 2);
-      const float* at = bias + column + (second ? columns : 0);
-      const float2 pair = __ldg(reinterpret_cast<const float2*>(at));
-      for (int half = 0; half < 2; ++half) {
-        value(acc, block, half, 0) += pair.x;
-        value(acc, block, half, 1) += pair.y;
-      }
-    }
-  }
-}
-
-// Two neighbouring results of output block `block` (eight columns) in one of the thread's two rows.
-template <Epilogue kEpilogue, typename Accumulators>
-__device__ __forceinline__ std::uint32_t result(Accumulators& acc, int block, int half,
-                                                const float* parameters) {
-  if constexpr (kEpilogue == Epilogue::Gated) {
-    constexpr int kPartner = kTileColumns / 16;
-    const float gate[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
-    const float up[2] = {value(acc, block + kPartner, half, 0), value(acc, block + kPartner, half, 1)};
-    float y[2];
-    flexact_act2(gate, up, parameters, y);
-    return pack(y[0], y[1]);
-  } else if constexpr (kEpilogue == Epilogue::Unary) {
-    const float x[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
-    float y[2];
-    flexact_act2_unary(x, parameters, y);
-    return pack(y[0], y[1]);
-  } else {
-    return pack(value(acc, block, half, 0), value(acc, block, half, 1));
-  }
-}
-
-// The address with some of its bits inverted.
-template <typename T>
-__device__ __forceinline__ T* toggle(T* address, int bits) {
-  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(address) ^ static_cast<unsigned>(bits));
-}
-
-// Each warp turns its 16 rows around in its own shared memory, 128 columns at a time, and writes them
-// in whole 16-byte pieces. Piece c of row r lies at c ^ (r % 8), so that neither stmatrix nor the reads
-// meet a bank twice.
+// Writes a warp's rows, 128 columns at a time.
 template <Epilogue kEpilogue, typename Accumulators>
 __device__ __forceinline__ void store(Accumulators& acc, Element* staging, const GemmArguments& arguments,
                                       const RowTile& tile, int first_column, const Place& place,
                                       const float* parameters) {
-  constexpr int kOutputs = kEpilogue == Epilogue::Gated ? kTileColumns / 2 : kTileColumns;
-  const int lane = place.lane;
-  const int warp_row = place.row - lane / 4;
-  char* const memory = reinterpret_cast<char*>(staging);  // 16 rows of 256 bytes
-  char* const written = memory + lane % 16 * 256 + ((lane / 16) ^ (lane % 8)) * 16;
-  const char* const read = memory + lane / 16 * 256 + ((lane % 16) ^ (lane / 16)) * 16;
+  const int warp_row = place.row - place.lane / 4;
+  const Staging<128> rows(staging, place.lane);
   CUTE_UNROLL
-  for (int pass = 0; pass < kOutputs / 128; ++pass) {
+  for (int pass = 0; pass < kOutputColumns<kEpilogue> / 128; ++pass) {
     CUTE_UNROLL
     for (int pair = 0; pair < 8; ++pair) {
       // Beside sparing work at the edge, the branch keeps the assembler from evaluating all pairs at
@@ -210,53 +65,27 @@ __device__ __forceinline__ void store(Accumulators& acc, Element* staging, const
       if (first_column + pass * 128 + pair * 16 >= arguments.columns) break;
       std::uint32_t word[4];  // two blocks of eight columns × two halves of eight rows
       CUTE_UNROLL
-      for (int i = 0; i < 4; ++i)
-        word[i] = result<kEpilogue>(acc, pass * 16 + pair * 2 + i / 2, i & 1, parameters);
-      char* const target = toggle(written, pair % 4 * 32) + pair / 4 * 128;
-      cute::SM90_U32x4_STSM_N::copy(word[0], word[1], word[2], word[3],
-                                    reinterpret_cast<cute::uint128_t&>(*target));
-    }
-    __syncwarp();
-    const int column = first_column + pass * 128 + lane % 16 * 8;
-    auto* output = static_cast<Element*>(arguments.output) + column +
-                   std::int64_t{tile.first_row + warp_row + lane / 16} * arguments.columns;
-    CUTE_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const uint4 data = *reinterpret_cast<const uint4*>(toggle(read, i % 4 * 32) + i * 512);
-      if (warp_row + i * 2 + lane / 16 < tile.rows && column < arguments.columns) {
-        *reinterpret_cast<uint4*>(output + std::int64_t{i} * 2 * arguments.columns) = data;
+      for (int i = 0; i < 4; ++i) {
+        const float2 y = result<kEpilogue>(acc, pass * 16 + pair * 2 + i / 2, i & 1, parameters);
+        word[i] = pack(y.x, y.y);
       }
+      rows.put(pair, word);
     }
-    __syncwarp();
+    rows.drain(arguments.output, tile.first_row + warp_row, tile.rows - warp_row, first_column + pass * 128,
+               arguments.columns);
   }
 }
 
-// The producer: one thread takes tiles and issues every copy. Tiles are taken from a counter, so that all
-// CTAs stay close together in the order however unequal tiles are; the next one is asked for while the
-// copies of this one are issued.
+// The producer: one thread takes tiles and issues every copy.
 template <Epilogue kEpilogue>
 __device__ __forceinline__ void produce(SharedStorage& shared, const CUtensorMap* map_a,
                                         const CUtensorMap* map_b, const GemmArguments& arguments) {
-  constexpr int kOutputs = kEpilogue == Epilogue::Gated ? kTileColumns / 2 : kTileColumns;
   constexpr int kHalfBytes = 64 * kTileDepth * 2;
   constexpr int kColumnBytes = kTileColumns * kTileDepth * 2;
   constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
-  const int row_tiles = *arguments.tile_count;
-  const int tiles = row_tiles * arguments.column_tiles;
-  int position = static_cast<int>(blockIdx.x);
   Ring<kStages> ring;
-  Ring<kWorkSlots> work;
-  while (true) {
-    const bool any = position < tiles;
-    const int next = any ? static_cast<int>(gridDim.x + atomicAdd(arguments.taken, 1u)) : 0;
-    const int4 tile = any ? tile_at(arguments, position, row_tiles) : make_int4(0, 0, 0, -1);
-    shared.work_empty[work.slot].wait(work.phase ^ 1);
-    shared.work[work.slot] = tile;
-    shared.work_full[work.slot].arrive();
-    work.advance();
-    if (!any) break;
-
-    const int first_column = tile.w * kOutputs;
+  take_tiles(shared.queue, arguments, [&](const int4& tile) {
+    const int first_column = tile.w * kOutputColumns<kEpilogue>;
     const int halves = tile.z > 64 ? 2 : 1;
     for (int k = 0; k < arguments.depth; k += kTileDepth) {
       shared.empty[ring.slot].wait(ring.phase ^ 1);
@@ -278,20 +107,12 @@ __device__ __forceinline__ void produce(SharedStorage& shared, const CUtensorMap
       }
       ring.advance();
     }
-    position = next;
-  }
-
-  // The last CTA leaves the counters as it found them.
-  if (atomicAdd(arguments.taken + 1, 1u) == gridDim.x - 1) {
-    arguments.taken[0] = 0;
-    arguments.taken[1] = 0;
-  }
+  });
 }
 
 // A consumer warpgroup.
 template <Epilogue kEpilogue>
 __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArguments& arguments) {
-  constexpr int kOutputs = kEpilogue == Epilogue::Gated ? kTileColumns / 2 : kTileColumns;
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
 
@@ -307,11 +128,7 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
   Ring<kStages> ring;
   Ring<kWorkSlots> work;
   while (true) {
-    shared.work_full[work.slot].wait(work.phase);
-    const int4 tile = shared.work[work.slot];
-    __syncwarp();
-    if (lane == 0) shared.work_empty[work.slot].arrive();
-    work.advance();
+    const int4 tile = next_tile(shared.queue, work, lane);
     if (tile.w < 0) break;
 
     // The second warpgroup has nothing to do in a short tile.
@@ -348,19 +165,11 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
     if (lane == 0) shared.empty[previous].arrive();
 
     const Place place = Place::of_consumer();
-    // A copy in registers: the compiler could not know that stores leave the table alone.
     float parameters[kMaxParameters];
-    if constexpr (kEpilogue != Epilogue::Plain) {
-      CUTE_UNROLL
-      for (int i = 0; i < kMaxParameters; ++i) {
-        parameters[i] = i < arguments.value_columns
-                            ? __ldg(arguments.values + tile.x * arguments.value_stride + i)
-                            : 0.0f;
-      }
-    }
+    load_parameters<kEpilogue>(arguments, tile.x, parameters);
     const RowTile rows = {tile.x, tile.y, tile.z, 0};
-    apply_scale_and_bias<kEpilogue>(acc, arguments, rows, tile.w * kOutputs, place);
-    store<kEpilogue>(acc, shared.staging + place.warp * 16 * 128, arguments, rows, tile.w * kOutputs, place,
+    apply_scale_and_bias<kEpilogue>(acc, arguments, rows, tile.w * kOutputColumns<kEpilogue>, place);
+    store<kEpilogue>(acc, shared.staging + place.warp * 16 * 128, arguments, rows, tile.w * kOutputColumns<kEpilogue>, place,
                      parameters);
   }
 }
@@ -378,10 +187,7 @@ __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUt
       shared.full[stage].init(1);
       shared.empty[stage].init(kConsumers * 4);
     }
-    for (int slot = 0; slot < kWorkSlots; ++slot) {
-      shared.work_full[slot].init(1);
-      shared.work_empty[slot].init(kConsumers * 4);
-    }
+    shared.queue.init(kConsumers * 4);
     cutlass::arch::fence_barrier_init();
   }
   __syncthreads();

@@ -1,0 +1,184 @@
+// What the GEMMs of sm_90a do with finished accumulators: router weight, bias, the linked function, and the
+// way of results through shared memory. The formats differ in what stands before and after.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cute/arch/copy_sm90.hpp>
+#include <cute/tensor.hpp>
+
+#include "arguments.hpp"
+
+// The linked function: see activation/printers.hpp. Two elements at a time, so that packed arithmetic
+// is possible; after linking it is inlined and its array arguments are registers.
+extern "C" __device__ void flexact_act2(const float g[2], const float u[2],
+                                        const float* parameters, float y[2]);
+extern "C" __device__ void flexact_act2_unary(const float x[2], const float* parameters, float y[2]);
+
+namespace flexact::cuda {
+
+// What becomes of the accumulators.
+enum class Epilogue {
+  Gated,  // the first half of a tile's columns are gates, the second half their ups
+  Unary,
+  Plain,  // rounded as they are
+};
+
+// Columns of the output that a tile of kTileColumns weight rows makes.
+template <Epilogue kEpilogue>
+inline constexpr int kOutputColumns = kEpilogue == Epilogue::Gated ? kTileColumns / 2 : kTileColumns;
+
+namespace sm90 {
+
+__device__ inline std::uint32_t pack(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const std::uint32_t&>(pair);
+}
+
+// What a thread of a consumer warp must know of its place in the tile: it holds rows `row` and
+// `row + 8`, and of every eight columns the two from `column`.
+struct Place {
+  int warp, lane, row, column;
+
+  // Read anew for each tile: nothing derived from it is worth a register during the products.
+  __device__ static Place of_consumer() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    thread -= 128;
+    const int warp = thread / 32;
+    const int lane = thread % 32;
+    return {warp, lane, warp * 16 + lane / 4, lane % 4 * 2};
+  }
+};
+
+// Accumulators of a 64-row warpgroup tile: value(column block of 8, 0 or 1 for row + 8, 0 or 1).
+template <typename Accumulators>
+__device__ __forceinline__ float& value(Accumulators& acc, int block, int half, int element) {
+  return acc(block * 4 + half * 2 + element);
+}
+
+// The router weight of the input row and the bias, where there are any: x·w of a scaled row is the
+// scaled product, so nothing is rounded in between.
+template <Epilogue kEpilogue, typename Accumulators>
+__device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const GemmArguments& arguments,
+                                                     const RowTile& tile, int first_column,
+                                                     const Place& place) {
+  constexpr int kBlocks = kTileColumns / 8;
+  if (arguments.row_scale != nullptr) {
+    float scale[2];
+    for (int half = 0; half < 2; ++half) {
+      const int row = min(place.row + half * 8, tile.rows - 1);
+      scale[half] = arguments.row_scale[tile.first_row + row];
+    }
+    CUTE_UNROLL
+    for (int i = 0; i < kBlocks * 4; ++i) acc(i) *= scale[(i >> 1) & 1];
+  }
+  if (arguments.bias != nullptr) {
+    const std::int64_t columns = arguments.columns;
+    const float* bias = arguments.bias + tile.expert * columns * (kEpilogue == Epilogue::Gated ? 2 : 1);
+    CUTE_UNROLL
+    for (int block = 0; block < kBlocks; ++block) {
+      const bool second = kEpilogue == Epilogue::Gated && block >= kBlocks / 2;
+      const int of_output = (second ? block - kBlocks / 2 : block) * 8;
+      const int column = min(first_column + of_output + place.column, arguments.columns - 2);
+      const float* at = bias + column + (second ? columns : 0);
+      const float2 pair = __ldg(reinterpret_cast<const float2*>(at));
+      for (int half = 0; half < 2; ++half) {
+        value(acc, block, half, 0) += pair.x;
+        value(acc, block, half, 1) += pair.y;
+      }
+    }
+  }
+}
+
+// What follows the products in a function's place: two neighbouring results of output block `block` (eight
+// columns) in one of the thread's two rows.
+template <Epilogue kEpilogue, typename Accumulators>
+__device__ __forceinline__ float2 result(Accumulators& acc, int block, int half, const float* parameters) {
+  if constexpr (kEpilogue == Epilogue::Gated) {
+    constexpr int kPartner = kTileColumns / 16;
+    const float gate[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
+    const float up[2] = {value(acc, block + kPartner, half, 0), value(acc, block + kPartner, half, 1)};
+    float y[2];
+    flexact_act2(gate, up, parameters, y);
+    return {y[0], y[1]};
+  } else if constexpr (kEpilogue == Epilogue::Unary) {
+    const float x[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
+    float y[2];
+    flexact_act2_unary(x, parameters, y);
+    return {y[0], y[1]};
+  } else {
+    return {value(acc, block, half, 0), value(acc, block, half, 1)};
+  }
+}
+
+// The expert's parameter values, a copy in registers: the compiler could not know that stores leave the
+// table alone.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ void load_parameters(const GemmArguments& arguments, int expert,
+                                                float (&parameters)[kMaxParameters]) {
+  if constexpr (kEpilogue != Epilogue::Plain) {
+    CUTE_UNROLL
+    for (int i = 0; i < kMaxParameters; ++i) {
+      parameters[i] = i < arguments.value_columns
+                          ? __ldg(arguments.values + expert * arguments.value_stride + i)
+                          : 0.0f;
+    }
+  }
+}
+
+// The address with some of its bits inverted.
+template <typename T>
+__device__ __forceinline__ T* toggle(T* address, int bits) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(address) ^ static_cast<unsigned>(bits));
+}
+
+// A warp's 16 rows of results, kColumns bf16 at a time: turned around in the warp's own shared memory, so
+// that they are written in whole 16-byte pieces. Piece c of row r lies at c ^ (r % 8), so that neither
+// stmatrix nor the reads meet a bank twice.
+template <int kColumns>
+class Staging {
+ public:
+  static constexpr int kRowBytes = kColumns * 2;
+  static constexpr int kBytes = 16 * kRowBytes;
+
+  __device__ Staging(void* memory, int lane)
+      : lane_(lane),
+        written_(static_cast<char*>(memory) + lane % 16 * kRowBytes + ((lane / 16) ^ (lane % 8)) * 16),
+        read_(static_cast<char*>(memory) + lane / kPieces * kRowBytes +
+              ((lane % kPieces) ^ (lane / kPieces)) * 16) {}
+
+  // Sixteen columns: two blocks of eight × two halves of eight rows, as the products lie in registers.
+  __device__ __forceinline__ void put(int pair, const std::uint32_t (&word)[4]) const {
+    char* const target = toggle(written_, pair % 4 * 32) + pair / 4 * 128;
+    cute::SM90_U32x4_STSM_N::copy(word[0], word[1], word[2], word[3],
+                                  reinterpret_cast<cute::uint128_t&>(*target));
+  }
+
+  // The first `rows` of the 16 rows to `output` [.., columns], from `column` on.
+  __device__ __forceinline__ void drain(void* output, std::int64_t first_row, int rows, int column,
+                                        int columns) const {
+    __syncwarp();
+    column += lane_ % kPieces * 8;
+    const int row = lane_ / kPieces;
+    auto* to = static_cast<__nv_bfloat16*>(output) + column + (first_row + row) * columns;
+    CUTE_UNROLL
+    for (int i = 0; i < 16; i += kRowsAtOnce) {
+      const uint4 data = *reinterpret_cast<const uint4*>(toggle(read_, i % 8 * 16) + i * kRowBytes);
+      if (i + row < rows && column < columns) {
+        *reinterpret_cast<uint4*>(to + std::int64_t{i} * columns) = data;
+      }
+    }
+    __syncwarp();
+  }
+
+ private:
+  static constexpr int kPieces = kColumns / 8;
+  static constexpr int kRowsAtOnce = 32 / kPieces;
+  int lane_;
+  char* written_;
+  char* read_;
+};
+
+}  // namespace sm90
+}  // namespace flexact::cuda
