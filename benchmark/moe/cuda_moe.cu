@@ -1,10 +1,14 @@
 // The CUDA backend's MoE layer on a GPU: checked against fp64 on sampled tokens, then timed as CUDA-graph
 // replays with the L2 cache flushed before each, as a whole and by launch.
 //
-//   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--seconds S] [--variants]
+//   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--format bf16] [--seconds S]
+//            [--variants]
 //
-// benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M and variant.
+// Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call) and
+// fp8_tensor_given. benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M
+// and variant.
 #include <cuda_bf16.h>
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -52,36 +56,62 @@ double elapsed() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
 }
 
-// Nearly normal numbers of size `scale` from a hash of the index.
-__global__ void fill(__nv_bfloat16* out, std::size_t count, float scale, unsigned seed) {
+// Nearly normal numbers of size 1 from a hash of the index.
+__device__ float normal_of(std::size_t i, unsigned seed) {
+  unsigned long long h = (i + 1) * 0x9E3779B97F4A7C15ull + seed * 0xD1B54A32D192ED03ull;
+  h ^= h >> 32;
+  h *= 0xD6E8FEB86659FD93ull;
+  h ^= h >> 32;
+  float sum = 0;
+  for (int k = 0; k < 4; ++k) sum += static_cast<float>(h >> (16 * k) & 0xffff) * (1.0f / 65536) - 0.5f;
+  return sum * 1.7320508f;
+}
+template <typename T>
+__global__ void fill(T* out, std::size_t count, float scale, unsigned seed) {
   for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
        i += std::size_t{gridDim.x} * blockDim.x) {
-    unsigned long long h = (i + 1) * 0x9E3779B97F4A7C15ull + seed * 0xD1B54A32D192ED03ull;
-    h ^= h >> 32;
-    h *= 0xD6E8FEB86659FD93ull;
-    h ^= h >> 32;
-    float sum = 0;
-    for (int k = 0; k < 4; ++k) sum += static_cast<float>(h >> (16 * k) & 0xffff) * (1.0f / 65536) - 0.5f;
-    out[i] = __float2bfloat16_rn(sum * 1.7320508f * scale);
+    out[i] = T(normal_of(i, seed) * scale);
+  }
+}
+// Scales between half of `size` and one and a half of it.
+__global__ void fill_scales(float* out, std::size_t count, float size, unsigned seed) {
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
+       i += std::size_t{gridDim.x} * blockDim.x) {
+    out[i] = size * (1 + fminf(fmaxf(normal_of(i, seed) / 4, -0.5f), 0.5f));
   }
 }
 
+// A weight matrix of each expert as stored, [experts, rows, k].
+struct Stored {
+  const void* values;  // bf16, or E4M3 codes with scales
+  const float* scales;
+  std::int64_t rows, k;
+  std::int64_t expert_step, row_step, group_step;  // of scales
+  std::int64_t half, half_blocks, block;           // rows of gate or up; their blocks of rows; rows of one
+
+  __device__ double at(std::int64_t expert, std::int64_t row, std::int64_t column) const {
+    const std::size_t index = static_cast<std::size_t>((expert * rows + row) * k + column);
+    if (scales == nullptr) return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[index]);
+    const std::int64_t of_rows = row / half * half_blocks + row % half / block;
+    const float scale = scales[expert * expert_step + of_rows * row_step + column / 128 * group_step];
+    return static_cast<double>(static_cast<float>(static_cast<const __nv_fp8_e4m3*>(values)[index])) * scale;
+  }
+};
+
 // out[r, n] = Σ_k a[row of r, k] · b[e of r, n, k] in fp64, a warp for each element.
 template <typename A>
-__global__ void reference_gemm(const A* a, const int* row, const int* expert, const __nv_bfloat16* b,
-                               double* out, int n_count, int k_count) {
+__global__ void reference_gemm(const A* a, const int* row, const int* expert, const Stored b, double* out) {
   const int warp = static_cast<int>((blockIdx.x * std::size_t{blockDim.x} + threadIdx.x) / 32);
   const int lane = threadIdx.x % 32;
   const int r = blockIdx.y;
-  if (warp >= n_count) return;
-  const A* left = a + static_cast<std::size_t>(row[r]) * k_count;
-  const __nv_bfloat16* right = b + (static_cast<std::size_t>(expert[r]) * n_count + warp) * k_count;
+  if (warp >= b.rows) return;
+  const A* left = a + static_cast<std::size_t>(row[r]) * b.k;
   double sum = 0;
-  for (int k = lane; k < k_count; k += 32) {
-    sum += static_cast<double>(static_cast<float>(left[k])) * static_cast<double>(__bfloat162float(right[k]));
+  for (int k = lane; k < b.k; k += 32) {
+    sum += static_cast<double>(static_cast<float>(left[k])) * b.at(expert[r], warp, k);
   }
   for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-  if (lane == 0) out[static_cast<std::size_t>(r) * n_count + warp] = sum;
+  if (lane == 0) out[static_cast<std::size_t>(r) * b.rows + warp] = sum;
 }
 
 template <typename T>
@@ -121,16 +151,93 @@ flexact::TensorView view(const void* data, flexact::DType dtype, std::vector<std
   return v;
 }
 
+flexact::Format format_of(const std::string& name) {
+  return name == "fp8_tensor_given" ? flexact::Format::Fp8Tensor : flexact::parse_format(name);
+}
+
+// One projection's weights.
+class Weights {
+ public:
+  // `halves`: 2 where gate and up lie one after the other.
+  Weights(flexact::Format format, std::int64_t experts, std::int64_t rows, std::int64_t k, std::int64_t halves,
+          float size, unsigned seed)
+      : shape_{experts, rows, k},
+        fp8_(format != flexact::Format::Bf16),
+        values_(static_cast<std::size_t>(experts * rows * k) * (fp8_ ? 1 : 2)),
+        scales_(static_cast<std::size_t>(experts * rows)) {
+    const auto blocks = [](std::int64_t count) { return (count + 127) / 128; };
+    const std::size_t count = static_cast<std::size_t>(experts * rows * k);
+    stored_ = {values_.get(), nullptr, rows, k, 0, 0, 0, rows / halves, 1, rows};
+    if (!fp8_) {
+      fill<<<1024, 256>>>(reinterpret_cast<__nv_bfloat16*>(values_.get()), count, size, seed);
+      return;
+    }
+    // Codes of size 64: the largest are some 220.
+    fill<<<1024, 256>>>(reinterpret_cast<__nv_fp8_e4m3*>(values_.get()), count, 64.0f, seed);
+    fill_scales<<<64, 256>>>(scales_.get(), scales_.size(), size / 64, seed + 7);
+    stored_.scales = scales_.get();
+    if (format == flexact::Format::Fp8Block) {
+      stored_.block = 128;
+      stored_.half_blocks = blocks(rows / halves);
+      stored_.group_step = 1;
+      stored_.row_step = blocks(k);
+      scale_shape_ = {experts, halves * stored_.half_blocks, blocks(k)};
+    } else if (format == flexact::Format::Fp8Channel) {
+      stored_.block = stored_.row_step = 1;
+      stored_.half_blocks = rows / halves;
+      scale_shape_ = {experts, rows};
+    } else {
+      stored_.row_step = 1;
+      scale_shape_ = halves == 2 ? std::vector<std::int64_t>{experts, 2} : std::vector<std::int64_t>{experts};
+    }
+    stored_.expert_step = 1;
+    for (std::size_t i = 1; i < scale_shape_.size(); ++i) stored_.expert_step *= scale_shape_[i];
+  }
+  const Stored& stored() const { return stored_; }
+  flexact::TensorView view_of() const {
+    return view(values_.get(), fp8_ ? flexact::DType::Float8E4M3 : flexact::DType::BFloat16, shape_);
+  }
+  flexact::TensorView scale() const {
+    return fp8_ ? view(scales_.get(), flexact::DType::Float32, scale_shape_) : flexact::TensorView{};
+  }
+
+ private:
+  std::vector<std::int64_t> shape_, scale_shape_;
+  bool fp8_;
+  Array<std::uint8_t> values_;
+  Array<float> scales_;  // of rows, which are more than blocks
+  Stored stored_;
+};
+
 struct Layer {
   Shape shape;
-  Array<__nv_bfloat16> w13, w2;
-  explicit Layer(const Shape& s)
+  flexact::Format format;
+  bool given;
+  Weights w13, w2;
+  Array<float> input_scale, activated_scale;
+  Layer(const Shape& s, const std::string& name)
       : shape(s),
-        w13(std::size_t(s.experts) * 2 * s.intermediate * s.hidden),
-        w2(std::size_t(s.experts) * s.hidden * s.intermediate) {
-    fill<<<1024, 256>>>(w13.get(), w13.size(), 1.5f / std::sqrt(static_cast<float>(s.hidden)), 1);
-    fill<<<1024, 256>>>(w2.get(), w2.size(), 1.0f / std::sqrt(static_cast<float>(s.intermediate)), 2);
+        format(format_of(name)),
+        given(name == "fp8_tensor_given"),
+        w13(format, s.experts, 2 * s.intermediate, s.hidden, 2,
+            1.5f / std::sqrt(static_cast<float>(s.hidden)), 1),
+        w2(format, s.experts, s.hidden, s.intermediate, 1,
+           1.0f / std::sqrt(static_cast<float>(s.intermediate)), 2),
+        input_scale(std::vector<float>{4.0f / 448}),
+        activated_scale(std::vector<float>{32.0f / 448}) {
     CHECK(cudaDeviceSynchronize());
+  }
+  flexact::MoeWeights weights() const {
+    flexact::MoeWeights weights;
+    weights.w13 = w13.view_of();
+    weights.w2 = w2.view_of();
+    weights.w13_scale = w13.scale();
+    weights.w2_scale = w2.scale();
+    if (given) {
+      weights.a13_scale = view(input_scale.get(), flexact::DType::Float32, {1});
+      weights.a2_scale = view(activated_scale.get(), flexact::DType::Float32, {1});
+    }
+    return weights;
   }
 };
 
@@ -184,7 +291,7 @@ struct Batch {
   }
 };
 
-// ‖out − ref‖ / ‖ref‖ over sampled tokens, everything in fp64 but the one rounding of the activated values.
+// ‖out − ref‖ / ‖ref‖ over sampled tokens, everything in fp64 but one rounding of the activated values to bf16.
 double error_of(const Layer& layer, const Batch& batch, const Function& function,
                 const std::vector<double>& parameters) {
   const Shape& s = layer.shape;
@@ -201,8 +308,7 @@ double error_of(const Layer& layer, const Batch& batch, const Function& function
   const Array<int> device_rows(rows), device_experts(experts);
   Array<double> product(std::size_t(pairs) * 2 * s.intermediate);
   reference_gemm<<<dim3((2 * s.intermediate + 7) / 8, pairs), 256>>>(
-      batch.hidden.get(), device_rows.get(), device_experts.get(), layer.w13.get(), product.get(),
-      2 * s.intermediate, s.hidden);
+      batch.hidden.get(), device_rows.get(), device_experts.get(), layer.w13.stored(), product.get());
   const std::vector<double> values = product.read();
   std::vector<float> activated(std::size_t(pairs) * s.intermediate);
   for (int r = 0; r < pairs; ++r) {
@@ -218,8 +324,7 @@ double error_of(const Layer& layer, const Batch& batch, const Function& function
   const Array<int> device_order(order);
   Array<double> down(std::size_t(pairs) * s.hidden);
   reference_gemm<<<dim3((s.hidden + 7) / 8, pairs), 256>>>(device_activated.get(), device_order.get(),
-                                                          device_experts.get(), layer.w2.get(), down.get(),
-                                                          s.hidden, s.intermediate);
+                                                          device_experts.get(), layer.w2.stored(), down.get());
   const std::vector<double> partial = down.read();
   double difference = 0, size = 0;
   std::vector<__nv_bfloat16> row(s.hidden);
@@ -300,7 +405,7 @@ struct Variant {
 };
 
 struct Options {
-  std::string output, shapes, tokens = "1,16,128,1024,4096,16384", function = "swiglu";
+  std::string output, shapes, tokens = "1,16,128,1024,4096,16384", function = "swiglu", format = "bf16";
   double seconds = 200;
   bool variants = false;
 };
@@ -330,7 +435,7 @@ class Run {
     for (const Shape& shape : kShapes) {
       const auto wanted = split(options_.shapes);
       if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), shape.name) == wanted.end()) continue;
-      const Layer layer(shape);
+      const Layer layer(shape, options_.format);
       for (const std::string& tokens : split(options_.tokens)) {
         if (elapsed() > options_.seconds) return failures_;
         batch(layer, std::atoi(tokens.c_str()));
@@ -347,14 +452,12 @@ class Run {
     problem.top_k = s.top_k;
     problem.hidden = s.hidden;
     problem.intermediate = s.intermediate;
-    flexact::MoeWeights weights;
-    weights.w13 = view(layer.w13.get(), flexact::DType::BFloat16, {s.experts, 2 * s.intermediate, s.hidden});
-    weights.w2 = view(layer.w2.get(), flexact::DType::BFloat16, {s.experts, s.hidden, s.intermediate});
+    problem.format = layer.format;
     flexact::cuda::PlanOptions options;
     options.group_rows = variant.group_rows;
     options.group_rows2 = variant.group_rows2;
     options.launches = launches;
-    return flexact::cuda::make_moe_plan(problem, function_, weights, options);
+    return flexact::cuda::make_moe_plan(problem, function_, layer.weights(), options);
   }
 
   void batch(const Layer& layer, int tokens) {
@@ -379,7 +482,12 @@ class Run {
       CHECK(cudaStreamSynchronize(timer_.stream()));
       const double error = error_of(layer, data, function_, parameters_);
       const std::vector<__nv_bfloat16> once = data.output.read();
-      if (!(error < 0.006)) ++failures_;
+      // What E4M3 costs: 3 bits of each input and each activated value.
+      const double allowed = layer.format == flexact::Format::Bf16 ? 0.006 : 0.06;
+      if (!(error < allowed)) {
+        std::printf("%s M=%d: relative error %.3g\n", s.name, tokens, error);
+        ++failures_;
+      }
 
       const double pairs = static_cast<double>(tokens) * s.top_k;
       const double flops = pairs * 2.0 * s.hidden * s.intermediate;
@@ -410,10 +518,10 @@ class Run {
           }
         }
         std::fprintf(out_,
-                     "{\"shape\": \"%s\", \"M\": %d, \"variant\": \"%s\", \"function\": \"%s\", \"part\": \"%s\", "
-                     "\"us\": %.2f, \"p10\": %.2f, \"p90\": %.2f, \"n\": %d, \"tflops\": %.1f, \"relerr\": %.3g}\n",
-                     s.name, tokens, variant.name, options_.function.c_str(), part.name, us.median, us.low,
-                     us.high, us.count, part.flops / us.median / 1e6, error);
+                     "{\"shape\": \"%s\", \"M\": %d, \"format\": \"%s\", \"variant\": \"%s\", \"function\": \"%s\", "
+                     "\"part\": \"%s\", \"us\": %.2f, \"p10\": %.2f, \"p90\": %.2f, \"n\": %d, \"tflops\": %.1f, \"relerr\": %.3g}\n",
+                     s.name, tokens, options_.format.c_str(), variant.name, options_.function.c_str(), part.name,
+                     us.median, us.low, us.high, us.count, part.flops / us.median / 1e6, error);
         std::fflush(out_);
         std::printf("%-11s M=%-6d %-6s %-8s %9.1f us %6.1f TFLOP/s  p10 %.1f p90 %.1f err %.2g\n", s.name, tokens,
                     variant.name, part.name, us.median, part.flops / us.median / 1e6, us.low, us.high, error);
@@ -445,6 +553,8 @@ int main(int count, char** arguments) {
       options.tokens = next();
     } else if (name == "--function") {
       options.function = next();
+    } else if (name == "--format") {
+      options.format = next();
     } else if (name == "--seconds") {
       options.seconds = std::atof(next().c_str());
     } else if (name == "--variants") {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cuda/driver.hpp"
+#include "cuda/fp8_layer.hpp"
 #include "cuda/jit/kernel_images.hpp"
 #include "flexact/error.hpp"
 #include "moe/problem.hpp"
@@ -25,20 +26,28 @@ class CutlassBackend final : public Backend {
                                 const Function& function) const override {
     moe::validate(problem);
     if (auto refusal = moe::refuse_meaningless(problem, function)) return refusal;
-    if (problem.format != Format::Bf16) {
+    const bool fp8 = is_fp8(problem.format);
+    if (problem.format != Format::Bf16 && !fp8) {
       return Refusal{
           "there are no CUDA kernels for format " + std::string(to_string(problem.format)),
           "bf16 is what there is"};
+    }
+    if (fp8 && !untried_formats()) {
+      return Refusal{"the CUDA kernels for format " + std::string(to_string(problem.format)) +
+                         " are compiled and linked, but have not run on hardware yet",
+                     "the backend triton computes it"};
     }
     if (problem.io_dtype != DType::BFloat16) {
       return Refusal{"the CUDA kernels take " + std::string(to_string(DType::BFloat16)) +
                          " hidden states, not " + std::string(to_string(problem.io_dtype)),
                      "convert the hidden states"};
     }
-    if (problem.hidden % 8 != 0 || problem.intermediate % 8 != 0) {
+    const std::int64_t piece = fp8 ? 16 : 8;
+    if (problem.hidden % piece != 0 || problem.intermediate % piece != 0) {
       return Refusal{"the copy engine reads rows of whole 16-byte pieces, and hidden " +
                          std::to_string(problem.hidden) + " or intermediate " +
-                         std::to_string(problem.intermediate) + " is not a multiple of 8",
+                         std::to_string(problem.intermediate) + " is not a multiple of " +
+                         std::to_string(piece),
                      "pad the weights with zeros"};
     }
     if (problem.experts > kMostExperts) {
@@ -57,6 +66,11 @@ class CutlassBackend final : public Backend {
 };
 
 }  // namespace
+
+bool& untried_formats() {
+  static bool allowed = false;
+  return allowed;
+}
 
 std::optional<Refusal> refuse_machine() {
   if (kernel_images().empty()) {

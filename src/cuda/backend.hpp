@@ -26,6 +26,10 @@ struct PlanOptions {
 std::unique_ptr<Plan> make_moe_plan(const MoeProblem& problem, const Function& function,
                                     const MoeWeights& weights, const PlanOptions& options);
 
+// Whether refuse() lets the FP8 formats through, whose kernels have not run on a GPU yet: false,
+// unless a test or a benchmark that is to prove them says otherwise. make_moe_plan() does not ask.
+bool& untried_formats();
+
 // Why this machine or this build runs no CUDA kernel; nullopt: it does.
 std::optional<Refusal> refuse_machine();
 

@@ -1,6 +1,9 @@
-// A layer on a GPU: what is linked and described once, and the five launches of a call.
+// A layer on a GPU: what is linked and described once, and the launches of a call.
 //
 //   route ─ gather ─ GEMM1 + activation ─ GEMM2 ─ combine
+//
+// What the FP8 formats have beside that is in fp8_layer.hpp: scales, a gather that rounds to codes,
+// and where scales are not given and not by groups, a launch before the gather or before GEMM2.
 //
 // Weights stay where they are, in the caller's memory and layout. run() passes pointers on: it
 // allocates nothing, reads nothing back and waits for nothing, so it may be captured in a CUDA
@@ -11,6 +14,7 @@
 
 #include "cuda/backend.hpp"
 #include "cuda/driver.hpp"
+#include "cuda/fp8_layer.hpp"
 #include "cuda/jit/function_source.hpp"
 #include "cuda/jit/linker.hpp"
 #include "cuda/kernels/arguments.hpp"
@@ -74,11 +78,15 @@ class DeviceMemory {
 struct Layout {
   std::size_t rows = 0;  // sorted input rows; after GEMM1, GEMM2's result
   std::size_t activated = 0;
+  std::size_t codes = 0;  // of activated rows that were rounded to FP8 later
+  std::size_t input_scales = 0;
+  std::size_t activated_scales = 0;
+  std::size_t largest = 0;
   std::size_t slot_row = 0;
   std::size_t row_scale = 0;
   std::size_t tiles = 0;
   std::size_t tile_count = 0;
-  std::size_t taken = 0;  // counters of GEMM1, then of GEMM2
+  std::size_t taken = 0;  // counters of GEMM1, then of GEMM2, then of the format
   std::size_t bytes = 0;
 };
 
@@ -104,17 +112,23 @@ class MoePlan final : public Plan {
 
  private:
   DeviceMemory ordered_bias(const TensorView& bias, Pairing pairing) const;
+  void link(const Function& function, moe::Numerics numerics);
   std::int64_t chunk_tokens(std::int64_t tokens) const;
   std::int64_t most_tiles(std::int64_t tokens) const;
+  std::int32_t counters() const { return 4 + (fp8_ ? fp8_->counters() : 0); }
   Layout layout(std::int64_t tokens) const;
   void run_chunk(const MoeInputs& inputs, const ParameterTable& values, std::int64_t first,
                  std::int64_t tokens, char* workspace, Stream stream) const;
   template <typename Arguments>
   void launch(Kernel kernel, const Arguments& arguments, const Grid& grid, Stream stream,
               const char* doing) const;
+  template <typename Arguments>
   void launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
-                   const GemmArguments& arguments, std::int64_t row_tiles, Stream stream,
-                   const char* doing) const;
+                   const Arguments& arguments, const GemmArguments& gemm, std::int64_t row_tiles,
+                   Stream stream, const char* doing) const;
+  void launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid, Stream stream) const;
+  void launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
+                        const Fp8Layer::Memory& memory, Stream stream) const;
 
   const Driver& driver_ = Driver::instance();
   MoeProblem problem_;
@@ -125,8 +139,12 @@ class MoePlan final : public Plan {
   int group_rows_, group_rows2_;  // 0: by the size of the call
   unsigned launches_;
   std::int64_t most_scratch_;
+  std::optional<Fp8Layer> fp8_;
+  DType element_;  // of the GEMMs' operands
+  int gemm_shared_;
   Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
          combine_ = nullptr, order_bias_ = nullptr;
+  Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr;
   TensorMap map13_, map2_;
   DeviceMemory bias13_, bias2_;
 };
@@ -139,12 +157,16 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
       group_rows_(options.group_rows),
       group_rows2_(options.group_rows2 == 0 ? kGroupRows2 : options.group_rows2),
       launches_(options.launches),
-      most_scratch_(options.most_scratch) {
-  moe::validate_plain_weights(problem, weights);
+      most_scratch_(options.most_scratch),
+      element_(is_fp8(problem.format) ? DType::Float8E4M3 : DType::BFloat16),
+      gemm_shared_(is_fp8(problem.format) ? kFp8SharedBytes : kGemmSharedBytes) {
+  moe::validate_weights(problem, weights);
   location_ = location_of(driver_, "w13", weights.w13.data);
   for (const auto& [name, view] :
        {std::pair{"w2", &weights.w2}, std::pair{"w13_bias", &weights.w13_bias},
-        std::pair{"w2_bias", &weights.w2_bias}}) {
+        std::pair{"w2_bias", &weights.w2_bias}, std::pair{"w13_scale", &weights.w13_scale},
+        std::pair{"w2_scale", &weights.w2_scale}, std::pair{"a13_scale", &weights.a13_scale},
+        std::pair{"a2_scale", &weights.a2_scale}}) {
     if (*view && location_of(driver_, name, view->data).device != location_.device) {
       throw Error(ErrorCode::InvalidArgument, "lies on another GPU than w13", name);
     }
@@ -153,25 +175,35 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
   driver_.check(driver_.device_attribute(&multiprocessors_, kMultiprocessors, location_.device),
                 "counting multiprocessors");
 
-  const bool gated = problem.pairing != Pairing::None;
-  const auto gemm1 =
-      link_kernel(kernel_image(gated ? "sm90_bf16_gated" : "sm90_bf16_unary"),
-                  function_source(function, options.numerics), kArchitecture, function_);
-  const auto layer = link_kernel(kernel_image("sm90_bf16_layer"), {}, kArchitecture, {});
-  const auto kernel = [&](const LinkedKernel& linked, const char* name, int shared) {
-    return kernel_of(driver_, location_.context, linked, name, shared);
-  };
-  gemm1_ = kernel(*gemm1, gated ? "flexact_gemm_gated" : "flexact_gemm_unary", kGemmSharedBytes);
-  gemm2_ = kernel(*layer, "flexact_gemm_plain", kGemmSharedBytes);
-  route_ = kernel(*layer, "flexact_route", static_cast<int>(problem.experts) * 8);
-  gather_ = kernel(*layer, "flexact_gather", 0);
-  combine_ = kernel(*layer, "flexact_combine", 0);
-  order_bias_ = kernel(*layer, "flexact_order_bias", 0);
-
+  if (is_fp8(problem.format)) fp8_.emplace(problem, weights);
+  link(function, options.numerics);
   map13_ = map_weights(driver_, "w13", weights.w13, problem.pairing);
   map2_ = map_weights(driver_, "w2", weights.w2, Pairing::None);
   if (problem.bias13) bias13_ = ordered_bias(weights.w13_bias, problem.pairing);
   if (problem.bias2) bias2_ = ordered_bias(weights.w2_bias, Pairing::None);
+}
+
+void MoePlan::link(const Function& function, moe::Numerics numerics) {
+  const bool gated = problem_.pairing != Pairing::None;
+  const std::string variant = fp8_ ? "fp8_" + fp8_->gemm1() : gated ? "gated" : "unary";
+  const auto gemm1 = link_kernel(kernel_image(fp8_ ? "sm90_" + variant : "sm90_bf16_" + variant),
+                                 function_source(function, numerics), kArchitecture, function_);
+  const auto layer =
+      link_kernel(kernel_image(fp8_ ? "sm90_fp8_layer" : "sm90_bf16_layer"), {}, kArchitecture, {});
+  const auto kernel = [&](const LinkedKernel& linked, const std::string& name, int shared) {
+    return kernel_of(driver_, location_.context, linked, name.c_str(), shared);
+  };
+  gemm1_ = kernel(*gemm1, "flexact_gemm_" + variant, gemm_shared_);
+  gemm2_ =
+      kernel(*layer, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"), gemm_shared_);
+  route_ = kernel(*layer, "flexact_route", static_cast<int>(problem_.experts) * 8);
+  gather_ = kernel(*layer, fp8_ ? "flexact_fp8_gather" : "flexact_gather", 0);
+  combine_ = kernel(*layer, "flexact_combine", 0);
+  order_bias_ = kernel(*layer, "flexact_order_bias", 0);
+  if (fp8_) {
+    fp8_largest_ = kernel(*layer, "flexact_fp8_largest", 0);
+    fp8_round_ = kernel(*layer, "flexact_fp8_round", 0);
+  }
 }
 
 // Plans are made once, so this may wait for the copy.
@@ -194,12 +226,16 @@ DeviceMemory MoePlan::ordered_bias(const TensorView& bias, Pairing pairing) cons
 }
 
 std::string MoePlan::describe() const {
-  return "cutlass, " + std::string(kArchitecture) + " bf16, tile " + std::to_string(kTileRows) +
-         "x" + std::to_string(kTileColumns) + "x" + std::to_string(kTileDepth) + ", " + function_;
+  return "cutlass, " + std::string(kArchitecture) + " " + std::string(to_string(problem_.format)) +
+         ", tile " + std::to_string(kTileRows) + "x" + std::to_string(kTileColumns) + "x" +
+         std::to_string(fp8_ ? kGroup : kTileDepth) + ", " + function_;
 }
 
 std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {
-  const std::int64_t each = problem_.top_k * (problem_.hidden + problem_.intermediate) * 2;
+  // The result takes the input's memory, which is bf16 in every format.
+  const std::int64_t of_row =
+      problem_.hidden * 2 + (fp8_ ? fp8_->bytes_of_row() : problem_.intermediate * 2);
+  const std::int64_t each = problem_.top_k * of_row;
   const std::int64_t most = std::max<std::int64_t>(1, most_scratch_ / each);
   return ceil_div(tokens, ceil_div(tokens, most));
 }
@@ -218,12 +254,19 @@ Layout MoePlan::layout(std::int64_t tokens) const {
   };
   const std::int64_t rows = tokens * problem_.top_k;
   layout.rows = take(rows * problem_.hidden * 2);
-  layout.activated = take(rows * problem_.intermediate * 2);
+  const bool wide = !fp8_ || fp8_->rounds_later();
+  layout.activated = take(rows * problem_.intermediate * (wide ? 2 : 1));
+  if (fp8_) {
+    layout.codes = fp8_->rounds_later() ? take(rows * problem_.intermediate) : layout.activated;
+    layout.input_scales = take(fp8_->input_scale_bytes(rows));
+    layout.activated_scales = take(fp8_->activated_scale_bytes(rows));
+    layout.largest = take(fp8_->largest_bytes(rows));
+  }
   layout.slot_row = take(rows * 4);
   layout.row_scale = take(problem_.router_weight_on_input ? rows * 4 : 0);
   layout.tiles = take(most_tiles(tokens) * static_cast<std::int64_t>(sizeof(RowTile)));
   layout.tile_count = take(4);
-  layout.taken = take(16);
+  layout.taken = take(counters() * 4);
   return layout;
 }
 
@@ -240,20 +283,40 @@ void MoePlan::launch(Kernel kernel, const Arguments& arguments, const Grid& grid
   driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
 }
 
+// `gemm`: what both kinds of arguments have.
+template <typename Arguments>
 void MoePlan::launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
-                          const GemmArguments& arguments, std::int64_t row_tiles, Stream stream,
-                          const char* doing) const {
+                          const Arguments& arguments, const GemmArguments& gemm,
+                          std::int64_t row_tiles, Stream stream, const char* doing) const {
   const std::int64_t blocks =
-      std::min<std::int64_t>(multiprocessors_, row_tiles * arguments.column_tiles);
+      std::min<std::int64_t>(multiprocessors_, row_tiles * gemm.column_tiles);
   const LaunchConfiguration configuration{{static_cast<unsigned>(blocks), 1, 1},
                                           {kGemmThreads, 1, 1},
-                                          kGemmSharedBytes,
+                                          static_cast<unsigned>(gemm_shared_),
                                           stream,
                                           nullptr,
                                           0};
   void* parameters[] = {const_cast<TensorMap*>(&input), const_cast<TensorMap*>(&weights),
-                        const_cast<GemmArguments*>(&arguments)};
+                        const_cast<Arguments*>(&arguments)};
   driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
+}
+
+void MoePlan::launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid,
+                                Stream stream) const {
+  if (fp8_->needs_largest()) {
+    launch(fp8_largest_, arguments, grid, stream, "looking for the largest input");
+  }
+  if (fp8_->gathers_whole_rows()) grid.y = 1;
+  launch(gather_, arguments, grid, stream, "gathering rows");
+}
+
+void MoePlan::launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
+                               const Fp8Layer::Memory& memory, Stream stream) const {
+  const Grid grid = {static_cast<unsigned>(memory.rows),
+                     static_cast<unsigned>(ceil_div(problem_.intermediate, 8 * kRowThreads)),
+                     kRowThreads};
+  launch(fp8_round_, fp8_->round(gemm1, workspace + at.codes, memory), grid, stream,
+         "rounding activated rows");
 }
 
 void MoePlan::run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
@@ -289,6 +352,10 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   auto* const tiles = reinterpret_cast<RowTile*>(workspace + at.tiles);
   auto* const tile_count = reinterpret_cast<std::int32_t*>(workspace + at.tile_count);
   auto* const taken = reinterpret_cast<std::uint32_t*>(workspace + at.taken);
+  const Fp8Layer::Memory memory{rows, reinterpret_cast<float*>(workspace + at.input_scales),
+                                reinterpret_cast<float*>(workspace + at.activated_scales),
+                                reinterpret_cast<std::uint32_t*>(workspace + at.largest),
+                                taken + 4};
   const auto* const weights = reinterpret_cast<const float*>(row_of(inputs.topk_weights, first));
 
   const Grid of_rows = {static_cast<unsigned>(tokens),
@@ -307,6 +374,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.tiles = tiles;
   route.tile_count = tile_count;
   route.taken = taken;
+  route.counters = counters();
   if ((launches_ & kSort) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
     launch(route_, route,
@@ -326,7 +394,11 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gather.width = static_cast<std::int32_t>(problem_.hidden);
   gather.top_k = static_cast<std::int32_t>(problem_.top_k);
   if ((launches_ & kSort) != 0) {
-    launch(gather_, gather, of_rows, stream, "gathering rows");
+    if (fp8_) {
+      launch_fp8_gather(fp8_->gather(gather, memory), of_rows, stream);
+    } else {
+      launch(gather_, gather, of_rows, stream, "gathering rows");
+    }
   }
 
   const bool gated = problem_.pairing != Pairing::None;
@@ -351,8 +423,15 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.bias = bias13_.get();
   gemm.row_scale = problem_.router_weight_on_input ? row_scale : nullptr;
   if ((launches_ & kGemm1) != 0) {
-    launch_gemm(gemm1_, map_rows(driver_, workspace + at.rows, rows, problem_.hidden), map13_, gemm,
-                most_tiles(tokens), stream, "computing gate, up and activation");
+    const TensorMap input = map_rows(driver_, element_, workspace + at.rows, rows, problem_.hidden);
+    const char* doing = "computing gate, up and activation";
+    if (fp8_) {
+      launch_gemm(gemm1_, input, map13_, fp8_->gemm1(gemm, memory), gemm, most_tiles(tokens),
+                  stream, doing);
+      if (fp8_->rounds_later()) launch_fp8_round(gemm, workspace, at, memory, stream);
+    } else {
+      launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), stream, doing);
+    }
   }
 
   // The input rows are not needed any more: their memory takes the result.
@@ -367,8 +446,15 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   down.column_tiles = columns_of(problem_.hidden, false);
   down.bias = bias2_.get();
   if ((launches_ & kGemm2) != 0) {
-    launch_gemm(gemm2_, map_rows(driver_, workspace + at.activated, rows, problem_.intermediate),
-                map2_, down, most_tiles(tokens), stream, "computing down");
+    const TensorMap input =
+        map_rows(driver_, element_, workspace + (fp8_ ? at.codes : at.activated), rows,
+                 problem_.intermediate);
+    if (fp8_) {
+      launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens), stream,
+                  "computing down");
+    } else {
+      launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), stream, "computing down");
+    }
   }
 
   CombineArguments combine{};

@@ -10,21 +10,28 @@ namespace flexact::cuda {
 
 namespace {
 
+constexpr int kBytes = 0;
 constexpr int kBFloat16 = 9;
 constexpr int kNoInterleave = 0;
 constexpr int kSwizzle128 = 3;
 constexpr int kPromote256 = 3;
 constexpr int kFillZeros = 0;
+constexpr std::int64_t kBoxBytes = 128;  // of a row: what one swizzled line holds
+
+std::uint32_t box_depth(DType dtype) {
+  return static_cast<std::uint32_t>(kBoxBytes / size_of(dtype));
+}
 
 template <std::size_t kRank>
-TensorMap encode(const Driver& driver, const void* data,
+TensorMap encode(const Driver& driver, DType dtype, const void* data,
                  const std::array<std::uint64_t, kRank>& sizes,
                  const std::array<std::uint64_t, kRank - 1>& strides,
                  const std::array<std::uint32_t, kRank>& box) {
   std::array<std::uint32_t, kRank> steps;
   steps.fill(1);
   TensorMap map;
-  driver.check(driver.tensor_map(&map, kBFloat16, static_cast<int>(kRank), const_cast<void*>(data),
+  const int type = dtype == DType::Float8E4M3 ? kBytes : kBFloat16;
+  driver.check(driver.tensor_map(&map, type, static_cast<int>(kRank), const_cast<void*>(data),
                                  sizes.data(), strides.data(), box.data(), steps.data(),
                                  kNoInterleave, kSwizzle128, kPromote256, kFillZeros),
                "describing a tensor to the copy engine");
@@ -33,16 +40,18 @@ TensorMap encode(const Driver& driver, const void* data,
 
 }  // namespace
 
-TensorMap map_rows(const Driver& driver, const void* rows, std::int64_t count, std::int64_t depth) {
+TensorMap map_rows(const Driver& driver, DType dtype, const void* rows, std::int64_t count,
+                   std::int64_t depth) {
   const auto width = static_cast<std::uint64_t>(depth);
-  return encode<2>(driver, rows, {width, static_cast<std::uint64_t>(count)}, {width * 2},
-                   {kTileDepth, 64});
+  return encode<2>(driver, dtype, rows, {width, static_cast<std::uint64_t>(count)},
+                   {width * static_cast<std::uint64_t>(size_of(dtype))}, {box_depth(dtype), 64});
 }
 
 TensorMap map_weights(const Driver& driver, const char* name, const TensorView& weights,
                       Pairing pairing) {
   const auto bytes = [&](int dimension, std::int64_t rows) {
-    const std::int64_t stride = weights.strides[static_cast<std::size_t>(dimension)] * rows * 2;
+    const std::int64_t stride =
+        weights.strides[static_cast<std::size_t>(dimension)] * rows * size_of(weights.dtype);
     if (stride % 16 != 0) {
       throw Error(ErrorCode::InvalidArgument, "a stride is no multiple of 16 bytes", name,
                   "contiguous weights");
@@ -61,18 +70,19 @@ TensorMap map_weights(const Driver& driver, const char* name, const TensorView& 
   const auto experts = static_cast<std::uint64_t>(weights.shape[0]);
   const auto rows = static_cast<std::uint64_t>(weights.shape[1]);
   const auto depth = static_cast<std::uint64_t>(weights.shape[2]);
+  const std::uint32_t depth_of_box = box_depth(weights.dtype);
   if (pairing == Pairing::None) {
-    return encode<4>(driver, weights.data, {depth, rows, 1, experts},
+    return encode<4>(driver, weights.dtype, weights.data, {depth, rows, 1, experts},
                      {bytes(1, 1), bytes(1, weights.shape[1]), bytes(0, 1)},
-                     {kTileDepth, 128, 1, 1});
+                     {depth_of_box, 128, 1, 1});
   }
   if (pairing == Pairing::Interleaved) {
-    return encode<4>(driver, weights.data, {depth, 2, rows / 2, experts},
-                     {bytes(1, 1), bytes(1, 2), bytes(0, 1)}, {kTileDepth, 1, 128, 1});
+    return encode<4>(driver, weights.dtype, weights.data, {depth, 2, rows / 2, experts},
+                     {bytes(1, 1), bytes(1, 2), bytes(0, 1)}, {depth_of_box, 1, 128, 1});
   }
-  return encode<4>(driver, weights.data, {depth, rows / 2, 2, experts},
+  return encode<4>(driver, weights.dtype, weights.data, {depth, rows / 2, 2, experts},
                    {bytes(1, 1), bytes(1, weights.shape[1] / 2), bytes(0, 1)},
-                   {kTileDepth, 128, 1, 1});
+                   {depth_of_box, 128, 1, 1});
 }
 
 }  // namespace flexact::cuda

@@ -7,8 +7,9 @@
 
 namespace flexact::cuda {
 
-// [rows, depth] bf16, contiguous, in boxes of 64 rows.
-TensorMap map_rows(const Driver& driver, const void* rows, std::int64_t count, std::int64_t depth);
+// [rows, depth] of BFloat16 or Float8E4M3, contiguous, in boxes of 64 rows and 128 bytes of each.
+TensorMap map_rows(const Driver& driver, DType dtype, const void* rows, std::int64_t count,
+                   std::int64_t depth);
 
 // Weights [E, N, depth] of any strides, in boxes of 128 rows. The rows of a gated layer are pairs
 // (gate, up): a dimension of its own, after the rows, or before them where gate and up alternate.

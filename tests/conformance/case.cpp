@@ -9,6 +9,8 @@
 #include <utility>
 
 #include "cpu/isa.hpp"
+#include "cuda/backend.hpp"
+#include "fp8_data.hpp"
 
 namespace flexact::conformance {
 
@@ -42,6 +44,7 @@ const std::vector<Size>& gpu_sizes() {
 
 void use_gpu_cases() {
   gpu_cases = true;
+  cuda::untried_formats() = true;
 }
 
 const std::vector<Size>& sizes() {
@@ -143,8 +146,10 @@ MoeProblem Case::problem() const {
   MoeProblem p;
   p.experts = size.experts;
   p.top_k = size.top_k;
-  p.hidden = size.hidden;
-  p.intermediate = size.intermediate;
+  // Rows of E4M3 are whole 16-byte pieces too.
+  const std::int64_t piece = gpu_cases && is_fp8(format) ? 16 : 1;
+  p.hidden = (size.hidden + piece - 1) / piece * piece;
+  p.intermediate = (size.intermediate + piece - 1) / piece * piece;
   p.format = format;
   p.io_dtype = o.io;
   p.pairing = pairing;
@@ -194,7 +199,8 @@ const std::vector<Format>& all_formats() {
   static const std::vector<Format> list = {Format::Bf16,     Format::Fp16,      Format::Fp32,
                                            Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
                                            Format::Mxfp4,    Format::Nvfp4,     Format::Mxfp4Fp8};
-  static const std::vector<Format> on_gpu = {Format::Bf16};
+  static const std::vector<Format> on_gpu = {Format::Bf16, Format::Fp8Block, Format::Fp8Tensor,
+                                             Format::Fp8Channel};
   return gpu_cases ? on_gpu : list;
 }
 

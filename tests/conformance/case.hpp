@@ -52,8 +52,8 @@ struct Options {
 };
 
 const std::vector<Size>& sizes();
-// From now on: what the kernels of a GPU take. bf16, rows of whole 16-byte pieces, and sizes around
-// their tiles. To be called first.
+// From now on: what the kernels of a GPU take. bf16 hidden states, rows of whole 16-byte pieces,
+// sizes around their tiles, and the formats that are still to be proven. To be called first.
 void use_gpu_cases();
 const std::vector<Options>& covering_options();
 

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <limits>
 #include <random>
+#include <tuple>
 
+#include "fp8_data.hpp"
 #include "sample_values.hpp"
 
 namespace flexact::conformance {
@@ -24,6 +26,8 @@ Shape shape_of(DType dtype) {
       return {8, -133, 0x1.fep127};
     case DType::Float16:
       return {11, -24, 65504};
+    case DType::Float8E4M3:
+      return {4, -9, 448};
     default:
       return {24, -149, 0x1.fffffep127};
   }
@@ -37,9 +41,17 @@ std::uint32_t encode(double value, DType dtype) {
   if (dtype == DType::Float32) return bits;
   if (dtype == DType::BFloat16) return std::isnan(value) ? 0x7fc0u : bits >> 16;
   const std::uint32_t sign = std::signbit(value) ? 0x8000u : 0u;
+  const double magnitude = std::abs(value);
+  if (dtype == DType::Float8E4M3) {
+    const std::uint32_t sign8 = sign >> 8;
+    if (std::isnan(value)) return sign8 | 0x7f;
+    if (magnitude < 0x1p-6) return sign8 | static_cast<std::uint32_t>(magnitude * 0x1p9);
+    const int exponent = std::ilogb(magnitude);
+    const auto fraction = static_cast<std::uint32_t>(std::ldexp(magnitude, 3 - exponent)) - 8u;
+    return sign8 | static_cast<std::uint32_t>(exponent + 7) << 3 | fraction;
+  }
   if (std::isnan(value)) return 0x7e00u;
   if (std::isinf(value)) return sign | 0x7c00u;
-  const double magnitude = std::abs(value);
   if (magnitude < 0x1p-14) return sign | static_cast<std::uint32_t>(magnitude * 0x1p24);
   const int exponent = std::ilogb(magnitude);
   const auto fraction = static_cast<std::uint32_t>(std::ldexp(magnitude, 10 - exponent)) - 1024u;
@@ -59,7 +71,9 @@ double round_to(double value, DType dtype) {
   const Shape shape = shape_of(dtype);
   const int unit = std::max(std::ilogb(value) - shape.digits + 1, shape.lowest);
   const double rounded = std::ldexp(std::nearbyint(std::ldexp(value, -unit)), unit);
-  return std::abs(rounded) > shape.limit ? std::copysign(INFINITY, value) : rounded;
+  if (std::abs(rounded) <= shape.limit) return rounded;
+  // E4M3 has no infinities: what is too large becomes the largest number.
+  return std::copysign(dtype == DType::Float8E4M3 ? shape.limit : INFINITY, value);
 }
 
 double half_ulp(double value, DType dtype) {
@@ -99,7 +113,7 @@ Tensor::Tensor(DType type, std::vector<std::int64_t> dims, const std::vector<dou
     strides[static_cast<std::size_t>(i)] = stride;
     stride *= shape[static_cast<std::size_t>(i)];
   }
-  const std::size_t size = dtype == DType::Float32 ? 4 : 2;
+  const auto size = static_cast<std::size_t>(size_of(dtype));
   bytes.resize(static_cast<std::size_t>(strides.empty() ? 0 : strides[0] * shape[0]) * size);
   const std::uint32_t nan = encode(kNaN, dtype);
   for (std::size_t i = 0; i < bytes.size(); i += size) std::memcpy(&bytes[i], &nan, size);
@@ -163,11 +177,23 @@ CaseData::CaseData(const Case& test)
     if (idle >= 0) std::fill_n(values.begin() + idle * each, each, kNaN);
     return values;
   };
-  w13_ = Tensor(weight, {p.experts, rows13_, p.hidden},
-                expert_weights(rows13_ * p.hidden, 1.5 / std::sqrt(static_cast<double>(p.hidden))));
-  w2_ = Tensor(weight, {p.experts, p.hidden, p.intermediate},
-               expert_weights(p.hidden * p.intermediate,
-                              1 / std::sqrt(static_cast<double>(p.intermediate))));
+  const std::vector<double> up =
+      expert_weights(rows13_ * p.hidden, 1.5 / std::sqrt(static_cast<double>(p.hidden)));
+  const std::vector<double> down =
+      expert_weights(p.hidden * p.intermediate, 1 / std::sqrt(static_cast<double>(p.intermediate)));
+  if (is_fp8(p.format)) {
+    std::tie(w13_, w13_scale_) = quantise_fp8(up, p.experts, rows13_, p.hidden, scales_of_w13(p));
+    std::tie(w2_, w2_scale_) =
+        quantise_fp8(down, p.experts, p.hidden, p.intermediate, scales_of_w2(p));
+    if (p.format == Format::Fp8Tensor && test.row % 2 == 1) {
+      // Inputs of four times the usual size saturate now and then.
+      a13_scale_ = Tensor(DType::Float32, {1}, {8.0 / 448});
+      a2_scale_ = Tensor(DType::Float32, {1}, {16.0 / 448});
+    }
+  } else {
+    w13_ = Tensor(weight, {p.experts, rows13_, p.hidden}, up);
+    w2_ = Tensor(weight, {p.experts, p.hidden, p.intermediate}, down);
+  }
   if (p.bias13) {
     bias13_ = Tensor(DType::Float32, {p.experts, rows13_}, expert_weights(rows13_, 0.5));
   }
@@ -196,6 +222,14 @@ CaseData::CaseData(const Case& test)
       stored_ids64_[static_cast<std::size_t>(m * id_stride_ + slot)] = id;
     }
   }
+  input_ = hidden_.exact;
+  if (is_fp8(p.format)) {
+    std::vector<bool> read(static_cast<std::size_t>(tokens_));
+    for (std::size_t i = 0; i < ids_.size(); ++i) {
+      if (ids_[i] >= 0 && ids_[i] < p.experts) read[i / static_cast<std::size_t>(p.top_k)] = true;
+    }
+    round_rows_to_fp8(input_, p.hidden, p.format, read, a13_scale_.exact);
+  }
   for (std::int64_t id : stored_ids64_) stored_ids32_.push_back(static_cast<std::int32_t>(id));
 
   value_columns_ = static_cast<std::int64_t>(test.subject->function.parameters().size());
@@ -213,6 +247,14 @@ MoeWeights CaseData::weights() const {
   MoeWeights w;
   w.w13 = w13_.view();
   w.w2 = w2_.view();
+  if (is_fp8(problem_.format)) {
+    w.w13_scale = w13_scale_.view();
+    w.w2_scale = w2_scale_.view();
+    if (!a13_scale_.exact.empty()) {
+      w.a13_scale = a13_scale_.view();
+      w.a2_scale = a2_scale_.view();
+    }
+  }
   if (problem_.bias13) w.w13_bias = bias13_.view();
   if (problem_.bias2) w.w2_bias = bias2_.view();
   return w;
@@ -248,7 +290,8 @@ std::int64_t CaseData::output_count() const {
 }
 
 void CaseData::destroy_weights() {
-  for (Tensor* tensor : {&w13_, &w2_, &bias13_, &bias2_}) {
+  for (Tensor* tensor :
+       {&w13_, &w2_, &bias13_, &bias2_, &w13_scale_, &w2_scale_, &a13_scale_, &a2_scale_}) {
     std::fill(tensor->bytes.begin(), tensor->bytes.end(), std::byte{0xff});
   }
 }
@@ -257,6 +300,8 @@ void CaseData::destroy_weights() {
 struct CaseData::Term {
   double value = 0;
   double spread = 0;
+  double moved = 0;  // how far it may be off, in the mean
+  double step = 0;   // between codes, where it is rounded to one
 };
 
 Expected CaseData::expected(const Function& function) const {
@@ -289,70 +334,115 @@ Expected CaseData::expected(const Formula& formula) const {
   Expected result;
   result.value.assign(count, 0.0);
   std::vector<double> squares(count, 0.0), magnitudes(count, 0.0);
-  std::vector<Term> inner(static_cast<std::size_t>(p.intermediate));
+  const bool fp8 = is_fp8(p.format);
+  // How far sums may be off, in parts of what is added up: fp32, or the tensor core's sums of E4M3
+  // products, which keep some 14 bits.
+  const double accuracy = !fp8 ? 0x1p-20 : p.format == Format::Fp8Block ? 0x1p-11 : 0x1p-9;
+  std::vector<Term> terms(static_cast<std::size_t>(tokens_ * p.top_k * p.intermediate));
+  std::vector<double> largest(count, 0.0);
   std::vector<double> parameters(static_cast<std::size_t>(value_columns_));
   // Relative rounding error of a number of the io type.
   const double unit = half_ulp(1.0, p.io_dtype);
 
+  std::vector<bool> valid(static_cast<std::size_t>(tokens_ * p.top_k));
   for (std::int64_t pair = 0; pair < tokens_ * p.top_k; ++pair) {
     const std::int64_t m = pair / p.top_k, e = ids_[static_cast<std::size_t>(pair)];
     if (e < 0 || e >= p.experts) continue;
+    valid[static_cast<std::size_t>(pair)] = true;
     const double router = router_[static_cast<std::size_t>(pair)];
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const std::int64_t row = value_rows_ == 1 ? 0 : e;
       parameters[i] = values_[static_cast<std::size_t>(row * value_columns_) + i];
     }
-    const auto project = [&](std::int64_t row) {
-      double sum = 0;
+    // `scale`: the size of what is added up.
+    const auto project = [&](std::int64_t row, double& scale) {
+      double sum = 0, square = 0;
       for (std::int64_t h = 0; h < p.hidden; ++h) {
-        sum += at(hidden_, m * p.hidden + h) * at(w13_, (e * rows13_ + row) * p.hidden + h);
+        const double product = input_[static_cast<std::size_t>(m * p.hidden + h)] *
+                               at(w13_, (e * rows13_ + row) * p.hidden + h);
+        sum += product;
+        square += product * product;
       }
-      if (p.router_weight_on_input) sum *= router;
+      const double factor = p.router_weight_on_input ? router : 1.0;
+      scale = fp8 ? std::abs(factor) * std::sqrt(square) : 1;
+      sum *= factor;
       return p.bias13 ? sum + at(bias13_, e * rows13_ + row) : sum;
     };
     for (std::int64_t i = 0; i < p.intermediate; ++i) {
-      Term& term = inner[static_cast<std::size_t>(i)];
-      double value;
+      Term& term = terms[static_cast<std::size_t>(pair * p.intermediate + i)];
+      double scale_g = 1, scale_u = 1;
       if (p.pairing == Pairing::None) {
-        const double x = project(i);
-        value = formula(x, 0, parameters);
-        term.spread = std::abs(value) + std::abs(x) + 1;
+        const double x = project(i, scale_g);
+        term.value = formula(x, 0, parameters);
+        term.spread = std::abs(term.value) + std::abs(x) + scale_g;
       } else {
         const bool interleaved = p.pairing == Pairing::Interleaved;
-        double g = project(interleaved ? 2 * i : i);
-        double u = project(interleaved ? 2 * i + 1 : p.intermediate + i);
+        double g = project(interleaved ? 2 * i : i, scale_g);
+        double u = project(interleaved ? 2 * i + 1 : p.intermediate + i, scale_u);
         if (p.pairing == Pairing::UpFirst) std::swap(g, u);
-        value = formula(g, u, parameters);
-        term.spread = std::abs(value) + (std::abs(g) + 1) * (std::abs(u) + 1);
+        term.value = formula(g, u, parameters);
+        term.spread = std::abs(term.value) + (std::abs(g) + scale_g) * (std::abs(u) + scale_u);
       }
-      // The one rounding between the two GEMMs.
-      term.value = round_to(value, p.io_dtype);
     }
+  }
+
+  // The roundings between the two GEMMs, and how far each may move a number: where sums that are a
+  // little off lie near the middle of two codes, they are rounded to the other one.
+  if (fp8) {
+    std::vector<double> rounded(terms.size());
+    for (std::size_t i = 0; i < terms.size(); ++i) rounded[i] = terms[i].value;
+    // Where the scale waits for all values, they wait as the io type.
+    const bool later = p.format != Format::Fp8Block && a2_scale_.exact.empty();
+    if (later) {
+      for (double& value : rounded) value = round_to(value, p.io_dtype);
+    }
+    const std::vector<double> scales =
+        round_rows_to_fp8(rounded, p.intermediate, p.format, valid, a2_scale_.exact);
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      Term& term = terms[i];
+      const double off = accuracy * term.spread + (later ? 2 * unit * std::abs(term.value) : 0.0);
+      term.step =
+          scales[i] == 0 ? 0 : 2 * scales[i] * half_ulp(rounded[i] / scales[i], DType::Float8E4M3);
+      term.value = rounded[i];
+      term.moved = std::sqrt(off * (off + term.step));
+    }
+  } else {
+    for (Term& term : terms) {
+      term.value = round_to(term.value, p.io_dtype);
+      term.moved = 2 * unit * std::abs(term.value) + accuracy * term.spread;
+    }
+  }
+
+  for (std::int64_t pair = 0; pair < tokens_ * p.top_k; ++pair) {
+    if (!valid[static_cast<std::size_t>(pair)]) continue;
+    const std::int64_t m = pair / p.top_k, e = ids_[static_cast<std::size_t>(pair)];
+    const double router = router_[static_cast<std::size_t>(pair)];
     const double factor =
         p.combine ? p.routed_scaling_factor * (p.router_weight_on_input ? 1.0 : router) : 1.0;
     for (std::int64_t h = 0; h < p.hidden; ++h) {
       double sum = p.bias2 ? at(bias2_, e * p.hidden + h) : 0.0;
-      double square = 0, magnitude = std::abs(sum);
+      double square = 0, magnitude = std::abs(sum), step = 0;
       for (std::int64_t i = 0; i < p.intermediate; ++i) {
-        const Term& term = inner[static_cast<std::size_t>(i)];
+        const Term& term = terms[static_cast<std::size_t>(pair * p.intermediate + i)];
         const double weight = at(w2_, (e * p.hidden + h) * p.intermediate + i);
         sum += term.value * weight;
-        // A number near the middle of two may be rounded to the other one; fp32 sums move it a
-        // little.
-        const double moved = weight * (2 * unit * std::abs(term.value) + 0x1p-20 * term.spread);
-        square += moved * moved;
+        square += term.moved * term.moved * weight * weight;
+        step = std::max(step, std::abs(term.step * weight));
         magnitude += std::abs(term.value * weight);
       }
+      if (fp8) square += 4 * unit * unit * sum * sum;
       const auto out = static_cast<std::size_t>((p.combine ? m : pair) * p.hidden + h);
       result.value[out] += factor * sum;
       squares[out] += factor * factor * square;
       magnitudes[out] += std::abs(factor) * magnitude;
+      largest[out] = std::max(largest[out], std::abs(factor) * step);
     }
   }
+  const double of_sums = !fp8 ? 0x1p-21 : p.format == Format::Fp8Block ? 0x1p-12 : 0x1p-11;
   double total = 0;
   for (std::size_t i = 0; i < count; ++i) {
     result.bound.push_back(1.01 * half_ulp(result.value[i], p.io_dtype) +
-                           6 * std::sqrt(squares[i]) + 0x1p-21 * magnitudes[i]);
+                           6 * std::sqrt(squares[i]) + largest[i] + of_sums * magnitudes[i]);
     total += result.value[i] * result.value[i];
   }
   result.size = count == 0 ? 0 : std::sqrt(total / static_cast<double>(count));

@@ -69,6 +69,8 @@ class CaseData {
   std::int64_t rows13_;
   bool int32_ids_;
   Tensor hidden_, w13_, w2_, bias13_, bias2_;
+  Tensor w13_scale_, w2_scale_, a13_scale_, a2_scale_;
+  std::vector<double> input_;      // what the products take: hidden_, rounded as the format says
   std::vector<std::int64_t> ids_;  // dense
   std::vector<std::int64_t> stored_ids64_;
   std::vector<std::int32_t> stored_ids32_;

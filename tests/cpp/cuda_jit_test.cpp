@@ -253,6 +253,22 @@ TEST(ShippedKernels, link_without_spills_stack_or_serialised_wgmma) {
                "xielu");
 }
 
+TEST(ShippedKernels, of_fp8_link_without_spills_stack_or_serialised_wgmma) {
+  NEED_TOOLS();
+  if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
+  expect_clean("sm90_fp8_layer", "", "no function");
+  for (const std::string variant : {"block", "given", "whole"}) {
+    const std::string gated = "sm90_fp8_" + variant + "_gated";
+    for (const char* name : {"swiglu", "geglu", "situ"}) {
+      expect_clean(gated.c_str(), cuda::function_source(Function::named(name), Numerics::Fast),
+                   name);
+    }
+    const std::string unary = "sm90_fp8_" + variant + "_unary";
+    expect_clean(unary.c_str(), cuda::function_source(Function::named("xielu"), Numerics::Fast),
+                 "xielu");
+  }
+}
+
 // Minutes; `make test-cuda-links` runs it. What it links stays in the user's cache.
 TEST(ShippedKernels, DISABLED_link_with_every_function_and_random_expressions) {
   NEED_TOOLS();
@@ -279,9 +295,14 @@ TEST(ShippedKernels, DISABLED_link_with_every_function_and_random_expressions) {
                                cuda::function_source(f, Numerics::Fast), kArchitecture, name);
     EXPECT_THAT(linked.report.faults(), IsEmpty()) << image << " " << name;
   };
-  for (const auto& [name, f] : functions) {
-    check("sm90_bf16_gated", f.gated(), name);
-    if (f.arity() == Arity::Unary) check("sm90_bf16_unary", f, name);
+  for (const auto& image : cuda::kernel_images()) {
+    const std::string kernel(image.name);
+    const bool unary = kernel.ends_with("_unary");
+    if (!unary && !kernel.ends_with("_gated")) continue;
+    for (const auto& [name, f] : functions) {
+      if (!unary) check(kernel.c_str(), f.gated(), name);
+      if (unary && f.arity() == Arity::Unary) check(kernel.c_str(), f, name);
+    }
   }
 }
 

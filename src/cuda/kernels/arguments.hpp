@@ -21,6 +21,14 @@ inline constexpr int kStagingBytes = kTileRows * 128 * 2;
 inline constexpr int kGemmSharedBytes =
     kStages * kStageBytes + kStagingBytes + 2 * kStages * 8 + 1024;
 
+// The same with E4M3: a stage is 128 bytes of each row, so a group of 128 inputs, and their scales.
+inline constexpr int kGroup = 128;
+inline constexpr int kCodeRowBytes =
+    kGroup + 16;  // of staged codes, so that rows meet different banks
+inline constexpr int kFp8WarpStagingBytes = 16 * kCodeRowBytes;
+inline constexpr int kFp8SharedBytes = kStages * (kStageBytes + (kTileRows + 4) * 4) +
+                                       8 * kFp8WarpStagingBytes + 2 * kStages * 8 + 256 + 1024;
+
 inline constexpr int kRouteThreads = 1024;
 inline constexpr int kRowThreads = 128;  // of gather and combine, eight elements each
 inline constexpr int kRouteBlocks = 8;   // of one cluster, where there is work for so many
@@ -52,6 +60,29 @@ struct GemmArguments {
   const float* row_scale;     // [rows] factor of the input row, or null
 };
 
+// Where a scale of a matrix lies: at[row * row_step + group * group_step]. Steps of 0: one for all.
+struct ScaleGrid {
+  const float* at;
+  std::int64_t row_step;
+  std::int64_t group_step;  // of 128 elements along K
+};
+
+// A GEMM of E4M3 codes.
+struct Fp8GemmArguments {
+  GemmArguments gemm;  // output: bf16, or codes [rows, columns]
+  ScaleGrid input;     // of sorted rows
+  ScaleGrid
+      weights;  // of one expert's columns, or blocks of 128 columns; of gates where there are any
+  std::int64_t expert_step;
+  std::int64_t up_step;       // from a gate's scale to its up's
+  std::int32_t last_block;    // of a half's, or alternating, blocks of 128 columns
+  std::int32_t largest_step;  // 1: one magnitude a row, 0: one for all
+  float* group_scales;  // written: [ceil(columns / 128), rows], group_step of the next GEMM's input
+  std::int64_t group_step;
+  const float* given_scale;  // of all results, where the checkpoint has one
+  std::uint32_t* largest;    // raised to the bits of the results' largest magnitude
+};
+
 // A bias of any floating type in the order that the GEMM reads.
 struct BiasArguments {
   const void* bias;  // [experts, width]
@@ -75,7 +106,8 @@ struct RouteArguments {
   std::int32_t* slot_row;  // [tokens, top_k]: its row in the sorted order, or -1
   RowTile* tiles;
   std::int32_t* tile_count;
-  std::uint32_t* taken;  // four counters to clear: of GEMM1 and GEMM2
+  std::uint32_t* taken;  // counters to clear: two of GEMM1, two of GEMM2, and what a format adds
+  std::int32_t counters;
 };
 
 struct GatherArguments {
@@ -89,6 +121,38 @@ struct GatherArguments {
   float* row_scale;  // [rows]
   std::int32_t width;
   std::int32_t top_k;
+};
+
+// Which values of the input share a scale.
+enum class InputScaling : std::int32_t {
+  Groups,  // 128 of a row
+  Rows,
+  All,    // every row that an expert takes
+  Given,  // by the checkpoint
+};
+
+// Rows as E4M3 codes.
+struct Fp8GatherArguments {
+  GatherArguments gather;
+  InputScaling scaling;
+  std::int32_t padding;
+  float* scales;            // written: [groups, rows], [rows] or [1]
+  std::int64_t group_step;  // between groups: how many rows there are
+  const float* given;
+  std::uint32_t* largest;            // All: bits of the largest magnitude
+  std::uint32_t* activated_largest;  // [rows] to clear for GEMM1, or null
+};
+
+// GEMM1's bf16 results to codes.
+struct Fp8RoundArguments {
+  const void* rows;  // [rows, width]
+  void* codes;
+  const RowTile* tiles;
+  const std::int32_t* tile_count;
+  const std::uint32_t* largest;  // as GEMM1 left them
+  float* scales;                 // written, as many
+  std::int32_t largest_step;     // 1: one a row, 0: one for all
+  std::int32_t width;
 };
 
 struct CombineArguments {

@@ -126,7 +126,7 @@ __device__ inline void route(const RouteArguments& r) {
   }
   if (rank == 0 && threadIdx.x == 0) {
     *r.tile_count = tiles_before;
-    for (int i = 0; i < 4; ++i) r.taken[i] = 0;
+    for (int i = 0; i < r.counters; ++i) r.taken[i] = 0;
   }
   __syncthreads();
 

@@ -11,17 +11,14 @@
 // docs/cuda.md is the design note.
 #pragma once
 
-#include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/tensor.hpp>
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "sm90_epilogue.cuh"
+#include "sm90_stages.cuh"
 #include "sm90_tiles.cuh"
 
 namespace flexact::cuda {
-
-using cute::Int;
-using cute::Shape;
 
 namespace sm90 {
 
@@ -29,17 +26,12 @@ inline constexpr int kProducerRegisters = 40;
 inline constexpr int kConsumerRegisters = 232;
 
 using Element = cute::bfloat16_t;
-
-using SmemAtom = cute::GMMA::Layout_K_SW128_Atom<Element>;
-using SmemLayoutA = decltype(cute::tile_to_shape(
-    SmemAtom{}, Shape<Int<kTileRows>, Int<kTileDepth>, Int<kStages>>{}));
-using SmemLayoutB = decltype(cute::tile_to_shape(
-    SmemAtom{}, Shape<Int<kTileColumns>, Int<kTileDepth>, Int<kStages>>{}));
 using TiledMma = decltype(cute::make_tiled_mma(
     cute::SM90_64x256x16_F32BF16BF16_SS<cute::GMMA::Major::K, cute::GMMA::Major::K>{},
     cute::Layout<Shape<Int<kConsumers>, Int<1>, Int<1>>>{}));
 
 struct SharedStorage {
+  using Element = sm90::Element;
   alignas(1024) Element a[kStages][kTileRows * kTileDepth];
   alignas(1024) Element b[kStages][kTileColumns * kTileDepth];
   alignas(128) Element staging[kStagingBytes / 2];
@@ -48,67 +40,6 @@ struct SharedStorage {
   WorkQueue queue;
 };
 static_assert(sizeof(SharedStorage) <= kGemmSharedBytes);
-
-// Writes a warp's rows, 128 columns at a time.
-template <Epilogue kEpilogue, typename Accumulators>
-__device__ __forceinline__ void store(Accumulators& acc, Element* staging, const GemmArguments& arguments,
-                                      const RowTile& tile, int first_column, const Place& place,
-                                      const float* parameters) {
-  const int warp_row = place.row - place.lane / 4;
-  const Staging<128> rows(staging, place.lane);
-  CUTE_UNROLL
-  for (int pass = 0; pass < kOutputColumns<kEpilogue> / 128; ++pass) {
-    CUTE_UNROLL
-    for (int pair = 0; pair < 8; ++pair) {
-      // Beside sparing work at the edge, the branch keeps the assembler from evaluating all pairs at
-      // once, for which there are not registers enough.
-      if (first_column + pass * 128 + pair * 16 >= arguments.columns) break;
-      std::uint32_t word[4];  // two blocks of eight columns × two halves of eight rows
-      CUTE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float2 y = result<kEpilogue>(acc, pass * 16 + pair * 2 + i / 2, i & 1, parameters);
-        word[i] = pack(y.x, y.y);
-      }
-      rows.put(pair, word);
-    }
-    rows.drain(arguments.output, tile.first_row + warp_row, tile.rows - warp_row, first_column + pass * 128,
-               arguments.columns);
-  }
-}
-
-// The producer: one thread takes tiles and issues every copy.
-template <Epilogue kEpilogue>
-__device__ __forceinline__ void produce(SharedStorage& shared, const CUtensorMap* map_a,
-                                        const CUtensorMap* map_b, const GemmArguments& arguments) {
-  constexpr int kHalfBytes = 64 * kTileDepth * 2;
-  constexpr int kColumnBytes = kTileColumns * kTileDepth * 2;
-  constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
-  Ring<kStages> ring;
-  take_tiles(shared.queue, arguments, [&](const int4& tile) {
-    const int first_column = tile.w * kOutputColumns<kEpilogue>;
-    const int halves = tile.z > 64 ? 2 : 1;
-    for (int k = 0; k < arguments.depth; k += kTileDepth) {
-      shared.empty[ring.slot].wait(ring.phase ^ 1);
-      auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]);
-      shared.full[ring.slot].arrive_and_expect_tx(halves * kHalfBytes + kColumnBytes);
-      for (int half = 0; half < halves; ++half) {
-        cute::SM90_TMA_LOAD_2D::copy(map_a, full, kHint,
-                                     &shared.a[ring.slot][half * 64 * kTileDepth], k, tile.y + half * 64);
-      }
-      // Two boxes of 128 weight rows: gates and their ups, wherever the checkpoint has them.
-      CUTE_UNROLL
-      for (int part = 0; part < 2; ++part) {
-        const int row = first_column + (kEpilogue == Epilogue::Gated ? 0 : part * 128);
-        const int pair = kEpilogue == Epilogue::Gated ? part ^ arguments.gate_pair : 0;
-        cute::SM90_TMA_LOAD_4D::copy(map_b, full, kHint,
-                                     &shared.b[ring.slot][part * 128 * kTileDepth], k,
-                                     arguments.interleaved != 0 ? pair : row,
-                                     arguments.interleaved != 0 ? row : pair, tile.x);
-      }
-      ring.advance();
-    }
-  });
-}
 
 // A consumer warpgroup.
 template <Epilogue kEpilogue>
@@ -119,9 +50,9 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
   TiledMma mma;
   auto of_warpgroup = mma.get_slice(warpgroup * 128);
   auto a = of_warpgroup.make_fragment_A(of_warpgroup.partition_A(
-      cute::make_tensor(cute::make_smem_ptr(&shared.a[0][0]), SmemLayoutA{})));
+      cute::make_tensor(cute::make_smem_ptr(&shared.a[0][0]), RingLayout<Element, kTileRows>{})));
   auto b = of_warpgroup.make_fragment_B(of_warpgroup.partition_B(
-      cute::make_tensor(cute::make_smem_ptr(&shared.b[0][0]), SmemLayoutB{})));
+      cute::make_tensor(cute::make_smem_ptr(&shared.b[0][0]), RingLayout<Element, kTileColumns>{})));
   auto acc = cute::partition_fragment_C(mma, Shape<Int<kTileRows>, Int<kTileColumns>>{});
 
   const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
@@ -169,8 +100,8 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
     load_parameters<kEpilogue>(arguments, tile.x, parameters);
     const RowTile rows = {tile.x, tile.y, tile.z, 0};
     apply_scale_and_bias<kEpilogue>(acc, arguments, rows, tile.w * kOutputColumns<kEpilogue>, place);
-    store<kEpilogue>(acc, shared.staging + place.warp * 16 * 128, arguments, rows, tile.w * kOutputColumns<kEpilogue>, place,
-                     parameters);
+    store<kEpilogue, 128>(acc, shared.staging + place.warp * 16 * 128, arguments, rows,
+                          tile.w * kOutputColumns<kEpilogue>, place, parameters, [](int, std::uint32_t) {});
   }
 }
 
@@ -183,12 +114,7 @@ __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUt
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
 
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      shared.full[stage].init(1);
-      shared.empty[stage].init(kConsumers * 4);
-    }
-    shared.queue.init(kConsumers * 4);
-    cutlass::arch::fence_barrier_init();
+    init_barriers(shared, 1, kConsumers * 4);
   }
   __syncthreads();
 

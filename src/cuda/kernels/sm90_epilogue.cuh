@@ -180,5 +180,33 @@ class Staging {
   char* read_;
 };
 
+// Writes a warp's rows, kPass columns at a time. see(half, word) is called for every two results.
+template <Epilogue kEpilogue, int kPass, typename Accumulators, typename See>
+__device__ __forceinline__ void store(Accumulators& acc, void* staging, const GemmArguments& arguments,
+                                      const RowTile& tile, int first_column, const Place& place,
+                                      const float* parameters, See see) {
+  const int warp_row = place.row - place.lane / 4;
+  const Staging<kPass> rows(staging, place.lane);
+  CUTE_UNROLL
+  for (int pass = 0; pass < kOutputColumns<kEpilogue> / kPass; ++pass) {
+    CUTE_UNROLL
+    for (int pair = 0; pair < kPass / 16; ++pair) {
+      // Beside sparing work at the edge, the branch keeps the assembler from evaluating all pairs at
+      // once, for which there are not registers enough.
+      if (first_column + pass * kPass + pair * 16 >= arguments.columns) break;
+      std::uint32_t word[4];  // two blocks of eight columns × two halves of eight rows
+      CUTE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float2 y = result<kEpilogue>(acc, pass * (kPass / 8) + pair * 2 + i / 2, i & 1, parameters);
+        word[i] = pack(y.x, y.y);
+        see(i & 1, word[i]);
+      }
+      rows.put(pair, word);
+    }
+    rows.drain(arguments.output, tile.first_row + warp_row, tile.rows - warp_row,
+               first_column + pass * kPass, arguments.columns);
+  }
+}
+
 }  // namespace sm90
 }  // namespace flexact::cuda

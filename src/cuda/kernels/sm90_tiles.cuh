@@ -42,6 +42,11 @@ struct Ring {
   }
 };
 
+// Barriers are assembly that tells the compiler nothing of memory: what they guard must not move across.
+__device__ __forceinline__ void keep_order() {
+  asm volatile("" ::: "memory");
+}
+
 // Tiles on their way from the producer to its readers, one ahead of the products.
 struct WorkQueue {
   int4 tile[kWorkSlots];  // expert, first row, rows, column tile; -1 as the column: nothing more
@@ -72,6 +77,7 @@ __device__ __forceinline__ void take_tiles(WorkQueue& queue, const GemmArguments
     const int4 tile = any ? tile_at(arguments, position, row_tiles) : make_int4(0, 0, 0, -1);
     queue.empty[work.slot].wait(work.phase ^ 1);
     queue.tile[work.slot] = tile;
+    keep_order();
     queue.full[work.slot].arrive();
     work.advance();
     if (!any) break;
@@ -89,6 +95,7 @@ __device__ __forceinline__ void take_tiles(WorkQueue& queue, const GemmArguments
 // The next tile, for a whole warp; its column is -1 where there is none.
 __device__ __forceinline__ int4 next_tile(WorkQueue& queue, Ring<kWorkSlots>& work, int lane) {
   queue.full[work.slot].wait(work.phase);
+  keep_order();
   const int4 tile = queue.tile[work.slot];
   __syncwarp();
   if (lane == 0) queue.empty[work.slot].arrive();

@@ -16,6 +16,7 @@
 
 #include "cuda/driver.hpp"
 #include "cuda/kernels/arguments.hpp"
+#include "moe/small_floats.hpp"
 
 namespace {
 
@@ -51,22 +52,25 @@ std::uint16_t to_bf16(float value) {
 
 // What cuTensorMapEncodeTiled was given.
 struct Map {
-  const std::uint16_t* data;
+  const void* data;
   std::uint64_t size[4];
   std::uint64_t stride[3];  // bytes
   std::uint32_t box[4];
   std::int32_t rank;
+  std::int32_t bytes;  // of an element: bf16 or E4M3
 };
 static_assert(sizeof(Map) <= sizeof(TensorMap));
 
 // 0 outside, as the copy engine fills.
 float element(const Map& map, const std::uint64_t (&at)[4]) {
-  std::uint64_t offset = at[0] * 2;
+  std::uint64_t offset = at[0] * static_cast<std::uint64_t>(map.bytes);
   for (int i = 0; i < map.rank; ++i) {
     if (at[i] >= map.size[i]) return 0;
     if (i > 0) offset += at[i] * map.stride[i - 1];
   }
-  return from_bf16(map.data[offset / 2]);
+  return map.bytes == 1
+             ? flexact::moe::decode_e4m3(static_cast<const std::uint8_t*>(map.data)[offset])
+             : from_bf16(static_cast<const std::uint16_t*>(map.data)[offset / 2]);
 }
 
 std::int64_t id_of(const RouteArguments& r, int slot) {
@@ -89,7 +93,7 @@ void route(const RouteArguments& r) {
     }
   }
   *r.tile_count = tiles;
-  std::fill_n(r.taken, 4, 0u);
+  std::fill_n(r.taken, r.counters, 0u);
 }
 
 void gather(const GatherArguments& g, unsigned tokens) {
@@ -103,6 +107,163 @@ void gather(const GatherArguments& g, unsigned tokens) {
                   static_cast<std::size_t>(g.width) * 2);
       if (g.weights != nullptr)
         g.row_scale[row] = g.weights[m * g.weight_stride + slot * g.weight_step];
+    }
+  }
+}
+
+// ---- FP8
+
+std::uint32_t magnitude_of(float value) {
+  std::uint32_t word;
+  std::memcpy(&word, &value, sizeof word);
+  return word & 0x7fffffff;
+}
+float scale_of(std::uint32_t magnitude) {
+  float largest;
+  std::memcpy(&largest, &magnitude, sizeof largest);
+  return (largest < 1e-10f ? 1e-10f : largest) / 448.0f;
+}
+void to_codes(const float* values, std::int64_t count, float scale, std::uint8_t* codes) {
+  const float inverse = 1.0f / scale;
+  for (std::int64_t i = 0; i < count; ++i)
+    codes[i] = flexact::moe::encode_e4m3(values[i] * inverse);
+}
+std::uint32_t largest_of(const float* values, std::int64_t count) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, magnitude_of(values[i]));
+  return largest;
+}
+
+// A token's row, where an expert takes it.
+std::vector<float> row_of_token(const GatherArguments& g, unsigned token) {
+  const std::int32_t* slots = g.slot_row + std::int64_t{token} * g.top_k;
+  if (std::all_of(slots, slots + g.top_k, [](std::int32_t row) { return row < 0; })) return {};
+  std::vector<float> row;
+  const auto* from = static_cast<const std::uint16_t*>(g.hidden) + token * g.hidden_stride;
+  for (int h = 0; h < g.width; ++h) row.push_back(from_bf16(from[h]));
+  return row;
+}
+
+void find_largest(const Fp8GatherArguments& g, unsigned tokens) {
+  for (unsigned m = 0; m < tokens; ++m) {
+    const std::vector<float> row = row_of_token(g.gather, m);
+    *g.largest =
+        std::max(*g.largest, largest_of(row.data(), static_cast<std::int64_t>(row.size())));
+  }
+}
+
+void gather_fp8(const Fp8GatherArguments& f, unsigned tokens) {
+  const GatherArguments& g = f.gather;
+  for (unsigned m = 0; m < tokens; ++m) {
+    const std::vector<float> x = row_of_token(g, m);
+    for (int slot = 0; slot < g.top_k; ++slot) {
+      const std::int64_t row =
+          g.slot_row[m * static_cast<unsigned>(g.top_k) + static_cast<unsigned>(slot)];
+      if (row < 0) continue;
+      if (g.weights != nullptr)
+        g.row_scale[row] = g.weights[m * g.weight_stride + slot * g.weight_step];
+      if (f.activated_largest != nullptr) f.activated_largest[row] = 0;
+      auto* codes = static_cast<std::uint8_t*>(g.rows) + row * g.width;
+      const int group = f.scaling == InputScaling::Groups ? kGroup : g.width;
+      for (int from = 0; from < g.width; from += group) {
+        const int count = std::min(group, g.width - from);
+        const float own = scale_of(largest_of(x.data() + from, count));
+        float scale = own;
+        if (f.scaling == InputScaling::Groups) f.scales[from / group * f.group_step + row] = own;
+        if (f.scaling == InputScaling::Rows) f.scales[row] = own;
+        if (f.scaling == InputScaling::All) *f.scales = scale = scale_of(*f.largest);
+        if (f.scaling == InputScaling::Given) scale = *f.given;
+        to_codes(x.data() + from, count, scale, codes + from);
+      }
+    }
+  }
+}
+
+void round_rows(const Fp8RoundArguments& r, unsigned most_rows) {
+  const int tiles = *r.tile_count;
+  const int rows = tiles == 0 ? 0 : r.tiles[tiles - 1].first_row + r.tiles[tiles - 1].rows;
+  if (static_cast<unsigned>(rows) > most_rows) return;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float scale = scale_of(r.largest[row * r.largest_step]);
+    r.scales[row * r.largest_step] = scale;
+    std::vector<float> values;
+    for (int i = 0; i < r.width; ++i)
+      values.push_back(from_bf16(static_cast<const std::uint16_t*>(r.rows)[row * r.width + i]));
+    to_codes(values.data(), r.width, scale, static_cast<std::uint8_t*>(r.codes) + row * r.width);
+  }
+}
+
+// Products with scales, from input row `row` and column `column` of half `up` (0: gate) of an
+// expert.
+double scaled_product(const Map& a, const Map& b, const Fp8GemmArguments& f, bool blocks,
+                      int expert, int row, int column, int up, int pair) {
+  const GemmArguments& g = f.gemm;
+  const auto scale = [&](int group) {
+    const double input = f.input.at[row * f.input.row_step + group * f.input.group_step];
+    const int index = !blocks ? column : (g.interleaved != 0 ? 2 * column : column) / kGroup;
+    if (blocks && index > f.last_block) return std::nan("");
+    return input * f.weights.at[expert * f.expert_step + index * f.weights.row_step +
+                                group * f.weights.group_step + up * f.up_step];
+  };
+  double sum = 0;
+  for (int k = 0; k < g.depth; ++k) {
+    const auto at = static_cast<std::uint64_t>(k);
+    const auto n = static_cast<std::uint64_t>(column);
+    const auto second = static_cast<std::uint64_t>(pair);
+    const std::uint64_t left[4] = {at, static_cast<std::uint64_t>(row), 0, 0};
+    const std::uint64_t right[4] = {at, g.interleaved != 0 ? second : n,
+                                    g.interleaved != 0 ? n : second,
+                                    static_cast<std::uint64_t>(expert)};
+    sum += element(a, left) * element(b, right) * (blocks ? scale(k / kGroup) : 1.0);
+  }
+  return blocks ? sum : sum * scale(0);
+}
+
+void gemm_fp8(const std::string& variant, const Map& a, const Map& b, const Fp8GemmArguments& f) {
+  const GemmArguments& g = f.gemm;
+  const bool gated = variant.find("gated") != std::string::npos;
+  const bool unary = variant.find("unary") != std::string::npos;
+  const bool blocks = variant.find("block") == 0;
+  std::vector<float> y(static_cast<std::size_t>(g.columns));
+  for (int t = 0; t < *g.tile_count; ++t) {
+    const RowTile& tile = g.tiles[t];
+    for (std::int64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
+      for (int column = 0; column < g.columns; ++column) {
+        const auto half = [&](int up) {
+          const int pair = gated ? up ^ g.gate_pair : 0;
+          double sum =
+              scaled_product(a, b, f, blocks, tile.expert, static_cast<int>(row), column, up, pair);
+          if (g.row_scale != nullptr) sum *= g.row_scale[row];
+          if (g.bias != nullptr)
+            sum += g.bias[(tile.expert * (gated ? 2 : 1) + up) * g.columns + column];
+          return static_cast<float>(sum);
+        };
+        float value = half(0);
+        if (gated) value *= half(1);
+        if (unary) value *= 2;
+        if ((gated || unary) && g.value_columns > 0)
+          value += g.values[tile.expert * g.value_stride];
+        y[static_cast<std::size_t>(column)] = value;
+      }
+      auto* codes = static_cast<std::uint8_t*>(g.output) + row * g.columns;
+      if ((gated || unary) && blocks) {
+        for (int from = 0; from < g.columns; from += kGroup) {
+          const int count = std::min(kGroup, g.columns - from);
+          const float scale = scale_of(largest_of(y.data() + from, count));
+          f.group_scales[from / kGroup * f.group_step + row] = scale;
+          to_codes(y.data() + from, count, scale, codes + from);
+        }
+      } else if (variant.find("given") == 0) {
+        to_codes(y.data(), g.columns, *f.given_scale, codes);
+      } else {
+        for (int column = 0; column < g.columns; ++column) {
+          const std::uint16_t bits = to_bf16(y[static_cast<std::size_t>(column)]);
+          static_cast<std::uint16_t*>(g.output)[row * g.columns + column] = bits;
+          if (!gated && !unary) continue;
+          std::uint32_t& largest = f.largest[row * f.largest_step];
+          largest = std::max(largest, magnitude_of(from_bf16(bits)));
+        }
+      }
     }
   }
 }
@@ -286,9 +447,12 @@ int cuTensorMapEncodeTiled(TensorMap* map, int type, std::uint32_t rank, void* d
                            const std::uint64_t* sizes, const std::uint64_t* strides,
                            const std::uint32_t* box, const std::uint32_t*, int, int, int, int) {
   Map made{};
-  made.data = static_cast<const std::uint16_t*>(data);
+  made.data = data;
+  made.bytes = type == 0 ? 1 : 2;
   made.rank = static_cast<std::int32_t>(rank);
-  if (type != 9 || rank > 4 || reinterpret_cast<std::uintptr_t>(data) % 16 != 0)
+  if ((type != 9 && type != 0) || rank > 4 ||
+      box[0] * static_cast<std::uint32_t>(made.bytes) != 128 ||
+      reinterpret_cast<std::uintptr_t>(data) % 16 != 0)
     return kInvalidValue;
   for (std::uint32_t i = 0; i < rank; ++i) {
     made.size[i] = sizes[i];
@@ -314,12 +478,30 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     combine(*static_cast<const CombineArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_order_bias") {
     order_bias(*static_cast<const BiasArguments*>(parameters[0]), blocks);
+  } else if (name == "flexact_fp8_largest") {
+    find_largest(*static_cast<const Fp8GatherArguments*>(parameters[0]), blocks);
+  } else if (name == "flexact_fp8_gather") {
+    const auto& arguments = *static_cast<const Fp8GatherArguments*>(parameters[0]);
+    // A row's scale needs all of the row in one block.
+    if (arguments.scaling == InputScaling::Rows && configuration->grid[1] != 1)
+      return kInvalidValue;
+    gather_fp8(arguments, blocks);
+  } else if (name == "flexact_fp8_round") {
+    round_rows(*static_cast<const Fp8RoundArguments*>(parameters[0]), blocks);
   } else {
     Map a, b;
     std::memcpy(&a, parameters[0], sizeof a);
     std::memcpy(&b, parameters[1], sizeof b);
     if (blocks > 4 || configuration->shared_bytes > 232448) return kInvalidValue;
-    gemm(name, a, b, *static_cast<const GemmArguments*>(parameters[2]));
+    constexpr const char* kFp8 = "flexact_gemm_fp8_";
+    const bool fp8 = name.find(kFp8) == 0;
+    if (a.bytes != (fp8 ? 1 : 2) || b.bytes != a.bytes) return kInvalidValue;
+    if (fp8) {
+      gemm_fp8(name.substr(std::strlen(kFp8)), a, b,
+               *static_cast<const Fp8GemmArguments*>(parameters[2]));
+    } else {
+      gemm(name, a, b, *static_cast<const GemmArguments*>(parameters[2]));
+    }
   }
   return 0;
 }

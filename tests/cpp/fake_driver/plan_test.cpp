@@ -15,8 +15,11 @@
 #include "device.hpp"
 #include "flexact/activation.hpp"
 #include "flexact/error.hpp"
+#include "runner.hpp"
 
 namespace {
+
+namespace conformance = flexact::conformance;
 
 using flexact::DType;
 using flexact::Error;
@@ -223,6 +226,132 @@ TEST(CutlassPlan, no_tokens_launch_nothing) {
   MoeInputs inputs = layer.inputs(nullptr);
   inputs.tokens = 0;
   EXPECT_NO_THROW(plan->run(inputs, layer.table(), nullptr, 0, nullptr));
+}
+
+// ---- FP8: whole layers against fp64, with the conformance program's data, bounds and guards
+
+constexpr flexact::Format kFp8Formats[] = {flexact::Format::Fp8Block, flexact::Format::Fp8Tensor,
+                                           flexact::Format::Fp8Channel};
+
+const conformance::Subject& subject_of(Pairing pairing) {
+  static const conformance::Subject gated = {"gated", Function::expression("g*u+p")};
+  static const conformance::Subject unary = {"unary", Function::expression("2*x+p")};
+  return pairing == Pairing::None ? unary : gated;
+}
+
+// Calls visit(case) for each format and pairing with `count` rows of options, other ones for each.
+template <typename Visit>
+void for_each_fp8_case(int count, Visit visit) {
+  conformance::use_gpu_cases();
+  const int rows = static_cast<int>(conformance::covering_options().size());
+  int next = 0;
+  for (const flexact::Format format : kFp8Formats) {
+    for (const Pairing pairing :
+         {Pairing::Concat, Pairing::UpFirst, Pairing::Interleaved, Pairing::None}) {
+      for (int i = 0; i < count; ++i) {
+        visit(conformance::Case{&subject_of(pairing), pairing, format, next++ * 7 % rows});
+      }
+    }
+  }
+}
+
+TEST(CutlassPlan, fp8_layers_agree_with_fp64) {
+  NEED_MACHINE();
+  const conformance::Variant variant = {&flexact::backend("cutlass"), "sm_90a"};
+  int proofs = 0;
+  for_each_fp8_case(6, [&](const conformance::Case& test) {
+    const auto outcome = conformance::run(conformance::Prepared(test), variant);
+    EXPECT_EQ(outcome.kind, conformance::Outcome::Kind::Passed)
+        << test.id() << ": " << test.describe() << "\n"
+        << outcome.message;
+    proofs += outcome.proves ? 1 : 0;
+  });
+  EXPECT_GT(proofs, 48);
+}
+
+TEST(CutlassPlan, fp8_layers_with_a_mistake_do_not) {
+  NEED_MACHINE();
+  const conformance::Variant variant = {&flexact::backend("cutlass"), "sm_90a"};
+  int found = 0;
+  for_each_fp8_case(1, [&](const conformance::Case& test) {
+    const conformance::Prepared prepared(test);
+    for (const auto fault :
+         {conformance::Fault::Zeros, conformance::Fault::GateAndUp, conformance::Fault::Expert}) {
+      const auto outcome = conformance::run(prepared, variant, fault);
+      EXPECT_NE(outcome.kind, conformance::Outcome::Kind::Passed) << test.id();
+      found += outcome.kind == conformance::Outcome::Kind::Failed ? 1 : 0;
+    }
+  });
+  EXPECT_GT(found, 12);
+}
+
+// The bits of a layer's result, with as much scratch as given.
+std::vector<std::uint16_t> bits_of(const conformance::Case& test, std::int64_t most_scratch) {
+  const conformance::CaseData data(test);
+  Device device;
+  flexact::cuda::PlanOptions options;
+  options.most_scratch = most_scratch;
+  const auto plan = flexact::cuda::make_moe_plan(data.problem(), test.function(),
+                                                 device.copy(data.weights()), options);
+  EXPECT_THAT(plan->describe(), HasSubstr(std::string(to_string(test.format))));
+  MoeInputs inputs = device.copy(data.inputs(nullptr));
+  std::vector<std::uint16_t> output(static_cast<std::size_t>(data.output_count()), 0xffff);
+  inputs.output = device.copy(output.data(), output.size() * 2);
+  const std::size_t bytes = plan->workspace_bytes(inputs.tokens);
+  const std::vector<std::byte> poison(bytes, std::byte{0xff});
+  plan->run(inputs, device.copy(data.values()), device.copy(poison.data(), bytes), bytes, nullptr);
+  device.read(reinterpret_cast<std::byte*>(output.data()), inputs.output, output.size() * 2);
+  return output;
+}
+
+TEST(CutlassPlan, fp8_chunks_change_no_bit_where_scales_are_of_tokens) {
+  NEED_MACHINE();
+  conformance::use_gpu_cases();
+  const auto& options = conformance::covering_options();
+  for (const flexact::Format format : {flexact::Format::Fp8Block, flexact::Format::Fp8Channel}) {
+    for (std::size_t row = 0; row < options.size(); ++row) {
+      if (conformance::sizes()[static_cast<std::size_t>(options[row].size)].tokens != 33) continue;
+      const conformance::Case test{&subject_of(Pairing::Concat), Pairing::Concat, format,
+                                   static_cast<int>(row)};
+      EXPECT_EQ(bits_of(test, std::int64_t{1} << 30), bits_of(test, 40000)) << test.id();
+      break;
+    }
+  }
+}
+
+TEST(CutlassPlan, scales_it_cannot_read_are_refused_by_name) {
+  NEED_MACHINE();
+  conformance::use_gpu_cases();
+  const conformance::Case test{&subject_of(Pairing::Concat), Pairing::Concat,
+                               flexact::Format::Fp8Block, 0};
+  const conformance::CaseData data(test);
+  Device device;
+  const MoeWeights good = device.copy(data.weights());
+  MoeWeights weights = good;
+  const auto plan = [&] {
+    flexact::cuda::make_moe_plan(data.problem(), test.function(), weights, {});
+  };
+  EXPECT_NO_THROW(plan());
+  const auto expect_error = [&](const char* what) {
+    try {
+      plan();
+      ADD_FAILURE() << "no error instead of " << what;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::InvalidArgument);
+      EXPECT_THAT(error.what(), HasSubstr(what));
+    }
+    weights = good;
+  };
+  weights.w13_scale.data = nullptr;
+  expect_error("w13_scale: missing");
+  weights.w2_scale.shape[2] += 1;
+  expect_error("w2_scale: shape");
+  weights.w2_scale.data = data.weights().w2_scale.data;
+  expect_error("w2_scale: is no device memory");
+  weights.a13_scale = weights.w2_scale;
+  expect_error("a13_scale: a scale is given");
+  weights.w13.dtype = DType::BFloat16;
+  expect_error("w13: dtype bfloat16");
 }
 
 std::string message_of(const std::function<void()>& call, ErrorCode code) {

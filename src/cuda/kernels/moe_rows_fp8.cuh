@@ -1,0 +1,166 @@
+// The kernels around the GEMMs of the FP8 formats: token rows to expert order as E4M3 codes, and activated
+// rows to codes where their scale is known only after all of them.
+#pragma once
+
+#include "e4m3.cuh"
+#include "moe_rows.cuh"
+
+namespace flexact::cuda {
+
+// Eight bf16 of a row, and the bits of their largest magnitude.
+struct Piece {
+  uint4 data;
+
+  __device__ float operator[](int i) const {
+    return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(&data)[i]);
+  }
+  __device__ std::uint32_t largest() const {
+    std::uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) bits = max(bits, magnitude_bits((*this)[i]));
+    return bits;
+  }
+  __device__ uint2 codes(float inverse) const {
+    uint2 result;
+    auto* two = reinterpret_cast<std::uint16_t*>(&result);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) two[i] = to_e4m3((*this)[2 * i] * inverse, (*this)[2 * i + 1] * inverse);
+    return result;
+  }
+};
+
+__device__ inline Piece load_piece(const __nv_bfloat16* row, int piece, bool aligned) {
+  Piece result;
+  if (aligned) {
+    result.data = reinterpret_cast<const uint4*>(row)[piece];
+  } else {
+    auto* element = reinterpret_cast<__nv_bfloat16*>(&result.data);
+    for (int i = 0; i < 8; ++i) element[i] = row[piece * 8 + i];
+  }
+  return result;
+}
+
+// The largest of a block's numbers, for all of its threads.
+__device__ inline std::uint32_t largest_of_block(std::uint32_t bits) {
+  __shared__ std::uint32_t of_warp[kRowThreads / 32];
+  bits = __reduce_max_sync(0xffffffffu, bits);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = bits;
+  __syncthreads();
+  for (int i = 0; i < kRowThreads / 32; ++i) bits = max(bits, of_warp[i]);
+  return bits;
+}
+
+// A token that no expert here takes is never read, and has no part in a scale.
+__device__ inline bool is_ours(const std::int32_t* slot_row, int top_k) {
+  for (int slot = 0; slot < top_k; ++slot) {
+    if (slot_row[slot] >= 0) return true;
+  }
+  return false;
+}
+
+// The largest magnitude of all tokens that have an expert here.
+__device__ inline void find_largest(const Fp8GatherArguments& g) {
+  const GatherArguments& rows = g.gather;
+  const int token = static_cast<int>(blockIdx.x);
+  if (!is_ours(rows.slot_row + std::int64_t{token} * rows.top_k, rows.top_k)) return;
+  const auto* from = static_cast<const __nv_bfloat16*>(rows.hidden) + token * rows.hidden_stride;
+  const bool aligned = aligned16(rows.hidden, rows.hidden_stride * 2);
+  const int piece = piece_of_thread();
+  const std::uint32_t bits =
+      largest_of_block(piece < rows.width / 8 ? load_piece(from, piece, aligned).largest() : 0);
+  if (threadIdx.x == 0) raise(g.largest, bits);
+}
+
+// A token's row goes to each of its experts as codes. With one scale a row, a block has the row for itself.
+__device__ inline void gather_fp8(const Fp8GatherArguments& g) {
+  const GatherArguments& rows = g.gather;
+  const int token = static_cast<int>(blockIdx.x);
+  const std::int32_t* slot_row = rows.slot_row + std::int64_t{token} * rows.top_k;
+  const int slot = static_cast<int>(threadIdx.x);
+  if (blockIdx.y == 0 && slot < rows.top_k && slot_row[slot] >= 0) {
+    const int row = slot_row[slot];
+    if (rows.weights != nullptr) {
+      rows.row_scale[row] = rows.weights[token * rows.weight_stride + slot * rows.weight_step];
+    }
+    if (g.activated_largest != nullptr) g.activated_largest[row] = 0;
+  }
+  if (!is_ours(slot_row, rows.top_k)) return;
+
+  const auto* from = static_cast<const __nv_bfloat16*>(rows.hidden) + token * rows.hidden_stride;
+  const bool aligned = aligned16(rows.hidden, rows.hidden_stride * 2);
+  const int pieces = rows.width / 8;
+  float scale = 1;
+  if (g.scaling == InputScaling::Given) {
+    scale = *g.given;
+  } else if (g.scaling == InputScaling::All) {
+    scale = fp8_scale(__uint_as_float(*g.largest));
+  } else if (g.scaling == InputScaling::Rows) {
+    std::uint32_t bits = 0;
+    for (int piece = static_cast<int>(threadIdx.x); piece < pieces; piece += kRowThreads) {
+      bits = max(bits, load_piece(from, piece, aligned).largest());
+    }
+    scale = fp8_scale(__uint_as_float(largest_of_block(bits)));
+    if (slot < rows.top_k && slot_row[slot] >= 0) g.scales[slot_row[slot]] = scale;
+  }
+  if (g.scaling == InputScaling::All && blockIdx.y == 0 && threadIdx.x == 0) *g.scales = scale;
+
+  auto* codes = static_cast<std::uint8_t*>(rows.rows);
+  const int ahead = static_cast<int>(gridDim.y) * kRowThreads;
+  for (int first = static_cast<int>(blockIdx.y) * kRowThreads; first < pieces; first += ahead) {
+    const int piece = first + static_cast<int>(threadIdx.x);
+    const bool inside = piece < pieces;
+    const Piece x = inside ? load_piece(from, piece, aligned) : Piece{};
+    if (g.scaling == InputScaling::Groups) {
+      // Sixteen threads have a group of 128.
+      std::uint32_t bits = x.largest();
+      for (int distance = 1; distance < 16; distance *= 2) {
+        bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, distance));
+      }
+      scale = fp8_scale(__uint_as_float(bits));
+    }
+    if (!inside) continue;
+    const uint2 result = x.codes(reciprocal(scale));
+    for (int i = 0; i < rows.top_k; ++i) {
+      const std::int64_t row = slot_row[i];
+      if (row < 0) continue;
+      reinterpret_cast<uint2*>(codes + row * rows.width)[piece] = result;
+      if (g.scaling == InputScaling::Groups && threadIdx.x % 16 == 0) {
+        g.scales[piece / 16 * g.group_step + row] = scale;
+      }
+    }
+  }
+}
+
+// Rows of GEMM1's bf16 results to codes, with one scale a row or one for all.
+__device__ inline void round_rows(const Fp8RoundArguments& r) {
+  const int row = static_cast<int>(blockIdx.x);
+  const int tiles = *r.tile_count;
+  if (tiles == 0) return;
+  const RowTile last = r.tiles[tiles - 1];
+  if (row >= last.first_row + last.rows) return;
+  const std::int64_t at = std::int64_t{row} * r.largest_step;
+  const float scale = fp8_scale(__uint_as_float(r.largest[at]));
+  if (blockIdx.y == 0 && threadIdx.x == 0 && (row == 0 || r.largest_step != 0)) r.scales[at] = scale;
+  const int piece = piece_of_thread();
+  if (piece >= r.width / 8) return;
+  const auto* from = static_cast<const __nv_bfloat16*>(r.rows) + std::int64_t{row} * r.width;
+  auto* to = static_cast<std::uint8_t*>(r.codes) + std::int64_t{row} * r.width;
+  reinterpret_cast<uint2*>(to)[piece] = load_piece(from, piece, true).codes(reciprocal(scale));
+}
+
+}  // namespace flexact::cuda
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
+    flexact_fp8_largest(const __grid_constant__ flexact::cuda::Fp8GatherArguments arguments) {
+  flexact::cuda::find_largest(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
+    flexact_fp8_gather(const __grid_constant__ flexact::cuda::Fp8GatherArguments arguments) {
+  flexact::cuda::gather_fp8(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
+    flexact_fp8_round(const __grid_constant__ flexact::cuda::Fp8RoundArguments arguments) {
+  flexact::cuda::round_rows(arguments);
+}

@@ -1,0 +1,411 @@
+// The grouped GEMM of a MoE layer on sm_90a in E4M3: codes of rows times codes of weights, brought to
+// scale in fp32, with the activation linked in afterwards and its result rounded to E4M3 again.
+//
+//   output[r, :] = epilogue(Σ_groups (input[r, group] · weights[expert of r, :, group]^T) · scales)
+//
+// The skeleton is the BF16 kernel's (sm90_bf16_gemm.cuh). What differs:
+//
+// - Scales by blocks: a product of 128 values of K is added up in the tensor core, then in fp32 with its
+//   scales. A warpgroup's 64 × 256 sums take half of its registers, so its products come in two waves of
+//   128 columns, gates and ups, through one set of 64. While one warpgroup brings its wave to scale, the
+//   tensor core works on the other's.
+// - A second producer warp fetches the scales of each stage.
+// - The results of one row and 128 columns, one group of the next GEMM's inputs, are held by four
+//   neighbouring threads. Their largest magnitude takes two shuffles, and the group leaves as codes.
+//
+// docs/cuda.md is the design note.
+#pragma once
+
+#include <cute/arch/copy_sm80.hpp>
+#include <cute/tensor.hpp>
+#include <cutlass/arch/reg_reconfig.h>
+
+#include "e4m3.cuh"
+#include "sm90_epilogue.cuh"
+#include "sm90_stages.cuh"
+#include "sm90_tiles.cuh"
+
+namespace flexact::cuda {
+
+// Which numbers share a scale.
+enum class Scaling {
+  Blocks,  // 128 × 128 weights, 1 × 128 inputs
+  Whole,   // all of K: a tensor or a channel, all rows or a token
+};
+
+// What is written.
+enum class Output {
+  Rows,     // bf16
+  Largest,  // bf16, and their largest magnitudes: the codes' scale needs all of them
+  Groups,   // E4M3 with a scale for each 128 columns of a row
+  Given,    // E4M3 with the checkpoint's scale
+};
+
+namespace sm90 {
+
+inline constexpr int kProducerRegisters = 40;
+inline constexpr int kConsumerRegisters = 232;
+
+using WaveMma = decltype(cute::make_tiled_mma(cute::SM90_64x128x32_F32E4M3E4M3_SS_TN<>{},
+                                              cute::Layout<Shape<Int<kConsumers>, Int<1>, Int<1>>>{}));
+using WholeMma = decltype(cute::make_tiled_mma(cute::SM90_64x256x32_F32E4M3E4M3_SS_TN<>{},
+                                               cute::Layout<Shape<Int<kConsumers>, Int<1>, Int<1>>>{}));
+
+struct Fp8Storage {
+  using Element = cute::float_e4m3_t;
+  alignas(1024) Element a[kStages][kTileRows * kGroup];
+  alignas(1024) Element b[kStages][kTileColumns * kGroup];
+  alignas(128) char staging[kConsumers * 4][kFp8WarpStagingBytes];
+  float input_scales[kStages][kTileRows];
+  float4 weight_scales[kStages];  // of wave 0, its first and last 64 columns, then of wave 1
+  FullBarrier full[kStages];
+  EmptyBarrier empty[kStages];
+  WorkQueue queue;
+};
+static_assert(sizeof(Fp8Storage) <= kFp8SharedBytes);
+
+// The second producer warp: the scales of each stage, copied while the codes are.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ void fetch_scales(Fp8Storage& shared, const Fp8GemmArguments& arguments) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const GemmArguments& gemm = arguments.gemm;
+  Ring<kStages> ring;
+  Ring<kWorkSlots> work;
+  while (true) {
+    const int4 tile = next_tile(shared.queue, work, lane);
+    if (tile.w < 0) break;
+
+    const float* input[kTileRows / 32];
+    CUTE_UNROLL
+    for (int i = 0; i < kTileRows / 32; ++i) {
+      const int row = tile.y + min(lane + i * 32, tile.z - 1);
+      input[i] = arguments.input.at + row * arguments.input.row_step;
+    }
+    // Lanes 0 to 3: which 128 × 128 blocks the two halves of the two waves lie in.
+    const int wave = lane / 2;
+    int block = tile.w;
+    if (kEpilogue != Epilogue::Gated) {
+      block = 2 * tile.w + wave;
+    } else if (gemm.interleaved != 0) {
+      block = 2 * tile.w + lane % 2;
+    }
+    const float* weights = arguments.weights.at + tile.x * arguments.expert_step +
+                           min(block, arguments.last_block) * arguments.weights.row_step +
+                           (kEpilogue == Epilogue::Gated ? wave * arguments.up_step : 0);
+
+    // Not unrolled: this warp has few registers.
+    CUTE_NO_UNROLL
+    for (int k = 0; k < gemm.depth; k += kGroup) {
+      shared.empty[ring.slot].wait(ring.phase ^ 1);
+      CUTE_UNROLL
+      for (int i = 0; i < kTileRows / 32; ++i) {
+        cute::SM80_CP_ASYNC_CACHEALWAYS<float>::copy(*input[i], shared.input_scales[ring.slot][lane + i * 32]);
+        input[i] += arguments.input.group_step;
+      }
+      if (lane < 4) {
+        cute::SM80_CP_ASYNC_CACHEALWAYS<float>::copy(
+            *weights, reinterpret_cast<float*>(&shared.weight_scales[ring.slot])[lane]);
+        weights += arguments.weights.group_step;
+      }
+      cutlass::arch::cpasync_barrier_arrive_noinc(reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]));
+      ring.advance();
+    }
+  }
+  cute::cp_async_wait<0>();
+}
+
+// A warpgroup's share of the rings, as wgmma takes it.
+template <typename Mma>
+__device__ __forceinline__ auto rows_of(Fp8Storage& shared, const Mma& mma, int warpgroup) {
+  using Layout = RingLayout<Fp8Storage::Element, kTileRows>;
+  auto slice = mma.get_slice(warpgroup * 128);
+  return slice.make_fragment_A(
+      slice.partition_A(cute::make_tensor(cute::make_smem_ptr(&shared.a[0][0]), Layout{})));
+}
+template <typename Mma>
+__device__ __forceinline__ auto weights_of(Fp8Storage& shared, const Mma& mma, int warpgroup) {
+  using Layout = RingLayout<Fp8Storage::Element, kTileColumns>;
+  auto slice = mma.get_slice(warpgroup * 128);
+  return slice.make_fragment_B(
+      slice.partition_B(cute::make_tensor(cute::make_smem_ptr(&shared.b[0][0]), Layout{})));
+}
+
+// acc = Σ over groups of 128: the tensor core's sum, times the scales, added in fp32.
+template <typename Accumulators>
+__device__ __forceinline__ void multiply_blocks(Accumulators& acc, Fp8Storage& shared, Ring<kStages>& ring,
+                                                int steps, int warpgroup, const Place& place) {
+  WaveMma mma;
+  auto a = rows_of(shared, mma, warpgroup);
+  auto b = weights_of(shared, mma, warpgroup);
+  auto wave_acc = cute::partition_fragment_C(mma, Shape<Int<kTileRows>, Int<kTileColumns / 2>>{});
+  constexpr int kWave = kTileColumns / 4;  // numbers of a thread
+  cute::clear(acc);
+  for (int step = 0; step < steps; ++step) {
+    shared.full[ring.slot].wait(ring.phase);
+    keep_order();
+    const float input[2] = {shared.input_scales[ring.slot][place.row],
+                            shared.input_scales[ring.slot][place.row + 8]};
+    const float4 weights = shared.weight_scales[ring.slot];
+    const float of_half[2][2] = {{weights.x, weights.y}, {weights.z, weights.w}};
+    keep_order();
+    CUTE_UNROLL
+    for (int wave = 0; wave < 2; ++wave) {
+      mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
+      cute::warpgroup_fence_operand(wave_acc);
+      cute::warpgroup_arrive();
+      CUTE_UNROLL
+      for (int k = 0; k < kGroup / 32; ++k) {
+        cute::gemm(mma, a(cute::_, 0, k, ring.slot), b(cute::_, wave, k, ring.slot), wave_acc(cute::_, 0, 0));
+        mma.accumulate_ = cute::GMMA::ScaleOut::One;
+      }
+      cute::warpgroup_commit_batch();
+      cute::warpgroup_wait<0>();
+      cute::warpgroup_fence_operand(wave_acc);
+      if (wave == 1 && place.lane == 0) shared.empty[ring.slot].arrive();
+      CUTE_UNROLL
+      for (int i = 0; i < kWave; ++i) {
+        const float scale = input[(i >> 1) & 1] * of_half[wave][i / (kWave / 2)];
+        acc(wave * kWave + i) += wave_acc(i) * scale;
+      }
+    }
+    ring.advance();
+  }
+}
+
+// acc = the tensor core's sum over all of K. One product stays in flight: a stage is given back when the next
+// one's has been issued.
+template <typename Accumulators>
+__device__ __forceinline__ void multiply_whole(Accumulators& acc, Fp8Storage& shared, Ring<kStages>& ring,
+                                               int steps, int warpgroup, int lane) {
+  WholeMma mma;
+  auto a = rows_of(shared, mma, warpgroup);
+  auto b = weights_of(shared, mma, warpgroup);
+  mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
+  int previous = 0;
+  for (int step = 0; step < steps; ++step) {
+    shared.full[ring.slot].wait(ring.phase);
+    cute::warpgroup_fence_operand(acc);
+    cute::warpgroup_arrive();
+    CUTE_UNROLL
+    for (int k = 0; k < kGroup / 32; ++k) {
+      cute::gemm(mma, a(cute::_, cute::_, k, ring.slot), b(cute::_, cute::_, k, ring.slot), acc);
+      mma.accumulate_ = cute::GMMA::ScaleOut::One;
+    }
+    cute::warpgroup_commit_batch();
+    cute::warpgroup_wait<1>();
+    cute::warpgroup_fence_operand(acc);
+    if (step > 0 && lane == 0) shared.empty[previous].arrive();
+    previous = ring.slot;
+    ring.advance();
+  }
+  cute::warpgroup_wait<0>();
+  cute::warpgroup_fence_operand(acc);
+  if (lane == 0) shared.empty[previous].arrive();
+}
+
+// One scale a row and one a column.
+template <Epilogue kEpilogue, typename Accumulators>
+__device__ __forceinline__ void apply_whole_scales(Accumulators& acc, const Fp8GemmArguments& arguments,
+                                                   const RowTile& tile, int first_column,
+                                                   const Place& place) {
+  float input[2];
+  for (int half = 0; half < 2; ++half) {
+    const int row = tile.first_row + min(place.row + half * 8, tile.rows - 1);
+    input[half] = arguments.input.at[row * arguments.input.row_step];
+  }
+  const float* weights = arguments.weights.at + tile.expert * arguments.expert_step;
+  const std::int64_t step = arguments.weights.row_step;
+  CUTE_UNROLL
+  for (int block = 0; block < kTileColumns / 8; ++block) {
+    const bool second = kEpilogue == Epilogue::Gated && block >= kTileColumns / 16;
+    const int of_output = (second ? block - kTileColumns / 16 : block) * 8;
+    const int column = min(first_column + of_output + place.column, arguments.gemm.columns - 2);
+    const float* at = weights + column * step + (second ? arguments.up_step : 0);
+    const float scale[2] = {__ldg(at), __ldg(at + step)};
+    for (int i = 0; i < 4; ++i) acc(block * 4 + i) *= input[i / 2] * scale[i % 2];
+  }
+}
+
+// Writes a warp's rows as codes, 128 columns at a time.
+template <Epilogue kEpilogue, Output kOutput, typename Accumulators>
+__device__ __forceinline__ void store_codes(Accumulators& acc, char* staging,
+                                            const Fp8GemmArguments& arguments, const RowTile& tile,
+                                            int first_column, const Place& place, const float* parameters) {
+  const int columns = arguments.gemm.columns;
+  const int lane = place.lane;
+  const int warp_row = place.row - lane / 4;
+  CUTE_UNROLL
+  for (int pass = 0; pass < kOutputColumns<kEpilogue> / kGroup; ++pass) {
+    const int from = first_column + pass * kGroup;
+    if (from >= columns) break;
+    // Results take the place of what they were made from. What lies beyond the last column is not seen.
+    std::uint32_t largest[2] = {};
+    CUTE_UNROLL
+    for (int pair = 0; pair < kGroup / 16; ++pair) {
+      if (from + pair * 16 >= columns) break;
+      CUTE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int block = pass * (kGroup / 8) + pair * 2 + i / 2;
+        const float2 y = result<kEpilogue>(acc, block, i & 1, parameters);
+        value(acc, block, i & 1, 0) = y.x;
+        value(acc, block, i & 1, 1) = y.y;
+        largest[i & 1] = max(largest[i & 1], max(magnitude_bits(y.x), magnitude_bits(y.y)));
+      }
+    }
+    float inverse[2];
+    CUTE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (kOutput == Output::Groups) {
+        // The row's other columns are in the three neighbours.
+        std::uint32_t bits = largest[half];
+        bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, 1));
+        bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, 2));
+        const float scale = fp8_scale(__uint_as_float(bits));
+        const int row = place.row + half * 8;
+        if (lane % 4 == 0 && row < tile.rows) {
+          arguments.group_scales[from / kGroup * arguments.group_step + tile.first_row + row] = scale;
+        }
+        inverse[half] = reciprocal(scale);
+      } else {
+        inverse[half] = reciprocal(__ldg(arguments.given_scale));
+      }
+    }
+    char* const written = staging + lane / 4 * kCodeRowBytes + place.column;
+    CUTE_UNROLL
+    for (int block = 0; block < kGroup / 8; ++block) {
+      CUTE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int of_tile = pass * (kGroup / 8) + block;
+        *reinterpret_cast<std::uint16_t*>(written + half * 8 * kCodeRowBytes + block * 8) =
+            to_e4m3(value(acc, of_tile, half, 0) * inverse[half], value(acc, of_tile, half, 1) * inverse[half]);
+      }
+    }
+    __syncwarp();
+    const int row = lane / 8;
+    const int column = from + lane % 8 * 16;
+    auto* to = static_cast<char*>(arguments.gemm.output) + column +
+               std::int64_t{tile.first_row + warp_row + row} * columns;
+    CUTE_UNROLL
+    for (int i = 0; i < 16; i += 4) {
+      const uint4 data = *reinterpret_cast<const uint4*>(staging + (i + row) * kCodeRowBytes + lane % 8 * 16);
+      if (warp_row + i + row < tile.rows && column < columns) {
+        *reinterpret_cast<uint4*>(to + std::int64_t{i} * columns) = data;
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// Raises the largest magnitudes by those of this thread's two rows.
+__device__ __forceinline__ void raise_largest(const Fp8GemmArguments& arguments, const RowTile& tile,
+                                              const Place& place, const std::uint32_t (&largest)[2]) {
+  CUTE_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int row = place.row + half * 8;
+    std::uint32_t bits = row < tile.rows ? largest[half] : 0;
+    if (arguments.largest_step == 0) {
+      bits = __reduce_max_sync(0xffffffffu, bits);
+      if (place.lane == 0) raise(arguments.largest, bits);
+    } else {
+      bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, 1));
+      bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, 2));
+      if (place.lane % 4 == 0 && row < tile.rows) raise(arguments.largest + tile.first_row + row, bits);
+    }
+  }
+}
+
+// A consumer warpgroup.
+template <Scaling kScaling, Epilogue kEpilogue, Output kOutput>
+__device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArguments& arguments) {
+  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  auto acc = cute::partition_fragment_C(WholeMma{}, Shape<Int<kTileRows>, Int<kTileColumns>>{});
+
+  const int steps = (arguments.gemm.depth + kGroup - 1) / kGroup;
+  Ring<kStages> ring;
+  Ring<kWorkSlots> work;
+  while (true) {
+    const int4 tile = next_tile(shared.queue, work, lane);
+    if (tile.w < 0) break;
+
+    // The second warpgroup has nothing to do in a short tile.
+    if (warpgroup * 64 >= tile.z) {
+      for (int step = 0; step < steps; ++step) {
+        shared.full[ring.slot].wait(ring.phase);
+        if (lane == 0) shared.empty[ring.slot].arrive();
+        ring.advance();
+      }
+      continue;
+    }
+
+    if constexpr (kScaling == Scaling::Blocks) {
+      multiply_blocks(acc, shared, ring, steps, warpgroup, Place::of_consumer());
+    } else {
+      multiply_whole(acc, shared, ring, steps, warpgroup, lane);
+    }
+
+    const Place place = Place::of_consumer();
+    const RowTile rows = {tile.x, tile.y, tile.z, 0};
+    const int first_column = tile.w * kOutputColumns<kEpilogue>;
+    float parameters[kMaxParameters];
+    load_parameters<kEpilogue>(arguments.gemm, tile.x, parameters);
+    if constexpr (kScaling == Scaling::Whole) {
+      apply_whole_scales<kEpilogue>(acc, arguments, rows, first_column, place);
+    }
+    apply_scale_and_bias<kEpilogue>(acc, arguments.gemm, rows, first_column, place);
+    char* const staging = shared.staging[place.warp];
+    if constexpr (kOutput == Output::Groups || kOutput == Output::Given) {
+      store_codes<kEpilogue, kOutput>(acc, staging, arguments, rows, first_column, place, parameters);
+    } else {
+      std::uint32_t largest[2] = {};
+      store<kEpilogue, 64>(acc, staging, arguments.gemm, rows, first_column, place, parameters,
+                           [&largest](int half, std::uint32_t word) {
+                             if constexpr (kOutput == Output::Largest) {
+                               // A bf16 is the upper half of its float.
+                               largest[half] =
+                                   max(largest[half], max(word << 16 & 0x7fff0000u, word & 0x7fff0000u));
+                             }
+                           });
+      if constexpr (kOutput == Output::Largest) raise_largest(arguments, rows, place, largest);
+    }
+  }
+}
+
+template <Scaling kScaling, Epilogue kEpilogue, Output kOutput>
+__device__ __forceinline__ void fp8_gemm(const CUtensorMap* map_a, const CUtensorMap* map_b,
+                                         const Fp8GemmArguments& arguments) {
+  constexpr bool kBlocks = kScaling == Scaling::Blocks;
+  extern __shared__ std::uint8_t memory[];
+  auto& shared = *reinterpret_cast<Fp8Storage*>(
+      (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
+  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
+
+  // A stage is whole when the copy engine's bytes and, with blocks, 32 lanes' scales are there.
+  if (threadIdx.x == 0) init_barriers(shared, kBlocks ? 1 + 32 : 1, kConsumers * 4 + (kBlocks ? 1 : 0));
+  __syncthreads();
+
+  if (warpgroup == 0) {
+    cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
+    if (threadIdx.x == 0) {
+      cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_a));
+      cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_b));
+      produce<kEpilogue>(shared, map_a, map_b, arguments.gemm);
+    } else if (kBlocks && threadIdx.x / 32 == 1) {
+      fetch_scales<kEpilogue>(shared, arguments);
+    }
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
+    consume<kScaling, kEpilogue, kOutput>(shared, arguments);
+  }
+}
+
+}  // namespace sm90
+}  // namespace flexact::cuda
+
+#define FLEXACT_FP8_GEMM_KERNEL(name, scaling, epilogue, output)                                     \
+  extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                       \
+      name(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,     \
+           const __grid_constant__ flexact::cuda::Fp8GemmArguments arguments) {                      \
+    using namespace flexact::cuda;                                                                   \
+    sm90::fp8_gemm<Scaling::scaling, Epilogue::epilogue, Output::output>(&map_a, &map_b, arguments); \
+  }
