@@ -11,7 +11,6 @@
 // docs/cuda.md is the design note.
 #pragma once
 
-#include <cute/tensor.hpp>
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "sm90_epilogue.cuh"
@@ -19,16 +18,13 @@
 #include "sm90_tiles.cuh"
 
 namespace flexact::cuda {
-
 namespace sm90 {
 
 inline constexpr int kProducerRegisters = 40;
 inline constexpr int kConsumerRegisters = 232;
 
 using Element = cute::bfloat16_t;
-using TiledMma = decltype(cute::make_tiled_mma(
-    cute::SM90_64x256x16_F32BF16BF16_SS<cute::GMMA::Major::K, cute::GMMA::Major::K>{},
-    cute::Layout<Shape<Int<kConsumers>, Int<1>, Int<1>>>{}));
+using Mma = gmma::MMA_64x256x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>;
 
 struct SharedStorage {
   using Element = sm90::Element;
@@ -47,14 +43,7 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
 
-  TiledMma mma;
-  auto of_warpgroup = mma.get_slice(warpgroup * 128);
-  auto a = of_warpgroup.make_fragment_A(of_warpgroup.partition_A(
-      cute::make_tensor(cute::make_smem_ptr(&shared.a[0][0]), RingLayout<Element, kTileRows>{})));
-  auto b = of_warpgroup.make_fragment_B(of_warpgroup.partition_B(
-      cute::make_tensor(cute::make_smem_ptr(&shared.b[0][0]), RingLayout<Element, kTileColumns>{})));
-  auto acc = cute::partition_fragment_C(mma, Shape<Int<kTileRows>, Int<kTileColumns>>{});
-
+  Accumulators acc;
   const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
   Ring<kStages> ring;
   Ring<kWorkSlots> work;
@@ -64,36 +53,11 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
 
     // The second warpgroup has nothing to do in a short tile.
     if (warpgroup * 64 >= tile.z) {
-      for (int step = 0; step < steps; ++step) {
-        shared.full[ring.slot].wait(ring.phase);
-        if (lane == 0) shared.empty[ring.slot].arrive();
-        ring.advance();
-      }
+      skip_stages(shared, ring, steps, lane);
       continue;
     }
 
-    // One product stays in flight: a stage is given back when the next one's has been issued.
-    mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
-    int previous = 0;
-    for (int step = 0; step < steps; ++step) {
-      shared.full[ring.slot].wait(ring.phase);
-      cute::warpgroup_fence_operand(acc);
-      cute::warpgroup_arrive();
-      CUTE_UNROLL
-      for (int k = 0; k < kTileDepth / 16; ++k) {
-        cute::gemm(mma, a(cute::_, cute::_, k, ring.slot), b(cute::_, cute::_, k, ring.slot), acc);
-        mma.accumulate_ = cute::GMMA::ScaleOut::One;
-      }
-      cute::warpgroup_commit_batch();
-      cute::warpgroup_wait<1>();
-      cute::warpgroup_fence_operand(acc);
-      if (step > 0 && lane == 0) shared.empty[previous].arrive();
-      previous = ring.slot;
-      ring.advance();
-    }
-    cute::warpgroup_wait<0>();
-    cute::warpgroup_fence_operand(acc);
-    if (lane == 0) shared.empty[previous].arrive();
+    multiply_stages<Mma>(acc, shared, ring, steps, warpgroup, lane);
 
     const Place place = Place::of_consumer();
     float parameters[kMaxParameters];

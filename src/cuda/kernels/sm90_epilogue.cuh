@@ -5,7 +5,6 @@
 #include <cuda_bf16.h>
 
 #include <cute/arch/copy_sm90.hpp>
-#include <cute/tensor.hpp>
 
 #include "arguments.hpp"
 
@@ -51,15 +50,17 @@ struct Place {
   }
 };
 
-// Accumulators of a 64-row warpgroup tile: value(column block of 8, 0 or 1 for row + 8, 0 or 1).
-template <typename Accumulators>
+// The sums of a thread: 64 rows of a warpgroup × kTileColumns.
+using Accumulators = float[64 * kTileColumns / 128];
+
+// One of them: value(column block of 8, 0 or 1 for row + 8, 0 or 1).
 __device__ __forceinline__ float& value(Accumulators& acc, int block, int half, int element) {
-  return acc(block * 4 + half * 2 + element);
+  return acc[block * 4 + half * 2 + element];
 }
 
 // The router weight of the input row and the bias, where there are any: x·w of a scaled row is the
 // scaled product, so nothing is rounded in between.
-template <Epilogue kEpilogue, typename Accumulators>
+template <Epilogue kEpilogue>
 __device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const GemmArguments& arguments,
                                                      const RowTile& tile, int first_column,
                                                      const Place& place) {
@@ -71,7 +72,7 @@ __device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const Ge
       scale[half] = arguments.row_scale[tile.first_row + row];
     }
     CUTE_UNROLL
-    for (int i = 0; i < kBlocks * 4; ++i) acc(i) *= scale[(i >> 1) & 1];
+    for (int i = 0; i < kBlocks * 4; ++i) acc[i] *= scale[(i >> 1) & 1];
   }
   if (arguments.bias != nullptr) {
     const std::int64_t columns = arguments.columns;
@@ -93,7 +94,7 @@ __device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const Ge
 
 // What follows the products in a function's place: two neighbouring results of output block `block` (eight
 // columns) in one of the thread's two rows.
-template <Epilogue kEpilogue, typename Accumulators>
+template <Epilogue kEpilogue>
 __device__ __forceinline__ float2 result(Accumulators& acc, int block, int half, const float* parameters) {
   if constexpr (kEpilogue == Epilogue::Gated) {
     constexpr int kPartner = kTileColumns / 16;
@@ -181,7 +182,7 @@ class Staging {
 };
 
 // Writes a warp's rows, kPass columns at a time. see(half, word) is called for every two results.
-template <Epilogue kEpilogue, int kPass, typename Accumulators, typename See>
+template <Epilogue kEpilogue, int kPass, typename See>
 __device__ __forceinline__ void store(Accumulators& acc, void* staging, const GemmArguments& arguments,
                                       const RowTile& tile, int first_column, const Place& place,
                                       const float* parameters, See see) {

@@ -17,7 +17,7 @@
 #pragma once
 
 #include <cute/arch/copy_sm80.hpp>
-#include <cute/tensor.hpp>
+#include <cutlass/numeric_types.h>
 #include <cutlass/arch/reg_reconfig.h>
 
 #include "e4m3.cuh"
@@ -46,13 +46,11 @@ namespace sm90 {
 inline constexpr int kProducerRegisters = 40;
 inline constexpr int kConsumerRegisters = 232;
 
-using WaveMma = decltype(cute::make_tiled_mma(cute::SM90_64x128x32_F32E4M3E4M3_SS_TN<>{},
-                                              cute::Layout<Shape<Int<kConsumers>, Int<1>, Int<1>>>{}));
-using WholeMma = decltype(cute::make_tiled_mma(cute::SM90_64x256x32_F32E4M3E4M3_SS_TN<>{},
-                                               cute::Layout<Shape<Int<kConsumers>, Int<1>, Int<1>>>{}));
+using WaveMma = gmma::MMA_64x128x32_F32E4M3E4M3_SS_TN<>;
+using WholeMma = gmma::MMA_64x256x32_F32E4M3E4M3_SS_TN<>;
 
 struct Fp8Storage {
-  using Element = cute::float_e4m3_t;
+  using Element = cutlass::float_e4m3_t;
   alignas(1024) Element a[kStages][kTileRows * kGroup];
   alignas(1024) Element b[kStages][kTileColumns * kGroup];
   alignas(128) char staging[kConsumers * 4][kFp8WarpStagingBytes];
@@ -114,120 +112,105 @@ __device__ __forceinline__ void fetch_scales(Fp8Storage& shared, const Fp8GemmAr
   cute::cp_async_wait<0>();
 }
 
-// A warpgroup's share of the rings, as wgmma takes it.
-template <typename Mma>
-__device__ __forceinline__ auto rows_of(Fp8Storage& shared, const Mma& mma, int warpgroup) {
-  using Layout = RingLayout<Fp8Storage::Element, kTileRows>;
-  auto slice = mma.get_slice(warpgroup * 128);
-  return slice.make_fragment_A(
-      slice.partition_A(cute::make_tensor(cute::make_smem_ptr(&shared.a[0][0]), Layout{})));
+// Accesses that the compiler does not move across barriers, which tell it nothing of memory.
+__device__ __forceinline__ float load_shared(const float* at) {
+  float value;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(cute::cast_smem_ptr_to_uint(at)));
+  return value;
 }
-template <typename Mma>
-__device__ __forceinline__ auto weights_of(Fp8Storage& shared, const Mma& mma, int warpgroup) {
-  using Layout = RingLayout<Fp8Storage::Element, kTileColumns>;
-  auto slice = mma.get_slice(warpgroup * 128);
-  return slice.make_fragment_B(
-      slice.partition_B(cute::make_tensor(cute::make_smem_ptr(&shared.b[0][0]), Layout{})));
+__device__ __forceinline__ float2 load_shared(const float2* at) {
+  float2 value;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+               : "=f"(value.x), "=f"(value.y)
+               : "r"(cute::cast_smem_ptr_to_uint(at)));
+  return value;
+}
+__device__ __forceinline__ void store_shared(float* at, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(cute::cast_smem_ptr_to_uint(at)), "f"(value) : "memory");
+}
+__device__ __forceinline__ float4 load_shared(const float4* at) {
+  float4 value;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(cute::cast_smem_ptr_to_uint(at)));
+  return value;
 }
 
 // acc = Σ over groups of 128: the tensor core's sum, times the scales, added in fp32.
-template <typename Accumulators>
 __device__ __forceinline__ void multiply_blocks(Accumulators& acc, Fp8Storage& shared, Ring<kStages>& ring,
                                                 int steps, int warpgroup, const Place& place) {
-  WaveMma mma;
-  auto a = rows_of(shared, mma, warpgroup);
-  auto b = weights_of(shared, mma, warpgroup);
-  auto wave_acc = cute::partition_fragment_C(mma, Shape<Int<kTileRows>, Int<kTileColumns / 2>>{});
-  constexpr int kWave = kTileColumns / 4;  // numbers of a thread
-  cute::clear(acc);
+  constexpr int kCount = kTileColumns / 4;  // numbers of a thread in a wave
+  const std::uint64_t first_a = tile_descriptor(&shared.a[0][warpgroup * 64 * kGroup]);
+  const std::uint64_t first_b = tile_descriptor(&shared.b[0][0]);
+  CUTE_UNROLL
+  for (float& each : acc) each = 0;
   for (int step = 0; step < steps; ++step) {
     shared.full[ring.slot].wait(ring.phase);
-    keep_order();
-    const float input[2] = {shared.input_scales[ring.slot][place.row],
-                            shared.input_scales[ring.slot][place.row + 8]};
-    const float4 weights = shared.weight_scales[ring.slot];
+    const float* const of_rows = &shared.input_scales[ring.slot][place.row];
+    const float input[2] = {load_shared(of_rows), load_shared(of_rows + 8)};
+    const float4 weights = load_shared(&shared.weight_scales[ring.slot]);
     const float of_half[2][2] = {{weights.x, weights.y}, {weights.z, weights.w}};
-    keep_order();
     CUTE_UNROLL
     for (int wave = 0; wave < 2; ++wave) {
-      mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
-      cute::warpgroup_fence_operand(wave_acc);
+      float products[kCount];
+      fence(products);
       cute::warpgroup_arrive();
-      CUTE_UNROLL
-      for (int k = 0; k < kGroup / 32; ++k) {
-        cute::gemm(mma, a(cute::_, 0, k, ring.slot), b(cute::_, wave, k, ring.slot), wave_acc(cute::_, 0, 0));
-        mma.accumulate_ = cute::GMMA::ScaleOut::One;
-      }
-      cute::warpgroup_commit_batch();
+      multiply_stage<WaveMma>(
+          products, first_a + ring.slot * (sizeof(shared.a[0]) / 16),
+          first_b + ring.slot * (sizeof(shared.b[0]) / 16) + wave * (sizeof(shared.b[0]) / 32),
+          gmma::ScaleOut::Zero);
       cute::warpgroup_wait<0>();
-      cute::warpgroup_fence_operand(wave_acc);
+      fence(products);
       if (wave == 1 && place.lane == 0) shared.empty[ring.slot].arrive();
       CUTE_UNROLL
-      for (int i = 0; i < kWave; ++i) {
-        const float scale = input[(i >> 1) & 1] * of_half[wave][i / (kWave / 2)];
-        acc(wave * kWave + i) += wave_acc(i) * scale;
+      for (int i = 0; i < kCount; ++i) {
+        const float scale = input[(i >> 1) & 1] * of_half[wave][i / (kCount / 2)];
+        acc[wave * kCount + i] += products[i] * scale;
       }
     }
     ring.advance();
   }
 }
 
-// acc = the tensor core's sum over all of K. One product stays in flight: a stage is given back when the next
-// one's has been issued.
-template <typename Accumulators>
-__device__ __forceinline__ void multiply_whole(Accumulators& acc, Fp8Storage& shared, Ring<kStages>& ring,
-                                               int steps, int warpgroup, int lane) {
-  WholeMma mma;
-  auto a = rows_of(shared, mma, warpgroup);
-  auto b = weights_of(shared, mma, warpgroup);
-  mma.accumulate_ = cute::GMMA::ScaleOut::Zero;
-  int previous = 0;
-  for (int step = 0; step < steps; ++step) {
-    shared.full[ring.slot].wait(ring.phase);
-    cute::warpgroup_fence_operand(acc);
-    cute::warpgroup_arrive();
-    CUTE_UNROLL
-    for (int k = 0; k < kGroup / 32; ++k) {
-      cute::gemm(mma, a(cute::_, cute::_, k, ring.slot), b(cute::_, cute::_, k, ring.slot), acc);
-      mma.accumulate_ = cute::GMMA::ScaleOut::One;
-    }
-    cute::warpgroup_commit_batch();
-    cute::warpgroup_wait<1>();
-    cute::warpgroup_fence_operand(acc);
-    if (step > 0 && lane == 0) shared.empty[previous].arrive();
-    previous = ring.slot;
-    ring.advance();
+// One scale a row and one a column. A warp collects its columns' in shared memory: loads with steps between
+// them would have registers for their addresses and wait one after the other.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ void apply_whole_scales(Accumulators& acc, char* staging,
+                                                   const Fp8GemmArguments& arguments, const RowTile& tile,
+                                                   int first_column, const Place& place) {
+  static_assert(kTileColumns * sizeof(float) <= kFp8WarpStagingBytes);
+  constexpr bool kGated = kEpilogue == Epilogue::Gated;
+  auto* const scales = reinterpret_cast<float*>(staging);
+  const float* weights = arguments.weights.at + tile.expert * arguments.expert_step;
+  CUTE_UNROLL
+  for (int i = 0; i < kTileColumns / 32; ++i) {
+    const bool up = kGated && i >= kTileColumns / 64;
+    const int column = first_column + place.lane + (up ? i * 32 - kTileColumns / 2 : i * 32);
+    const float* at = weights + (up ? arguments.up_step : 0) +
+                      min(column, arguments.gemm.columns - 1) * arguments.weights.row_step;
+    store_shared(scales + place.lane + i * 32, __ldg(at));
   }
-  cute::warpgroup_wait<0>();
-  cute::warpgroup_fence_operand(acc);
-  if (lane == 0) shared.empty[previous].arrive();
-}
-
-// One scale a row and one a column.
-template <Epilogue kEpilogue, typename Accumulators>
-__device__ __forceinline__ void apply_whole_scales(Accumulators& acc, const Fp8GemmArguments& arguments,
-                                                   const RowTile& tile, int first_column,
-                                                   const Place& place) {
   float input[2];
+  CUTE_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int row = tile.first_row + min(place.row + half * 8, tile.rows - 1);
     input[half] = arguments.input.at[row * arguments.input.row_step];
   }
-  const float* weights = arguments.weights.at + tile.expert * arguments.expert_step;
-  const std::int64_t step = arguments.weights.row_step;
+  __syncwarp();
   CUTE_UNROLL
   for (int block = 0; block < kTileColumns / 8; ++block) {
-    const bool second = kEpilogue == Epilogue::Gated && block >= kTileColumns / 16;
-    const int of_output = (second ? block - kTileColumns / 16 : block) * 8;
-    const int column = min(first_column + of_output + place.column, arguments.gemm.columns - 2);
-    const float* at = weights + column * step + (second ? arguments.up_step : 0);
-    const float scale[2] = {__ldg(at), __ldg(at + step)};
-    for (int i = 0; i < 4; ++i) acc(block * 4 + i) *= input[i / 2] * scale[i % 2];
+    const float2 scale = load_shared(reinterpret_cast<const float2*>(scales + block * 8 + place.column));
+    CUTE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      value(acc, block, half, 0) *= input[half] * scale.x;
+      value(acc, block, half, 1) *= input[half] * scale.y;
+    }
   }
+  __syncwarp();
 }
 
 // Writes a warp's rows as codes, 128 columns at a time.
-template <Epilogue kEpilogue, Output kOutput, typename Accumulators>
+template <Epilogue kEpilogue, Output kOutput>
 __device__ __forceinline__ void store_codes(Accumulators& acc, char* staging,
                                             const Fp8GemmArguments& arguments, const RowTile& tile,
                                             int first_column, const Place& place, const float* parameters) {
@@ -270,14 +253,17 @@ __device__ __forceinline__ void store_codes(Accumulators& acc, char* staging,
         inverse[half] = reciprocal(__ldg(arguments.given_scale));
       }
     }
-    char* const written = staging + lane / 4 * kCodeRowBytes + place.column;
+    const std::uint32_t written =
+        cute::cast_smem_ptr_to_uint(staging) + lane / 4 * kCodeRowBytes + place.column;
     CUTE_UNROLL
     for (int block = 0; block < kGroup / 8; ++block) {
       CUTE_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int of_tile = pass * (kGroup / 8) + block;
-        *reinterpret_cast<std::uint16_t*>(written + half * 8 * kCodeRowBytes + block * 8) =
+        const std::uint16_t codes =
             to_e4m3(value(acc, of_tile, half, 0) * inverse[half], value(acc, of_tile, half, 1) * inverse[half]);
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(written + half * 8 * kCodeRowBytes + block * 8), "h"(codes)
+                     : "memory");
       }
     }
     __syncwarp();
@@ -319,7 +305,7 @@ template <Scaling kScaling, Epilogue kEpilogue, Output kOutput>
 __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArguments& arguments) {
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  auto acc = cute::partition_fragment_C(WholeMma{}, Shape<Int<kTileRows>, Int<kTileColumns>>{});
+  Accumulators acc;
 
   const int steps = (arguments.gemm.depth + kGroup - 1) / kGroup;
   Ring<kStages> ring;
@@ -330,18 +316,14 @@ __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArgumen
 
     // The second warpgroup has nothing to do in a short tile.
     if (warpgroup * 64 >= tile.z) {
-      for (int step = 0; step < steps; ++step) {
-        shared.full[ring.slot].wait(ring.phase);
-        if (lane == 0) shared.empty[ring.slot].arrive();
-        ring.advance();
-      }
+      skip_stages(shared, ring, steps, lane);
       continue;
     }
 
     if constexpr (kScaling == Scaling::Blocks) {
       multiply_blocks(acc, shared, ring, steps, warpgroup, Place::of_consumer());
     } else {
-      multiply_whole(acc, shared, ring, steps, warpgroup, lane);
+      multiply_stages<WholeMma>(acc, shared, ring, steps, warpgroup, lane);
     }
 
     const Place place = Place::of_consumer();
@@ -349,11 +331,11 @@ __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArgumen
     const int first_column = tile.w * kOutputColumns<kEpilogue>;
     float parameters[kMaxParameters];
     load_parameters<kEpilogue>(arguments.gemm, tile.x, parameters);
+    char* const staging = shared.staging[place.warp];
     if constexpr (kScaling == Scaling::Whole) {
-      apply_whole_scales<kEpilogue>(acc, arguments, rows, first_column, place);
+      apply_whole_scales<kEpilogue>(acc, staging, arguments, rows, first_column, place);
     }
     apply_scale_and_bias<kEpilogue>(acc, arguments.gemm, rows, first_column, place);
-    char* const staging = shared.staging[place.warp];
     if constexpr (kOutput == Output::Groups || kOutput == Output::Given) {
       store_codes<kEpilogue, kOutput>(acc, staging, arguments, rows, first_column, place, parameters);
     } else {

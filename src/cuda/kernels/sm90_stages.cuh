@@ -1,26 +1,96 @@
-// The operands of the GEMMs on sm_90a: rings of tiles in shared memory, filled by the copy engine. A stage
-// holds 128 bytes of each row and each weight row, one swizzled line, whatever the element.
+// The operands of the GEMMs on sm_90a: rings of tiles in shared memory, filled by the copy engine and read
+// by wgmma. A stage holds 128 bytes of each row and each weight row, one swizzled line, whatever the
+// element.
 #pragma once
 
+#include <cstdint>
+#include <utility>
+
 #include <cute/arch/copy_sm90_tma.hpp>
-#include <cute/tensor.hpp>
+#include <cute/arch/mma_sm90_gmma.hpp>
 
 #include "sm90_epilogue.cuh"
 #include "sm90_tiles.cuh"
 
-namespace flexact::cuda {
+namespace flexact::cuda::sm90 {
 
-using cute::Int;
-using cute::Shape;
+namespace gmma = cute::SM90::GMMA;
 
-namespace sm90 {
-
-// How a ring lies in shared memory: kStages tiles of rows and of weight rows.
 template <typename Element>
 inline constexpr int kDepthOf = 128 / static_cast<int>(sizeof(Element));
-template <typename Element, int kRows>
-using RingLayout = decltype(cute::tile_to_shape(cute::GMMA::Layout_K_SW128_Atom<Element>{},
-                                                Shape<Int<kRows>, Int<kDepthOf<Element>>, Int<kStages>>{}));
+
+// What wgmma must know of a tile: rows of 128 bytes, swizzled in groups of eight. The lowest 14 bits are its
+// address in units of 16 bytes. CuTe's tensors of such tiles say the same, and take compiler and linker a
+// second to see through.
+__device__ __forceinline__ std::uint64_t tile_descriptor(const void* tile) {
+  constexpr std::uint64_t kGroupBytes = 1024;
+  constexpr std::uint64_t kSwizzle128 = 1;
+  const std::uint64_t address = cute::cast_smem_ptr_to_uint(tile);
+  return kSwizzle128 << 62 | (kGroupBytes >> 4) << 32 | std::uint64_t{1} << 16 | (address & 0x3ffffu) >> 4;
+}
+
+template <typename Mma, int kCount, std::size_t... kIndex>
+__device__ __forceinline__ void multiply(float (&acc)[kCount], std::uint64_t a, std::uint64_t b,
+                                         gmma::ScaleOut scale, std::index_sequence<kIndex...>) {
+  Mma::fma(a, b, acc[kIndex]..., scale);
+}
+
+// acc += rows · weights^T over one stage (`scale` One), or acc = that (Zero). `a` and `b`: descriptors of the stage.
+template <typename Mma, int kCount>
+__device__ __forceinline__ void multiply_stage(float (&acc)[kCount], std::uint64_t a, std::uint64_t b,
+                                               gmma::ScaleOut scale) {
+  CUTE_UNROLL
+  for (int bytes = 0; bytes < 128; bytes += 32) {
+    multiply<Mma>(acc, a + bytes / 16, b + bytes / 16, scale, std::make_index_sequence<kCount>{});
+    scale = gmma::ScaleOut::One;
+  }
+  cute::warpgroup_commit_batch();
+}
+
+// Nothing that the compiler does with accumulators crosses this.
+template <int kCount>
+__device__ __forceinline__ void fence(float (&acc)[kCount]) {
+  CUTE_UNROLL
+  for (float& each : acc) cute::warpgroup_fence_operand(each);
+}
+
+// acc = rows · weights^T over `steps` stages, for one warpgroup. One product stays in flight: a stage is given
+// back when the next one's has been issued.
+template <typename Mma, typename Storage, int kCount>
+__device__ __forceinline__ void multiply_stages(float (&acc)[kCount], Storage& shared, Ring<kStages>& ring,
+                                                int steps, int warpgroup, int lane) {
+  constexpr int kDepth = kDepthOf<typename Storage::Element>;
+  const std::uint64_t first_a = tile_descriptor(&shared.a[0][warpgroup * 64 * kDepth]);
+  const std::uint64_t first_b = tile_descriptor(&shared.b[0][0]);
+  auto scale = gmma::ScaleOut::Zero;
+  int previous = 0;
+  for (int step = 0; step < steps; ++step) {
+    shared.full[ring.slot].wait(ring.phase);
+    fence(acc);
+    cute::warpgroup_arrive();
+    multiply_stage<Mma>(acc, first_a + ring.slot * (sizeof(shared.a[0]) / 16),
+                        first_b + ring.slot * (sizeof(shared.b[0]) / 16), scale);
+    scale = gmma::ScaleOut::One;
+    cute::warpgroup_wait<1>();
+    fence(acc);
+    if (step > 0 && lane == 0) shared.empty[previous].arrive();
+    previous = ring.slot;
+    ring.advance();
+  }
+  cute::warpgroup_wait<0>();
+  fence(acc);
+  if (lane == 0) shared.empty[previous].arrive();
+}
+
+// Takes part in the stages of a tile without multiplying.
+template <typename Storage>
+__device__ __forceinline__ void skip_stages(Storage& shared, Ring<kStages>& ring, int steps, int lane) {
+  for (int step = 0; step < steps; ++step) {
+    shared.full[ring.slot].wait(ring.phase);
+    if (lane == 0) shared.empty[ring.slot].arrive();
+    ring.advance();
+  }
+}
 
 // By one thread. A kernel's Storage has the rings `a` and `b`, their barriers `full` and `empty`, and the
 // `queue`. `arrivals`: what completes a stage beside the copy engine's bytes; `readers`: warps that read the
@@ -67,5 +137,4 @@ __device__ __forceinline__ void produce(Storage& shared, const CUtensorMap* map_
   });
 }
 
-}  // namespace sm90
-}  // namespace flexact::cuda
+}  // namespace flexact::cuda::sm90
