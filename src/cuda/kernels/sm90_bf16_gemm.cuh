@@ -65,7 +65,7 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
     const RowTile rows = {tile.x, tile.y, tile.z, 0};
     apply_scale_and_bias<kEpilogue>(acc, arguments, rows, tile.w * kOutputColumns<kEpilogue>, place);
     store<kEpilogue, 128>(acc, shared.staging + place.warp * 16 * 128, arguments, rows,
-                          tile.w * kOutputColumns<kEpilogue>, place, parameters, [](int, std::uint32_t) {});
+                          tile.w * kOutputColumns<kEpilogue>, place, parameters, [](int, const uint4&) {});
   }
 }
 

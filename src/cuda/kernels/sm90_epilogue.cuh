@@ -4,9 +4,8 @@
 
 #include <cuda_bf16.h>
 
-#include <cute/arch/copy_sm90.hpp>
-
 #include "arguments.hpp"
+#include "shared_memory.cuh"
 
 // The linked function: see activation/printers.hpp. Two elements at a time, so that packed arithmetic
 // is possible; after linking it is inlined and its array arguments are registers.
@@ -128,12 +127,6 @@ __device__ __forceinline__ void load_parameters(const GemmArguments& arguments, 
   }
 }
 
-// The address with some of its bits inverted.
-template <typename T>
-__device__ __forceinline__ T* toggle(T* address, int bits) {
-  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(address) ^ static_cast<unsigned>(bits));
-}
-
 // A warp's 16 rows of results, kColumns bf16 at a time: turned around in the warp's own shared memory, so
 // that they are written in whole 16-byte pieces. Piece c of row r lies at c ^ (r % 8), so that neither
 // stmatrix nor the reads meet a bank twice.
@@ -145,30 +138,30 @@ class Staging {
 
   __device__ Staging(void* memory, int lane)
       : lane_(lane),
-        written_(static_cast<char*>(memory) + lane % 16 * kRowBytes + ((lane / 16) ^ (lane % 8)) * 16),
-        read_(static_cast<char*>(memory) + lane / kPieces * kRowBytes +
+        written_(shared_address(memory) + lane % 16 * kRowBytes + ((lane / 16) ^ (lane % 8)) * 16),
+        read_(shared_address(memory) + lane / kPieces * kRowBytes +
               ((lane % kPieces) ^ (lane / kPieces)) * 16) {}
 
   // Sixteen columns: two blocks of eight × two halves of eight rows, as the products lie in registers.
   __device__ __forceinline__ void put(int pair, const std::uint32_t (&word)[4]) const {
-    char* const target = toggle(written_, pair % 4 * 32) + pair / 4 * 128;
-    cute::SM90_U32x4_STSM_N::copy(word[0], word[1], word[2], word[3],
-                                  reinterpret_cast<cute::uint128_t&>(*target));
+    store_matrices((written_ ^ pair % 4 * 32) + pair / 4 * 128, word);
   }
 
-  // The first `rows` of the 16 rows to `output` [.., columns], from `column` on.
+  // The first `rows` of the 16 rows to `output` [.., columns], from `column` on. All lanes call
+  // see(row, eight results) together; those that are not written are zeros.
+  template <typename See>
   __device__ __forceinline__ void drain(void* output, std::int64_t first_row, int rows, int column,
-                                        int columns) const {
+                                        int columns, See see) const {
     __syncwarp();
     column += lane_ % kPieces * 8;
     const int row = lane_ / kPieces;
     auto* to = static_cast<__nv_bfloat16*>(output) + column + (first_row + row) * columns;
     CUTE_UNROLL
     for (int i = 0; i < 16; i += kRowsAtOnce) {
-      const uint4 data = *reinterpret_cast<const uint4*>(toggle(read_, i % 8 * 16) + i * kRowBytes);
-      if (i + row < rows && column < columns) {
-        *reinterpret_cast<uint4*>(to + std::int64_t{i} * columns) = data;
-      }
+      const uint4 data = load_shared16((read_ ^ i % 8 * 16) + i * kRowBytes);
+      const bool inside = i + row < rows && column < columns;
+      if (inside) *reinterpret_cast<uint4*>(to + std::int64_t{i} * columns) = data;
+      see(i + row, inside ? data : uint4{});
     }
     __syncwarp();
   }
@@ -177,11 +170,10 @@ class Staging {
   static constexpr int kPieces = kColumns / 8;
   static constexpr int kRowsAtOnce = 32 / kPieces;
   int lane_;
-  char* written_;
-  char* read_;
+  std::uint32_t written_, read_;
 };
 
-// Writes a warp's rows, kPass columns at a time. see(half, word) is called for every two results.
+// Writes a warp's rows, kPass columns at a time; see(row of the warp, eight results) as Staging does.
 template <Epilogue kEpilogue, int kPass, typename See>
 __device__ __forceinline__ void store(Accumulators& acc, void* staging, const GemmArguments& arguments,
                                       const RowTile& tile, int first_column, const Place& place,
@@ -200,12 +192,11 @@ __device__ __forceinline__ void store(Accumulators& acc, void* staging, const Ge
       for (int i = 0; i < 4; ++i) {
         const float2 y = result<kEpilogue>(acc, pass * (kPass / 8) + pair * 2 + i / 2, i & 1, parameters);
         word[i] = pack(y.x, y.y);
-        see(i & 1, word[i]);
       }
       rows.put(pair, word);
     }
     rows.drain(arguments.output, tile.first_row + warp_row, tile.rows - warp_row,
-               first_column + pass * kPass, arguments.columns);
+               first_column + pass * kPass, arguments.columns, see);
   }
 }
 

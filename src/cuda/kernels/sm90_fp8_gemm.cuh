@@ -112,30 +112,6 @@ __device__ __forceinline__ void fetch_scales(Fp8Storage& shared, const Fp8GemmAr
   cute::cp_async_wait<0>();
 }
 
-// Accesses that the compiler does not move across barriers, which tell it nothing of memory.
-__device__ __forceinline__ float load_shared(const float* at) {
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(cute::cast_smem_ptr_to_uint(at)));
-  return value;
-}
-__device__ __forceinline__ float2 load_shared(const float2* at) {
-  float2 value;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-               : "=f"(value.x), "=f"(value.y)
-               : "r"(cute::cast_smem_ptr_to_uint(at)));
-  return value;
-}
-__device__ __forceinline__ void store_shared(float* at, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(cute::cast_smem_ptr_to_uint(at)), "f"(value) : "memory");
-}
-__device__ __forceinline__ float4 load_shared(const float4* at) {
-  float4 value;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
-               : "r"(cute::cast_smem_ptr_to_uint(at)));
-  return value;
-}
-
 // acc = Σ over groups of 128: the tensor core's sum, times the scales, added in fp32.
 __device__ __forceinline__ void multiply_blocks(Accumulators& acc, Fp8Storage& shared, Ring<kStages>& ring,
                                                 int steps, int warpgroup, const Place& place) {
@@ -254,7 +230,7 @@ __device__ __forceinline__ void store_codes(Accumulators& acc, char* staging,
       }
     }
     const std::uint32_t written =
-        cute::cast_smem_ptr_to_uint(staging) + lane / 4 * kCodeRowBytes + place.column;
+        shared_address(staging) + lane / 4 * kCodeRowBytes + place.column;
     CUTE_UNROLL
     for (int block = 0; block < kGroup / 8; ++block) {
       CUTE_UNROLL
@@ -262,18 +238,18 @@ __device__ __forceinline__ void store_codes(Accumulators& acc, char* staging,
         const int of_tile = pass * (kGroup / 8) + block;
         const std::uint16_t codes =
             to_e4m3(value(acc, of_tile, half, 0) * inverse[half], value(acc, of_tile, half, 1) * inverse[half]);
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(written + half * 8 * kCodeRowBytes + block * 8), "h"(codes)
-                     : "memory");
+        store_shared(written + half * 8 * kCodeRowBytes + block * 8, codes);
       }
     }
     __syncwarp();
     const int row = lane / 8;
     const int column = from + lane % 8 * 16;
+    const std::uint32_t read = shared_address(staging) + row * kCodeRowBytes + lane % 8 * 16;
     auto* to = static_cast<char*>(arguments.gemm.output) + column +
                std::int64_t{tile.first_row + warp_row + row} * columns;
     CUTE_UNROLL
     for (int i = 0; i < 16; i += 4) {
-      const uint4 data = *reinterpret_cast<const uint4*>(staging + (i + row) * kCodeRowBytes + lane % 8 * 16);
+      const uint4 data = load_shared16(read + i * kCodeRowBytes);
       if (warp_row + i + row < tile.rows && column < columns) {
         *reinterpret_cast<uint4*>(to + std::int64_t{i} * columns) = data;
       }
@@ -282,22 +258,26 @@ __device__ __forceinline__ void store_codes(Accumulators& acc, char* staging,
   }
 }
 
-// Raises the largest magnitudes by those of this thread's two rows.
-__device__ __forceinline__ void raise_largest(const Fp8GemmArguments& arguments, const RowTile& tile,
-                                              const Place& place, const std::uint32_t (&largest)[2]) {
-  CUTE_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const int row = place.row + half * 8;
-    std::uint32_t bits = row < tile.rows ? largest[half] : 0;
-    if (arguments.largest_step == 0) {
-      bits = __reduce_max_sync(0xffffffffu, bits);
-      if (place.lane == 0) raise(arguments.largest, bits);
-    } else {
-      bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, 1));
-      bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, 2));
-      if (place.lane % 4 == 0 && row < tile.rows) raise(arguments.largest + tile.first_row + row, bits);
-    }
+// The bits of the largest magnitude of eight bf16, as a float's.
+__device__ __forceinline__ std::uint32_t magnitude_bits(const uint4& results) {
+  constexpr std::uint32_t kMagnitudes = 0x7fff7fffu;
+  const std::uint32_t pair = __vmaxu2(__vmaxu2(results.x & kMagnitudes, results.y & kMagnitudes),
+                                      __vmaxu2(results.z & kMagnitudes, results.w & kMagnitudes));
+  return max(pair << 16, pair & 0xffff0000u);
+}
+
+// Raises the largest magnitude of a row, or of all, by that of 64 of its columns, which eight lanes have.
+__device__ __forceinline__ void raise_largest(const Fp8GemmArguments& arguments, int row, int lane,
+                                              std::uint32_t bits) {
+  if (arguments.largest_step == 0) {
+    bits = __reduce_max_sync(0xffffffffu, bits);
+    if (lane == 0) raise(arguments.largest, bits);
+    return;
   }
+  for (int distance = 1; distance < 8; distance *= 2) {
+    bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, distance));
+  }
+  if (lane % 8 == 0 && bits != 0) raise(arguments.largest + row, bits);
 }
 
 // A consumer warpgroup.
@@ -339,16 +319,13 @@ __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArgumen
     if constexpr (kOutput == Output::Groups || kOutput == Output::Given) {
       store_codes<kEpilogue, kOutput>(acc, staging, arguments, rows, first_column, place, parameters);
     } else {
-      std::uint32_t largest[2] = {};
+      const int warp_row = tile.y + place.row - place.lane / 4;
       store<kEpilogue, 64>(acc, staging, arguments.gemm, rows, first_column, place, parameters,
-                           [&largest](int half, std::uint32_t word) {
+                           [&](int row, const uint4& results) {
                              if constexpr (kOutput == Output::Largest) {
-                               // A bf16 is the upper half of its float.
-                               largest[half] =
-                                   max(largest[half], max(word << 16 & 0x7fff0000u, word & 0x7fff0000u));
+                               raise_largest(arguments, warp_row + row, place.lane, magnitude_bits(results));
                              }
                            });
-      if constexpr (kOutput == Output::Largest) raise_largest(arguments, rows, place, largest);
     }
   }
 }
