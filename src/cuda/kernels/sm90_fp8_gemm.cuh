@@ -17,8 +17,8 @@
 #pragma once
 
 #include <cute/arch/copy_sm80.hpp>
-#include <cutlass/numeric_types.h>
 #include <cutlass/arch/reg_reconfig.h>
+#include <cutlass/numeric_types.h>
 
 #include "e4m3.cuh"
 #include "sm90_epilogue.cuh"
@@ -229,8 +229,7 @@ __device__ __forceinline__ void store_codes(Accumulators& acc, char* staging,
         inverse[half] = reciprocal(__ldg(arguments.given_scale));
       }
     }
-    const std::uint32_t written =
-        shared_address(staging) + lane / 4 * kCodeRowBytes + place.column;
+    const std::uint32_t written = shared_address(staging) + lane / 4 * kCodeRowBytes + place.column;
     CUTE_UNROLL
     for (int block = 0; block < kGroup / 8; ++block) {
       CUTE_UNROLL
