@@ -356,42 +356,50 @@ class Timer {
   cudaStream_t stream() const { return stream_; }
 
   template <typename F>
-  Times time(F launch, double budget) {
+  cudaGraphExec_t capture(F launch) {
     cudaGraph_t graph;
     cudaGraphExec_t replay;
     CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     launch();
     CHECK(cudaStreamEndCapture(stream_, &graph));
     CHECK(cudaGraphInstantiate(&replay, graph, 0));
-    std::vector<double> first = replays(replay, 3);
-    const int count = static_cast<int>(std::clamp(budget * 1e6 / (first[1] + 120), 7.0, 40.0));
-    std::vector<double> us = replays(replay, count);
-    CHECK(cudaGraphExecDestroy(replay));
     CHECK(cudaGraphDestroy(graph));
-    return {us[us.size() / 2], us[us.size() / 10], us[us.size() * 9 / 10], count};
+    return replay;
+  }
+
+  // Of each graph, replayed in turns, so that what the card does meanwhile is shared by all. Ends them.
+  std::vector<Times> time(const std::vector<cudaGraphExec_t>& graphs, double budget) {
+    std::vector<Times> times;
+    const std::vector<double> first = rounds(graphs, 3)[0];
+    const int count = static_cast<int>(std::clamp(budget * 1e6 / (first[1] + 120), 7.0, 40.0));
+    for (const std::vector<double>& us : rounds(graphs, count))
+      times.push_back({us[us.size() / 2], us[us.size() / 10], us[us.size() * 9 / 10], count});
+    for (const cudaGraphExec_t graph : graphs) CHECK(cudaGraphExecDestroy(graph));
+    return times;
   }
 
  private:
-  std::vector<double> replays(cudaGraphExec_t replay, int count) {
-    std::vector<cudaEvent_t> start(count), stop(count);
+  // Sorted times of each graph.
+  std::vector<std::vector<double>> rounds(const std::vector<cudaGraphExec_t>& graphs, int count) {
+    std::vector<std::vector<double>> us(graphs.size(), std::vector<double>(count));
+    cudaEvent_t start, stop;
+    CHECK(cudaEventCreate(&start));
+    CHECK(cudaEventCreate(&stop));
     for (int i = 0; i < count; ++i) {
-      CHECK(cudaEventCreate(&start[i]));
-      CHECK(cudaEventCreate(&stop[i]));
-      CHECK(cudaMemsetAsync(flush_.get(), i, flush_.size(), stream_));
-      CHECK(cudaEventRecord(start[i], stream_));
-      CHECK(cudaGraphLaunch(replay, stream_));
-      CHECK(cudaEventRecord(stop[i], stream_));
+      for (std::size_t each = 0; each < graphs.size(); ++each) {
+        CHECK(cudaMemsetAsync(flush_.get(), i, flush_.size(), stream_));
+        CHECK(cudaEventRecord(start, stream_));
+        CHECK(cudaGraphLaunch(graphs[each], stream_));
+        CHECK(cudaEventRecord(stop, stream_));
+        CHECK(cudaStreamSynchronize(stream_));
+        float ms = 0;
+        CHECK(cudaEventElapsedTime(&ms, start, stop));
+        us[each][i] = ms * 1e3;
+      }
     }
-    CHECK(cudaStreamSynchronize(stream_));
-    std::vector<double> us(count);
-    for (int i = 0; i < count; ++i) {
-      float ms = 0;
-      CHECK(cudaEventElapsedTime(&ms, start[i], stop[i]));
-      us[i] = ms * 1e3;
-      cudaEventDestroy(start[i]);
-      cudaEventDestroy(stop[i]);
-    }
-    std::sort(us.begin(), us.end());
+    CHECK(cudaEventDestroy(start));
+    CHECK(cudaEventDestroy(stop));
+    for (std::vector<double>& each : us) std::sort(each.begin(), each.end());
     return us;
   }
 
@@ -400,9 +408,41 @@ class Timer {
 };
 
 struct Variant {
-  const char* name;
-  int group_rows, group_rows2;
+  std::string name;
+  flexact::cuda::Wish wish{};
 };
+
+// What is compared with the default: choices for calls of so many tokens.
+std::vector<Variant> variants_for(int tokens) {
+  std::vector<Variant> list = {{"default", {}}};
+  const auto add = [&](const std::string& name, auto change) {
+    Variant variant{name, {}};
+    variant.wish.dependent_launches = 1;
+    change(variant.wish);
+    list.push_back(variant);
+  };
+  using flexact::cuda::Path;
+  using flexact::cuda::Wish;
+  add("dependent", [](Wish&) {});
+  if (tokens <= 16) {
+    add("stream", [](Wish& w) { w.path = Path::Stream; });
+    add("stream_serial", [](Wish& w) { w.path = Path::Stream, w.dependent_launches = 0; });
+    for (const int sum : {0, 1}) {
+      for (const int warps : {1, 2, 4}) {
+        add("stream_" + std::string(sum == 1 ? "sum" : "combine") + std::to_string(warps), [=](Wish& w) {
+          w.path = Path::Stream;
+          w.sum = sum;
+          w.row_warps = w.row_warps2 = warps;
+        });
+      }
+    }
+  } else if (tokens >= 1024) {
+    add("g4", [](Wish& w) { w.group_rows = w.group_rows2 = 4; });
+    add("g8", [](Wish& w) { w.group_rows = w.group_rows2 = 8; });
+    add("g16", [](Wish& w) { w.group_rows = w.group_rows2 = 16; });
+  }
+  return list;
+}
 
 struct Options {
   std::string output, shapes, tokens = "1,16,128,1024,4096,16384", function = "swiglu", format = "bf16";
@@ -454,8 +494,7 @@ class Run {
     problem.intermediate = s.intermediate;
     problem.format = layer.format;
     flexact::cuda::PlanOptions options;
-    options.group_rows = variant.group_rows;
-    options.group_rows2 = variant.group_rows2;
+    options.wish = variant.wish;
     options.launches = launches;
     return flexact::cuda::make_moe_plan(problem, function_, layer.weights(), options);
   }
@@ -463,71 +502,83 @@ class Run {
   void batch(const Layer& layer, int tokens) {
     const Shape& s = layer.shape;
     const Batch data(s, tokens);
-    static constexpr Variant kDefault[] = {{"default", 0, 0}};
-    static constexpr Variant kVariants[] = {{"g4", 4, 4}, {"g8", 8, 8}, {"g16", 16, 16}, {"g8,2", 8, 2}};
-    const Variant* first = options_.variants ? kVariants : kDefault;
-    const int count = options_.variants ? static_cast<int>(std::size(kVariants)) : 1;
-    for (int v = 0; v < count; ++v) {
-      const Variant& variant = first[v];
-      const auto whole = plan(layer, variant, flexact::cuda::kAllLaunches);
-      const std::size_t bytes = whole->workspace_bytes(tokens);
-      Array<char> workspace(bytes);
+    const auto variants = options_.variants ? variants_for(tokens) : std::vector<Variant>{{"default", {}}};
+    const std::size_t bytes = plan(layer, variants[0], flexact::cuda::kAllLaunches)->workspace_bytes(tokens);
+    Array<char> workspace(bytes);
+    const flexact::ParameterTable values{values_->get(), 1, static_cast<std::int64_t>(parameters_.size())};
+    const auto launch = [&](const flexact::Plan& each) {
+      each.run(data.inputs(s), values, workspace.get(), bytes, timer_.stream());
+    };
+
+    // Each is right before any is timed, and gives the same bits again.
+    std::vector<std::unique_ptr<flexact::Plan>> plans;
+    std::vector<cudaGraphExec_t> graphs;
+    std::vector<double> errors;
+    for (const Variant& variant : variants) {
+      plans.push_back(plan(layer, variant, flexact::cuda::kAllLaunches));
       CHECK(cudaMemset(workspace.get(), 0xff, bytes));
       CHECK(cudaMemset(data.output.get(), 0xff, data.output.size() * 2));
-      const flexact::ParameterTable values{values_->get(), 1, static_cast<std::int64_t>(parameters_.size())};
-      const auto launch = [&](const flexact::Plan& each) {
-        each.run(data.inputs(s), values, workspace.get(), bytes, timer_.stream());
-      };
-      launch(*whole);
+      launch(*plans.back());
       CHECK(cudaStreamSynchronize(timer_.stream()));
-      const double error = error_of(layer, data, function_, parameters_);
+      errors.push_back(error_of(layer, data, function_, parameters_));
       const std::vector<__nv_bfloat16> once = data.output.read();
       // What E4M3 costs: 3 bits of each input and each activated value.
       const double allowed = layer.format == flexact::Format::Bf16 ? 0.006 : 0.06;
-      if (!(error < allowed)) {
-        std::printf("%s M=%d: relative error %.3g\n", s.name, tokens, error);
+      if (!(errors.back() < allowed)) {
+        std::printf("%s M=%d %s: relative error %.3g\n", s.name, tokens, variant.name.c_str(), errors.back());
         ++failures_;
       }
-
-      const double pairs = static_cast<double>(tokens) * s.top_k;
-      const double flops = pairs * 2.0 * s.hidden * s.intermediate;
-      struct Part {
-        const char* name;
-        unsigned launches;
-        double flops;
-      };
-      const Part parts[] = {{"layer", flexact::cuda::kAllLaunches, 3 * flops},
-                            {"gemm1", flexact::cuda::kGemm1, 2 * flops},
-                            {"gemm2", flexact::cuda::kGemm2, flops},
-                            {"sort", flexact::cuda::kSort, 0},
-                            {"combine", flexact::cuda::kCombine, 0}};
-      for (const Part& part : parts) {
-        if (options_.variants && (part.launches == flexact::cuda::kSort || part.launches == flexact::cuda::kCombine))
-          continue;
-        if (part.launches == flexact::cuda::kGemm1) {
-          // The layer's result overwrote the sorted rows.
-          launch(*plan(layer, variant, flexact::cuda::kSort));
-        }
-        const auto one = plan(layer, variant, part.launches);
-        const Times us = timer_.time([&] { launch(*one); }, 0.06);
-        if (part.launches == flexact::cuda::kAllLaunches) {
-          const std::vector<__nv_bfloat16> again = data.output.read();
-          if (std::memcmp(once.data(), again.data(), once.size() * 2) != 0) {
-            std::printf("%s M=%d: a replay gives other bits\n", s.name, tokens);
-            ++failures_;
-          }
-        }
-        std::fprintf(out_,
-                     "{\"shape\": \"%s\", \"M\": %d, \"format\": \"%s\", \"variant\": \"%s\", \"function\": \"%s\", "
-                     "\"part\": \"%s\", \"us\": %.2f, \"p10\": %.2f, \"p90\": %.2f, \"n\": %d, \"tflops\": %.1f, \"relerr\": %.3g}\n",
-                     s.name, tokens, options_.format.c_str(), variant.name, options_.function.c_str(), part.name,
-                     us.median, us.low, us.high, us.count, part.flops / us.median / 1e6, error);
-        std::fflush(out_);
-        std::printf("%-11s M=%-6d %-6s %-8s %9.1f us %6.1f TFLOP/s  p10 %.1f p90 %.1f err %.2g\n", s.name, tokens,
-                    variant.name, part.name, us.median, part.flops / us.median / 1e6, us.low, us.high, error);
-        std::fflush(stdout);
+      graphs.push_back(timer_.capture([&] { launch(*plans.back()); }));
+      CHECK(cudaGraphLaunch(graphs.back(), timer_.stream()));
+      CHECK(cudaStreamSynchronize(timer_.stream()));
+      const std::vector<__nv_bfloat16> again = data.output.read();
+      if (std::memcmp(once.data(), again.data(), once.size() * 2) != 0) {
+        std::printf("%s M=%d %s: a replay gives other bits\n", s.name, tokens, variant.name.c_str());
+        ++failures_;
       }
     }
+
+    const double flops = static_cast<double>(tokens) * s.top_k * 2.0 * s.hidden * s.intermediate;
+    const std::vector<Times> layers = timer_.time(graphs, 0.06);
+    for (std::size_t v = 0; v < variants.size(); ++v)
+      report(s, tokens, variants[v].name, "layer", layers[v], 3 * flops, errors[v]);
+
+    struct Part {
+      const char* name;
+      unsigned launches;
+      double flops;
+    };
+    const Part parts[] = {{"gemm1", flexact::cuda::kGemm1, 2 * flops},
+                          {"gemm2", flexact::cuda::kGemm2, flops},
+                          {"sort", flexact::cuda::kSort, 0},
+                          {"combine", flexact::cuda::kCombine, 0}};
+    for (std::size_t v = 0; v < variants.size(); ++v) {
+      for (const Part& part : parts) {
+        if (options_.variants && part.flops == 0) continue;
+        if (part.launches == flexact::cuda::kGemm1) {
+          // The layer's result overwrote the sorted rows.
+          launch(*plan(layer, variants[v], flexact::cuda::kSort));
+        }
+        const auto one = plan(layer, variants[v], part.launches);
+        const Times us = timer_.time({timer_.capture([&] { launch(*one); })}, 0.06)[0];
+        report(s, tokens, variants[v].name, part.name, us, part.flops, errors[v]);
+      }
+    }
+  }
+
+  void report(const Shape& s, int tokens, const std::string& variant, const char* part, const Times& us,
+              double flops, double error) {
+    const double tflops = flops / us.median / 1e6;
+    std::fprintf(out_,
+                 "{\"shape\": \"%s\", \"M\": %d, \"format\": \"%s\", \"variant\": \"%s\", \"function\": \"%s\", "
+                 "\"part\": \"%s\", \"us\": %.2f, \"p10\": %.2f, \"p90\": %.2f, \"n\": %d, \"tflops\": %.1f, "
+                 "\"relerr\": %.3g}\n",
+                 s.name, tokens, options_.format.c_str(), variant.c_str(), options_.function.c_str(), part, us.median,
+                 us.low, us.high, us.count, tflops, error);
+    std::fflush(out_);
+    std::printf("%-11s M=%-6d %-16s %-8s %9.1f us %6.1f TFLOP/s  p10 %.1f p90 %.1f err %.2g\n", s.name, tokens,
+                variant.c_str(), part, us.median, tflops, us.low, us.high, error);
+    std::fflush(stdout);
   }
 
   Options options_;

@@ -2,8 +2,8 @@
 
     y[m] = scale * Σ_k topk_weights[m, k] * down(act(gate(x[m]), up(x[m])))   over experts topk_ids[m, k]
 
-`fused_moe` packs the weights when it first sees them and keeps the packed copy for as long as they
-live; a host that frees its own tensors, so that one copy stays, makes a `Plan` of each layer instead.
+On the CPU `fused_moe` packs the weights when it first sees them and keeps the packed copy for as long as
+they live; a host that frees its own tensors, so that one copy stays, makes a `Plan` of each layer instead.
 
 Names: E experts, H hidden size, I intermediate size, M tokens, k experts a token. An id outside
 0 … E-1 is not on this rank: it contributes nothing and no weight is read for it.
@@ -22,6 +22,7 @@ import torch
 from flexact import _core
 from flexact._core import Activation, Function, MoeProblem
 from flexact.activation import require_scopes
+from flexact.device_plan import DevicePlan
 from flexact.errors import Error, InvalidArgument, Unsupported
 from flexact.formats import FP4_FORMATS
 from flexact.plan_cache import PlanCache
@@ -41,6 +42,8 @@ _PLAN_SWITCHES = ("FLEXACT_NUMERICS", "FLEXACT_CPU_ISA")
 _PLAIN_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _BACKEND_CHOICES = ("auto", "cpu", "triton", "cutlass")
+# Not taken by "auto": whole models have not run with them yet.
+_ONLY_WHEN_ASKED = ("cutlass",)
 _OPTIONAL_WEIGHTS = (
     "w13_scale",
     "w2_scale",
@@ -321,7 +324,7 @@ def plan(
     combine: bool = True,
     backend: str = "auto",
     **weights: torch.Tensor | None,
-) -> Plan | TritonPlan:
+) -> Plan | DevicePlan | TritonPlan:
     """Makes a layer ready: on the CPU packs its weights once, and compiles its function.
 
     Args:
@@ -372,6 +375,9 @@ def plan(
     values = _table(function, activation_values)
     if name == "triton":
         return _triton().TritonPlan(problem, function, tensors, values)
+    if name == "cutlass":
+        core = _make(name, problem, function, tensors)
+        return DevicePlan(core, problem, function, values, w13.device, tensors.values())
     return Plan(_make(name, problem, function, tensors), problem, function, values)
 
 
@@ -402,13 +408,15 @@ def _choose(backend: str, problem: MoeProblem, function: Function, device: torch
     if wanted != "auto" and wanted not in known:
         raise Unsupported(f"backend {wanted!r} is not part of this build", hint=f"it has {', '.join(known)}")
     reasons = []
-    there = [name for name in known if _core.backend_device(name) == device.type]
+    there = [
+        name for name in known if _core.backend_device(name) == device.type and name not in _ONLY_WHEN_ASKED
+    ]
     if wanted == "auto" and not there:
         raise Unsupported(f"no backend computes on {device.type} tensors", hint="CPU or CUDA tensors")
     for name in there if wanted == "auto" else [wanted]:
         refusal = _core.refuse(name, problem, function)
-        if refusal is None and name == "cutlass":
-            refusal = ("it runs from C++ only", "backend='triton'")
+        if refusal is None and name == "cutlass" and device.type != "cuda":
+            refusal = (f"it computes CUDA tensors, and these are on {device}", "move them to the GPU")
         if refusal is None and _core.backend_device(name) == "cpu" != device.type:
             refusal = (f"it computes CPU tensors, and these are on {device}", "move them to the CPU")
         if refusal is None:
@@ -441,7 +449,12 @@ def _triton() -> Any:
 def _make(
     name: str, problem: MoeProblem, function: Function, tensors: Mapping[str, torch.Tensor]
 ) -> _core.Plan:
-    _check_cpu(**tensors)
+    device = tensors["w13"].device
+    for each, tensor in tensors.items():
+        if tensor.device != device:
+            raise InvalidArgument(
+                f"{each} is on {tensor.device}, w13 on {device}", hint="all tensors on one device"
+            )
     core = _core.plan(name, problem, function, {key: tensor_view(tensor) for key, tensor in tensors.items()})
     if os.environ.get("FLEXACT_VERBOSE", "0") not in ("", "0"):
         print(f"flexact: {core.describe()}", file=sys.stderr)
@@ -579,8 +592,36 @@ def _fused_moe_cuda(
 ) -> torch.Tensor:
     _check_shapes(hidden_states, topk_weights, topk_ids)
     settings, tensors = _settings(hidden_states, w13, w2, topk_ids, options)
+    if _wanted(backend) == "cutlass":
+        return _run_cutlass(
+            hidden_states, topk_weights, topk_ids, activation, activation_values, settings, tensors
+        )
     arguments = (hidden_states, topk_weights, topk_ids, activation, activation_values, backend)
     return _run_triton(*arguments, settings, tensors)
+
+
+def _run_cutlass(
+    hidden_states: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    activation: str,
+    values: torch.Tensor | None,
+    settings: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+) -> torch.Tensor:
+    device = tensors["w13"].device
+
+    def make() -> DevicePlan:
+        given = {name: each for name, each in tensors.items() if name not in ("w13", "w2")}
+        problem, function = _problem(tensors["w13"], tensors["w2"], _function(activation), given, **settings)
+        core = _make(_choose("cutlass", problem, function, device), problem, function, tensors)
+        # The cache forgets a plan when its weights go, so it keeps none of them.
+        return DevicePlan(core, problem, function, torch.empty((1, 0)), device)
+
+    switches = map(os.environ.get, _PLAN_SWITCHES)
+    chosen = plan_cache.get((activation, "cutlass", *settings.values(), *switches), tensors, make)
+    table = _given_values(chosen.function, values)
+    return chosen.run(hidden_states, topk_weights, topk_ids, activation_values=table)
 
 
 def _settings(

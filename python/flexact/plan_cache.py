@@ -5,7 +5,8 @@ noticed at the next call: an in-place update (torch's version counter; a sample 
 writes through `.data` and updates of inference tensors leave the counter alone), memory that was
 freed and given to another tensor (a weak reference to the storage), and another view of the same
 memory (address, shape and strides are in the key). `clear()` is for what no counter and no sample
-can see.
+can see. On a GPU no element is sampled: plans read the weights where they are, and of a bias that was written
+past torch's counter `clear()` must be told.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class PlanCache:
                 [
                     (tensor.data_ptr(), tensor.element_size(), tuple(tensor.shape), tensor.stride())
                     for tensor in tensors.values()
+                    if tensor.device.type == "cpu"
                 ]
             )
             self._entries[key] = _Entry(plan, list(map(StorageWeakRef, storages)), versions, sample)

@@ -61,11 +61,19 @@ class CutlassBackend final : public Backend {
     if (const auto refusal = refuse(problem, function)) {
       throw Error(ErrorCode::Unsupported, refusal->reason, "cutlass", refusal->hint);
     }
-    return make_moe_plan(problem, function, weights, {moe::selected_numerics()});
+    PlanOptions options;
+    options.numerics = moe::selected_numerics();
+    options.wish = standing_wish();
+    return make_moe_plan(problem, function, weights, options);
   }
 };
 
 }  // namespace
+
+Wish& standing_wish() {
+  static Wish wish;
+  return wish;
+}
 
 bool& untried_formats() {
   static bool allowed = false;

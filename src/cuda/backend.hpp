@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "cuda/policy.hpp"
 #include "flexact/backend.hpp"
 #include "moe/numerics.hpp"
 
@@ -14,9 +15,7 @@ enum Launches : unsigned { kSort = 1, kGemm1 = 2, kGemm2 = 4, kCombine = 8, kAll
 
 struct PlanOptions {
   moe::Numerics numerics = moe::Numerics::Fast;
-  // Row tiles that are swept together in GEMM1 and GEMM2; 0: as measured best.
-  int group_rows = 0;
-  int group_rows2 = 0;
+  Wish wish{};
   unsigned launches = kAllLaunches;
   // Bytes of scratch; calls that would need more are taken in chunks.
   std::int64_t most_scratch = std::int64_t{2} << 30;
@@ -29,6 +28,9 @@ std::unique_ptr<Plan> make_moe_plan(const MoeProblem& problem, const Function& f
 // Whether refuse() lets the FP8 formats through, whose kernels have not run on a GPU yet: false,
 // unless a test or a benchmark that is to prove them says otherwise. make_moe_plan() does not ask.
 bool& untried_formats();
+
+// What plans of backend() wish; tests of choices that are not the default set it.
+Wish& standing_wish();
 
 // Why this machine or this build runs no CUDA kernel; nullopt: it does.
 std::optional<Refusal> refuse_machine();

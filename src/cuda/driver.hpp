@@ -30,8 +30,13 @@ struct LaunchAttribute {
     struct {
       unsigned x, y, z;
     } cluster;
+    int programmatic;
   } value;
 };
+
+// CUDA's numbers of the attributes that are used.
+inline constexpr int kClusterDimension = 4;
+inline constexpr int kProgrammaticLaunch = 6;  // the kernel may start before its predecessor ends
 
 struct LaunchConfiguration {
   unsigned grid[3];

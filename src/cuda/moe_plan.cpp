@@ -2,6 +2,8 @@
 //
 //   route ─ gather ─ GEMM1 + activation ─ GEMM2 ─ combine
 //
+// A few tokens may take the way of stream_layer.hpp instead; policy.hpp decides.
+//
 // What the FP8 formats have beside that is in fp8_layer.hpp: scales, a gather that rounds to codes,
 // and where scales are not given and not by groups, a launch before the gather or before GEMM2.
 //
@@ -19,6 +21,8 @@
 #include "cuda/jit/linker.hpp"
 #include "cuda/kernels/arguments.hpp"
 #include "cuda/module_cache.hpp"
+#include "cuda/policy.hpp"
+#include "cuda/stream_layer.hpp"
 #include "cuda/tensor_map.hpp"
 #include "flexact/error.hpp"
 #include "moe/problem.hpp"
@@ -28,10 +32,6 @@ namespace flexact::cuda {
 namespace {
 
 constexpr const char* kArchitecture = "sm_90a";
-// Measured: benchmark/results/cuda_moe_h100.json.
-constexpr int kGroupRows = 8;
-constexpr int kGroupRowsOfFew = 4;  // where experts have fewer than four row tiles on average
-constexpr int kGroupRows2 = 4;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -92,8 +92,9 @@ struct Layout {
 
 struct Grid {
   unsigned x, y, threads;
-  unsigned shared = 0;   // bytes
-  unsigned cluster = 1;  // blocks of x
+  unsigned shared = 0;     // bytes
+  unsigned cluster = 1;    // blocks of x
+  bool dependent = false;  // programmatic dependent launch
 };
 
 class MoePlan final : public Plan {
@@ -119,13 +120,18 @@ class MoePlan final : public Plan {
   Layout layout(std::int64_t tokens) const;
   void run_chunk(const MoeInputs& inputs, const ParameterTable& values, std::int64_t first,
                  std::int64_t tokens, char* workspace, Stream stream) const;
+  void launch_with(Kernel kernel, void** parameters, const Grid& grid, Stream stream,
+                   const char* doing) const;
   template <typename Arguments>
   void launch(Kernel kernel, const Arguments& arguments, const Grid& grid, Stream stream,
-              const char* doing) const;
+              const char* doing) const {
+    void* parameters[] = {const_cast<Arguments*>(&arguments)};
+    launch_with(kernel, parameters, grid, stream, doing);
+  }
   template <typename Arguments>
   void launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
                    const Arguments& arguments, const GemmArguments& gemm, std::int64_t row_tiles,
-                   Stream stream, const char* doing) const;
+                   bool dependent, Stream stream, const char* doing) const;
   void launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid, Stream stream) const;
   void launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
                         const Fp8Layer::Memory& memory, Stream stream) const;
@@ -136,15 +142,17 @@ class MoePlan final : public Plan {
   std::int64_t parameter_count_;
   Location location_;
   int multiprocessors_ = 0;
-  int group_rows_, group_rows2_;  // 0: by the size of the call
+  Wish wish_;
   unsigned launches_;
   std::int64_t most_scratch_;
   std::optional<Fp8Layer> fp8_;
+  std::optional<StreamLayer> stream_;
   DType element_;  // of the GEMMs' operands
   int gemm_shared_;
   Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
          combine_ = nullptr, order_bias_ = nullptr;
   Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr;
+  Kernel stream_up_ = nullptr, stream_down_ = nullptr;
   TensorMap map13_, map2_;
   DeviceMemory bias13_, bias2_;
 };
@@ -154,8 +162,7 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
     : problem_(problem),
       function_(function.name().empty() ? function.canonical() : function.name()),
       parameter_count_(static_cast<std::int64_t>(function.parameters().size())),
-      group_rows_(options.group_rows),
-      group_rows2_(options.group_rows2 == 0 ? kGroupRows2 : options.group_rows2),
+      wish_(options.wish),
       launches_(options.launches),
       most_scratch_(options.most_scratch),
       element_(is_fp8(problem.format) ? DType::Float8E4M3 : DType::BFloat16),
@@ -176,6 +183,7 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
                 "counting multiprocessors");
 
   if (is_fp8(problem.format)) fp8_.emplace(problem, weights);
+  if (may_take(Path::Stream, problem, wish_)) stream_.emplace(problem, weights);
   link(function, options.numerics);
   map13_ = map_weights(driver_, "w13", weights.w13, problem.pairing);
   map2_ = map_weights(driver_, "w2", weights.w2, Pairing::None);
@@ -186,8 +194,9 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
 void MoePlan::link(const Function& function, moe::Numerics numerics) {
   const bool gated = problem_.pairing != Pairing::None;
   const std::string variant = fp8_ ? "fp8_" + fp8_->gemm1() : gated ? "gated" : "unary";
+  const std::string source = function_source(function, numerics);
   const auto gemm1 = link_kernel(kernel_image(fp8_ ? "sm90_" + variant : "sm90_bf16_" + variant),
-                                 function_source(function, numerics), kArchitecture, function_);
+                                 source, kArchitecture, function_);
   const auto layer =
       link_kernel(kernel_image(fp8_ ? "sm90_fp8_layer" : "sm90_bf16_layer"), {}, kArchitecture, {});
   const auto kernel = [&](const LinkedKernel& linked, const std::string& name, int shared) {
@@ -203,6 +212,13 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   if (fp8_) {
     fp8_largest_ = kernel(*layer, "flexact_fp8_largest", 0);
     fp8_round_ = kernel(*layer, "flexact_fp8_round", 0);
+  }
+  if (stream_) {
+    const auto up =
+        link_kernel(kernel_image("sm90_bf16_stream_" + variant), source, kArchitecture, function_);
+    const auto down = link_kernel(kernel_image("sm90_bf16_stream_down"), {}, kArchitecture, {});
+    stream_up_ = kernel(*up, "flexact_stream_" + variant, 0);
+    stream_down_ = kernel(*down, "flexact_stream_down", 0);
   }
 }
 
@@ -228,7 +244,8 @@ DeviceMemory MoePlan::ordered_bias(const TensorView& bias, Pairing pairing) cons
 std::string MoePlan::describe() const {
   return "cutlass, " + std::string(kArchitecture) + " " + std::string(to_string(problem_.format)) +
          ", tile " + std::to_string(kTileRows) + "x" + std::to_string(kTileColumns) + "x" +
-         std::to_string(fp8_ ? kGroup : kTileDepth) + ", " + function_;
+         std::to_string(fp8_ ? kGroup : kTileDepth) + (stream_ ? ", few tokens stream, " : ", ") +
+         function_;
 }
 
 std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {
@@ -270,16 +287,16 @@ Layout MoePlan::layout(std::int64_t tokens) const {
   return layout;
 }
 
-template <typename Arguments>
-void MoePlan::launch(Kernel kernel, const Arguments& arguments, const Grid& grid, Stream stream,
-                     const char* doing) const {
-  constexpr int kClusterDimension = 4;
-  LaunchAttribute attribute{};
-  attribute.id = kClusterDimension;
-  attribute.value.cluster = {grid.cluster, 1, 1};
-  const LaunchConfiguration configuration{
-      {grid.x, grid.y, 1}, {grid.threads, 1, 1}, grid.shared, stream, &attribute, 1};
-  void* parameters[] = {const_cast<Arguments*>(&arguments)};
+void MoePlan::launch_with(Kernel kernel, void** parameters, const Grid& grid, Stream stream,
+                          const char* doing) const {
+  LaunchAttribute attributes[2] = {};
+  attributes[0].id = kClusterDimension;
+  attributes[0].value.cluster = {grid.cluster, 1, 1};
+  attributes[1].id = kProgrammaticLaunch;
+  attributes[1].value.programmatic = 1;
+  const LaunchConfiguration configuration{{grid.x, grid.y, 1}, {grid.threads, 1, 1},
+                                          grid.shared,         stream,
+                                          attributes,          grid.dependent ? 2u : 1u};
   driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
 }
 
@@ -287,18 +304,16 @@ void MoePlan::launch(Kernel kernel, const Arguments& arguments, const Grid& grid
 template <typename Arguments>
 void MoePlan::launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
                           const Arguments& arguments, const GemmArguments& gemm,
-                          std::int64_t row_tiles, Stream stream, const char* doing) const {
+                          std::int64_t row_tiles, bool dependent, Stream stream,
+                          const char* doing) const {
   const std::int64_t blocks =
       std::min<std::int64_t>(multiprocessors_, row_tiles * gemm.column_tiles);
-  const LaunchConfiguration configuration{{static_cast<unsigned>(blocks), 1, 1},
-                                          {kGemmThreads, 1, 1},
-                                          static_cast<unsigned>(gemm_shared_),
-                                          stream,
-                                          nullptr,
-                                          0};
   void* parameters[] = {const_cast<TensorMap*>(&input), const_cast<TensorMap*>(&weights),
                         const_cast<Arguments*>(&arguments)};
-  driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
+  launch_with(kernel, parameters,
+              {static_cast<unsigned>(blocks), 1, kGemmThreads, static_cast<unsigned>(gemm_shared_),
+               1, dependent},
+              stream, doing);
 }
 
 void MoePlan::launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid,
@@ -344,6 +359,11 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
                         std::int64_t tokens, char* workspace, Stream stream) const {
   const Layout at = layout(tokens);
   const std::int64_t rows = tokens * problem_.top_k;
+  const auto aligned_rows = [](const TensorView& view) {
+    return reinterpret_cast<std::uintptr_t>(view.data) % 16 == 0 && view.strides[0] % 8 == 0;
+  };
+  const Choice choice =
+      choose(problem_, tokens, aligned_rows(inputs.hidden_states), multiprocessors_, wish_);
   const auto row_of = [](const TensorView& view, std::int64_t row) {
     return static_cast<const char*>(view.data) + row * view.strides[0] * size_of(view.dtype);
   };
@@ -360,7 +380,51 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
 
   const Grid of_rows = {static_cast<unsigned>(tokens),
                         static_cast<unsigned>(ceil_div(problem_.hidden, 8 * kRowThreads)),
-                        kRowThreads};
+                        kRowThreads,
+                        0,
+                        1,
+                        choice.dependent_launches};
+  const std::int64_t out_row = problem_.hidden * (problem_.combine ? 1 : problem_.top_k);
+  CombineArguments combine{};
+  combine.rows = workspace + at.rows;
+  combine.slot_row = choice.path == Path::Stream ? nullptr : slot_row;
+  combine.routed = routed_ids(problem_, inputs, row_of(inputs.topk_ids, first), tokens);
+  const bool weighted = problem_.combine && !problem_.router_weight_on_input;
+  combine.weights = weighted ? weights : nullptr;
+  combine.weight_stride = inputs.topk_weights.strides[0];
+  combine.weight_step = inputs.topk_weights.strides[1];
+  combine.output = static_cast<char*>(inputs.output) + first * out_row * 2;
+  combine.width = static_cast<std::int32_t>(problem_.hidden);
+  combine.top_k = static_cast<std::int32_t>(problem_.top_k);
+  combine.scale = problem_.routed_scaling_factor;
+  combine.combine = problem_.combine;
+
+  if (choice.path == Path::Stream) {
+    const StreamLayer::Call call{combine.routed,
+                                 row_of(inputs.hidden_states, first),
+                                 inputs.hidden_states.strides[0],
+                                 weights,
+                                 inputs.topk_weights.strides[0],
+                                 inputs.topk_weights.strides[1],
+                                 workspace + at.activated,
+                                 workspace + at.rows,
+                                 combine.output};
+    const auto pass = [&](unsigned which, Kernel kernel, const StreamArguments& arguments,
+                          const char* doing) {
+      if ((launches_ & which) == 0) return;
+      launch(kernel, arguments,
+             {StreamLayer::blocks_x(arguments), StreamLayer::blocks_y(arguments), kStreamThreads, 0,
+              1, choice.dependent_launches},
+             stream, doing);
+    };
+    pass(kGemm1, stream_up_, stream_->up(call, choice, values, bias13_.get()),
+         "computing gate, up and activation");
+    pass(kGemm2, stream_down_, stream_->down(call, choice, bias2_.get()), "computing down");
+    if (!choice.sum && (launches_ & kCombine) != 0) {
+      launch(combine_, combine, of_rows, stream, "adding the experts' results");
+    }
+    return;
+  }
 
   RouteArguments route{};
   route.ids = row_of(inputs.topk_ids, first);
@@ -378,8 +442,9 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   if ((launches_ & kSort) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
     launch(route_, route,
-           {blocks, 1, kRouteThreads, static_cast<unsigned>(problem_.experts) * 8, blocks}, stream,
-           "sorting tokens by expert");
+           {blocks, 1, kRouteThreads, static_cast<unsigned>(problem_.experts) * 8, blocks,
+            choice.dependent_launches},
+           stream, "sorting tokens by expert");
   }
 
   GatherArguments gather{};
@@ -412,8 +477,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.output = workspace + at.activated;
   gemm.columns = static_cast<std::int32_t>(problem_.intermediate);
   gemm.depth = static_cast<std::int32_t>(problem_.hidden);
-  const bool few = rows < 4 * kTileRows * problem_.experts;
-  gemm.group_rows = group_rows_ != 0 ? group_rows_ : few ? kGroupRowsOfFew : kGroupRows;
+  gemm.group_rows = choice.group_rows;
   gemm.column_tiles = columns_of(problem_.intermediate, gated);
   gemm.value_columns = static_cast<std::int32_t>(parameter_count_);
   gemm.values = values.data;
@@ -427,10 +491,11 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
     const char* doing = "computing gate, up and activation";
     if (fp8_) {
       launch_gemm(gemm1_, input, map13_, fp8_->gemm1(gemm, memory), gemm, most_tiles(tokens),
-                  stream, doing);
+                  choice.dependent_launches, stream, doing);
       if (fp8_->rounds_later()) launch_fp8_round(gemm, workspace, at, memory, stream);
     } else {
-      launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), stream, doing);
+      launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), choice.dependent_launches,
+                  stream, doing);
     }
   }
 
@@ -442,7 +507,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   down.output = workspace + at.rows;
   down.columns = static_cast<std::int32_t>(problem_.hidden);
   down.depth = static_cast<std::int32_t>(problem_.intermediate);
-  down.group_rows = group_rows2_;
+  down.group_rows = choice.group_rows2;
   down.column_tiles = columns_of(problem_.hidden, false);
   down.bias = bias2_.get();
   if ((launches_ & kGemm2) != 0) {
@@ -450,26 +515,14 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
         map_rows(driver_, element_, workspace + (fp8_ ? at.codes : at.activated), rows,
                  problem_.intermediate);
     if (fp8_) {
-      launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens), stream,
-                  "computing down");
+      launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens),
+                  choice.dependent_launches, stream, "computing down");
     } else {
-      launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), stream, "computing down");
+      launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), choice.dependent_launches,
+                  stream, "computing down");
     }
   }
 
-  CombineArguments combine{};
-  combine.rows = workspace + at.rows;
-  combine.slot_row = slot_row;
-  const bool weighted = problem_.combine && !problem_.router_weight_on_input;
-  combine.weights = weighted ? weights : nullptr;
-  combine.weight_stride = inputs.topk_weights.strides[0];
-  combine.weight_step = inputs.topk_weights.strides[1];
-  const std::int64_t out_row = problem_.hidden * (problem_.combine ? 1 : problem_.top_k);
-  combine.output = static_cast<char*>(inputs.output) + first * out_row * 2;
-  combine.width = static_cast<std::int32_t>(problem_.hidden);
-  combine.top_k = static_cast<std::int32_t>(problem_.top_k);
-  combine.scale = problem_.routed_scaling_factor;
-  combine.combine = problem_.combine;
   if ((launches_ & kCombine) != 0) {
     launch(combine_, combine, of_rows, stream, "adding the experts' results");
   }

@@ -162,20 +162,38 @@ Workspace& workspace() {
   return instance;
 }
 
-void run(const Plan& plan, const Tensor& hidden_states, const Tensor& topk_weights,
-         const Tensor& topk_ids, std::uintptr_t output, std::uintptr_t values, std::int64_t rows,
-         std::int64_t columns) {
+MoeInputs to_inputs(const Tensor& hidden_states, const Tensor& topk_weights, const Tensor& topk_ids,
+                    std::uintptr_t output) {
   MoeInputs inputs;
   inputs.hidden_states = to_view(hidden_states);
   inputs.topk_weights = to_view(topk_weights);
   inputs.topk_ids = to_view(topk_ids);
   inputs.tokens = inputs.hidden_states.shape[0];
   inputs.output = reinterpret_cast<void*>(output);
+  return inputs;
+}
+
+void run(const Plan& plan, const Tensor& hidden_states, const Tensor& topk_weights,
+         const Tensor& topk_ids, std::uintptr_t output, std::uintptr_t values, std::int64_t rows,
+         std::int64_t columns) {
+  const MoeInputs inputs = to_inputs(hidden_states, topk_weights, topk_ids, output);
   const ParameterTable table{reinterpret_cast<const float*>(values), rows, columns};
 
   const nb::gil_scoped_release unlocked;
   void* const scratch = workspace().reserve(plan.workspace_bytes(inputs.tokens));
   plan.run(inputs, table, scratch, workspace().size(), nullptr);
+}
+
+// On memory and a stream of the caller's.
+void run_on(const Plan& plan, const Tensor& hidden_states, const Tensor& topk_weights,
+            const Tensor& topk_ids, std::uintptr_t output, std::uintptr_t values, std::int64_t rows,
+            std::int64_t columns, std::uintptr_t workspace, std::size_t workspace_size,
+            std::uintptr_t stream) {
+  const MoeInputs inputs = to_inputs(hidden_states, topk_weights, topk_ids, output);
+  const ParameterTable table{reinterpret_cast<const float*>(values), rows, columns};
+  const nb::gil_scoped_release unlocked;
+  plan.run(inputs, table, reinterpret_cast<void*>(workspace), workspace_size,
+           reinterpret_cast<void*>(stream));
 }
 
 void bind_problem(nb::module_& module) {
@@ -239,7 +257,11 @@ void bind_plan(nb::module_& module) {
           },
           nb::arg("w13"), nb::arg("w2"), "Writes the weights back, contiguous, to two addresses.")
       .def("run", &run, nb::arg("hidden_states"), nb::arg("topk_weights"), nb::arg("topk_ids"),
-           nb::arg("output"), nb::arg("values"), nb::arg("rows"), nb::arg("columns"));
+           nb::arg("output"), nb::arg("values"), nb::arg("rows"), nb::arg("columns"))
+      .def("run_on", &run_on, nb::arg("hidden_states"), nb::arg("topk_weights"),
+           nb::arg("topk_ids"), nb::arg("output"), nb::arg("values"), nb::arg("rows"),
+           nb::arg("columns"), nb::arg("workspace"), nb::arg("workspace_size"), nb::arg("stream"),
+           "run() on scratch memory and a stream of the caller's.");
 }
 
 }  // namespace

@@ -376,6 +376,65 @@ def test_backend_of_the_environment_is_followed(monkeypatch):
     Case().call(SWISH)
 
 
+def test_auto_takes_no_backend_that_must_be_asked_for(monkeypatch):
+    from flexact import _core
+
+    monkeypatch.setattr(_core, "refuse", lambda *ignored: None)
+    problem, function = _core.MoeProblem(experts=2, top_k=1, hidden=8, intermediate=8), SWISH.function.gated()
+    cuda = torch.device("cuda", 0)
+    assert flexact.moe._choose("auto", problem, function, cuda) == "triton"
+    assert flexact.moe._choose("cutlass", problem, function, cuda) == "cutlass"
+    with pytest.raises(flexact.Unsupported, match="CUDA tensors, and these are on cpu"):
+        flexact.moe._choose("cutlass", problem, function, torch.device("cpu"))
+
+
+# --- Plans on memory and a stream of the caller's -------------------------------------------------
+
+
+def device_plan(case, **options):
+    """The CPU's plan behind the class that GPU backends have: what it passes on is the same."""
+    from flexact.device_plan import DevicePlan
+
+    packed = flexact.moe.plan(
+        case.w13, case.w2, SWISH, top_k=2, format="fp32", io_dtype=torch.float32, backend="cpu", **options
+    )
+    values = torch.tensor([[1.5]])
+    return packed, DevicePlan(packed._core, packed.problem, packed.function, values, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("combine", [True, False])
+def test_device_plan_computes_what_the_plan_does(combine):
+    case = Case(tokens=9)
+    packed, plan = device_plan(case, combine=combine)
+    inputs = (case.x.t().contiguous().t(), case.topk_weights, case.topk_ids)
+    table = torch.tensor([[0.7]])
+    expected = packed.run(*inputs, activation_values=table)
+    assert torch.equal(plan.run(*inputs, activation_values=table), expected)
+    out = torch.full_like(expected, float("nan"))
+    assert plan.run(*inputs, out=out) is out
+    assert torch.equal(out, packed.run(*inputs, activation_values=torch.tensor([[1.5]])))
+    empty = plan.run(*(each[:0] for each in inputs))
+    assert empty.shape[0] == 0
+    plan.reserve(100)
+    assert plan.workspace_bytes(100) == packed.workspace_bytes(100)
+
+
+def test_device_plan_refuses_other_devices_shapes_and_unpacking():
+    case = Case(tokens=9)
+    _, plan = device_plan(case)
+    inputs = (case.x, case.topk_weights, case.topk_ids)
+    with pytest.raises(flexact.InvalidArgument, match="hidden_states is on meta"):
+        plan.run(case.x.to("meta"), *inputs[1:])
+    with pytest.raises(flexact.InvalidArgument, match="out is"):
+        plan.run(*inputs, out=torch.empty(8, 40))
+    with pytest.raises(flexact.InvalidArgument, match="activation_values is on meta"):
+        plan.run(*inputs, activation_values=torch.empty((1, 1), device="meta"))
+    with pytest.raises(flexact.InvalidArgument, match="E or 1"):
+        plan.run(*inputs, activation_values=torch.ones(1))
+    with pytest.raises(flexact.Unsupported, match="packs nothing"):
+        plan.unpack()
+
+
 # --- As a torch operator --------------------------------------------------------------------------
 
 

@@ -155,9 +155,54 @@ struct Fp8RoundArguments {
   std::int32_t width;
 };
 
+// The router's ids as they are, for kernels that find an expert's tokens themselves. A slot is a
+// token's k-th choice: slot / top_k is the token.
+struct RoutedIds {
+  const void* ids;
+  std::int64_t stride;
+  std::int64_t step;
+  std::int32_t wide;  // int64, else int32
+  std::int32_t experts;
+  std::int32_t slots;  // tokens · top_k
+  std::int32_t top_k;
+};
+
+// Kernels for a few tokens (sm90_bf16_stream.cuh).
+inline constexpr int kStreamThreads = 256;
+inline constexpr int kStreamRows = 16;    // outputs that a warp works on
+inline constexpr int kStreamColumns = 8;  // slots that one pass over the weights serves
+inline constexpr int kStreamMaxSlots = kStreamThreads;
+
+struct StreamArguments {
+  RoutedIds routed;
+  const void* input;  // [tokens or slots, depth], rows `input_stride` elements apart
+  std::int64_t input_stride;
+  const void* weights;  // of expert e and output i: e·expert_stride + i·row_stride + offset[part]
+  std::int64_t expert_stride;
+  std::int64_t row_stride;
+  std::int64_t offset[2];  // gate and up, in elements; without a gate the first
+  void* output;            // [slots, columns], with `sum` [tokens, columns]
+  const float* bias;       // as the GEMM's, or null
+  const float* weight;     // the router's [tokens, top_k], a factor of a slot's result; or null
+  std::int64_t weight_stride;
+  std::int64_t weight_step;
+  const float* values;  // as the GEMM's
+  std::int64_t value_stride;
+  std::int32_t value_columns;
+  std::int32_t columns;
+  std::int32_t depth;
+  std::int32_t input_of_slots;  // a row of the input belongs to a slot, else to a token
+  std::int32_t row_warps;  // warps of a block beside each other, 1 to 8; others divide the depth
+  std::int32_t sum;        // blocks of y are tokens, and their slots' results are added
+  float scale;             // of a sum
+  std::int32_t padding;
+};
+
 struct CombineArguments {
   const void* rows;  // [rows, hidden]
-  const std::int32_t* slot_row;
+  const std::int32_t*
+      slot_row;  // null: row of a slot is the slot, and `routed` says whether it is ours
+  RoutedIds routed;
   const float* weights;  // [tokens, top_k], or null: 1
   std::int64_t weight_stride;
   std::int64_t weight_step;

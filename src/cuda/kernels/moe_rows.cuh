@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include "arguments.hpp"
+#include "dependent_launch.cuh"
 
 namespace flexact::cuda {
 
@@ -94,6 +95,8 @@ __device__ inline void route(const RouteArguments& r) {
   int* const count = memory;               // [experts] of this block
   int* const next_row = memory + r.experts;  // [experts] that this block's slots take
   const unsigned rank = cluster_rank();
+  wait_for_predecessors();
+  let_successor_start();
   for (int e = static_cast<int>(threadIdx.x); e < r.experts; e += kRouteThreads) count[e] = 0;
   __syncthreads();
   for_each_slot(r, [&](int, int expert) {
@@ -153,6 +156,8 @@ __device__ inline void gather(const GatherArguments& g) {
   const auto* from = static_cast<const __nv_bfloat16*>(g.hidden) + token * g.hidden_stride;
   auto* rows = static_cast<__nv_bfloat16*>(g.rows);
   const int slot = static_cast<int>(threadIdx.x);
+  wait_for_predecessors();
+  let_successor_start();
   if (g.weights != nullptr && blockIdx.y == 0 && slot < g.top_k && slot_row[slot] >= 0) {
     g.row_scale[slot_row[slot]] = g.weights[token * g.weight_stride + slot * g.weight_step];
   }
@@ -183,6 +188,15 @@ __device__ inline void store8(__nv_bfloat16* to, const float* values, bool vecto
   }
 }
 
+// Without a list of rows every slot has its own, where its expert is ours.
+__device__ inline int row_of_slot(const CombineArguments& c, int slot) {
+  if (c.slot_row != nullptr) return c.slot_row[slot];
+  const std::int64_t at = slot / c.top_k * c.routed.stride + slot % c.top_k * c.routed.step;
+  const std::int64_t id = c.routed.wide != 0 ? static_cast<const std::int64_t*>(c.routed.ids)[at]
+                                             : static_cast<const std::int32_t*>(c.routed.ids)[at];
+  return id >= 0 && id < c.routed.experts ? slot : -1;
+}
+
 // The weighted sum of a token's rows in the order of its slots, in fp32; several rows are on their way at
 // once.
 __device__ inline void combine(const CombineArguments& c) {
@@ -190,7 +204,8 @@ __device__ inline void combine(const CombineArguments& c) {
   const int token = static_cast<int>(blockIdx.x);
   const int piece = piece_of_thread();
   if (piece >= c.width / 8) return;
-  const std::int32_t* slot_row = c.slot_row + std::int64_t{token} * c.top_k;
+  wait_for_predecessors();
+  let_successor_start();
   const auto* rows = static_cast<const __nv_bfloat16*>(c.rows);
   auto* output = static_cast<__nv_bfloat16*>(c.output);
   const bool vectors = aligned16(c.output, 0);
@@ -201,7 +216,7 @@ __device__ inline void combine(const CombineArguments& c) {
 #pragma unroll
     for (int ahead = 0; ahead < kAhead; ++ahead) {
       const int slot = base + ahead;
-      const int row = slot < c.top_k ? slot_row[slot] : -1;
+      const int row = slot < c.top_k ? row_of_slot(c, token * c.top_k + slot) : -1;
       if (row < 0) continue;
       data[ahead] = reinterpret_cast<const uint4*>(rows + std::int64_t{row} * c.width)[piece];
       weight[ahead] =

@@ -33,6 +33,12 @@ bool is_device(std::uintptr_t address) {
   return address < next->first + next->second;
 }
 
+// What was launched since a test asked last.
+std::vector<std::string>& launches() {
+  static std::vector<std::string> list;
+  return list;
+}
+
 constexpr int kOutOfMemory = 2;
 constexpr int kInvalidValue = 1;
 int the_context = 0;
@@ -304,13 +310,77 @@ void gemm(const std::string& name, const Map& a, const Map& b, const GemmArgumen
   }
 }
 
+// -1 where the expert is not here.
+std::int64_t expert_of(const RoutedIds& r, int slot) {
+  const std::int64_t at = slot / r.top_k * r.stride + slot % r.top_k * r.step;
+  const std::int64_t id = r.wide != 0 ? static_cast<const std::int64_t*>(r.ids)[at]
+                                      : static_cast<const std::int32_t*>(r.ids)[at];
+  return id >= 0 && id < r.experts ? id : -1;
+}
+
+// What a slot adds at an output, before the activation or the sum: `part` 1 is up.
+float stream_product(const StreamArguments& s, int slot, std::int64_t expert, int output, int part,
+                     bool gated) {
+  const auto* weights = static_cast<const std::uint16_t*>(s.weights) + expert * s.expert_stride +
+                        output * s.row_stride + s.offset[part];
+  const int row = s.input_of_slots != 0 ? slot : slot / s.routed.top_k;
+  const auto* input = static_cast<const std::uint16_t*>(s.input) + row * s.input_stride;
+  double sum = 0;
+  for (int k = 0; k < s.depth; ++k) sum += from_bf16(weights[k]) * from_bf16(input[k]);
+  return static_cast<float>(sum) * (s.weight == nullptr || s.sum != 0
+                                        ? 1.0f
+                                        : s.weight[slot / s.routed.top_k * s.weight_stride +
+                                                   slot % s.routed.top_k * s.weight_step]) +
+         (s.bias == nullptr ? 0.0f
+                            : s.bias[(expert * (gated ? 2 : 1) + part) * s.columns + output]);
+}
+
+// Blocks of x must cover the outputs, and blocks of y the slots, or the tokens of a sum.
+bool stream(const std::string& name, const StreamArguments& s, const unsigned (&grid)[3]) {
+  const bool gated = name == "flexact_stream_gated";
+  const bool down = name == "flexact_stream_down";
+  const auto rows =
+      static_cast<unsigned>(s.sum != 0 ? s.routed.slots / s.routed.top_k : s.routed.slots);
+  const bool divides = s.row_warps == 1 || s.row_warps == 2 || s.row_warps == 4 || s.row_warps == 8;
+  if (!divides || grid[1] != rows || s.routed.slots > kStreamMaxSlots || (s.sum != 0 && !down) ||
+      grid[0] != static_cast<unsigned>((s.columns - 1) / (kStreamRows * s.row_warps) + 1) ||
+      reinterpret_cast<std::uintptr_t>(s.input) % 16 != 0 || s.input_stride % 8 != 0)
+    return false;
+  auto* output = static_cast<std::uint16_t*>(s.output);
+  for (int o = 0; o < s.columns; ++o) {
+    float sum = 0;
+    for (int slot = 0; slot < s.routed.slots; ++slot) {
+      const std::int64_t expert = expert_of(s.routed, slot);
+      if (expert >= 0) {
+        float y = stream_product(s, slot, expert, o, 0, gated);
+        if (gated) y *= stream_product(s, slot, expert, o, 1, gated);
+        if (!gated && !down) y *= 2;
+        if (!down && s.value_columns > 0) y += s.values[expert * s.value_stride];
+        if (s.sum == 0) output[std::int64_t{slot} * s.columns + o] = to_bf16(y);
+        if (s.weight != nullptr)
+          y *= s.weight[slot / s.routed.top_k * s.weight_stride +
+                        slot % s.routed.top_k * s.weight_step];
+        sum += y;
+      }
+      if (s.sum != 0 && slot % s.routed.top_k == s.routed.top_k - 1) {
+        output[std::int64_t{slot / s.routed.top_k} * s.columns + o] = to_bf16(sum * s.scale);
+        sum = 0;
+      }
+    }
+  }
+  return true;
+}
+
 void combine(const CombineArguments& c, unsigned tokens) {
   auto* output = static_cast<std::uint16_t*>(c.output);
   for (std::int64_t m = 0; m < tokens; ++m) {
     for (int h = 0; h < c.width; ++h) {
       float sum = 0;
       for (int slot = 0; slot < c.top_k; ++slot) {
-        const std::int64_t row = c.slot_row[m * c.top_k + slot];
+        const std::int64_t at = m * c.top_k + slot;
+        const std::int64_t row = c.slot_row != nullptr                            ? c.slot_row[at]
+                                 : expert_of(c.routed, static_cast<int>(at)) >= 0 ? at
+                                                                                  : -1;
         float value = 0;
         if (row >= 0) {
           value = from_bf16(static_cast<const std::uint16_t*>(c.rows)[row * c.width + h]);
@@ -341,6 +411,15 @@ void order_bias(const BiasArguments& b, unsigned experts) {
 }  // namespace
 
 extern "C" {
+
+// For tests: the names of the kernels launched since the last call, one a line.
+const char* fake_launches() {
+  static std::string text;
+  text.clear();
+  for (const std::string& each : launches()) text += each + "\n";
+  launches().clear();
+  return text.c_str();
+}
 
 int cuInit(unsigned) {
   return 0;
@@ -467,6 +546,14 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
                      void**) {
   const std::string& name = *static_cast<const std::string*>(kernel);
   const unsigned blocks = configuration->grid[0];
+  bool dependent = false;
+  for (unsigned i = 0; i < configuration->attribute_count; ++i) {
+    const LaunchAttribute& attribute = configuration->attributes[i];
+    if (attribute.id == kProgrammaticLaunch) dependent = attribute.value.programmatic == 1;
+    if (attribute.id == kClusterDimension && blocks % attribute.value.cluster.x != 0)
+      return kInvalidValue;
+  }
+  launches().push_back(name + (dependent ? " dependent" : ""));
   if (name == "flexact_route") {
     const auto& arguments = *static_cast<const RouteArguments*>(parameters[0]);
     if (configuration->shared_bytes < static_cast<unsigned>(arguments.experts) * 8)
@@ -488,6 +575,9 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     gather_fp8(arguments, blocks);
   } else if (name == "flexact_fp8_round") {
     round_rows(*static_cast<const Fp8RoundArguments*>(parameters[0]), blocks);
+  } else if (name.rfind("flexact_stream", 0) == 0) {
+    if (!stream(name, *static_cast<const StreamArguments*>(parameters[0]), configuration->grid))
+      return kInvalidValue;
   } else {
     Map a, b;
     std::memcpy(&a, parameters[0], sizeof a);

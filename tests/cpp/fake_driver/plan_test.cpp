@@ -12,6 +12,7 @@
 
 #include "cuda/backend.hpp"
 #include "cuda/driver.hpp"
+#include "cuda/jit/shared_library.hpp"
 #include "device.hpp"
 #include "flexact/activation.hpp"
 #include "flexact/error.hpp"
@@ -187,6 +188,67 @@ TEST(CutlassPlan, passes_every_layout_and_option_to_the_kernels) {
                    std::string(to_string(pairing)) + " " + std::to_string(choices));
     }
   }
+}
+
+// The kernels that were launched since the last call.
+std::string launched() {
+  const char* (*list)() = nullptr;
+  flexact::cuda::load_library("libcuda.so.1").load("fake_launches", list);
+  return list();
+}
+
+TEST(CutlassPlan, few_tokens_stream_in_every_layout_and_option) {
+  NEED_MACHINE();
+  for (const Pairing pairing :
+       {Pairing::Concat, Pairing::UpFirst, Pairing::Interleaved, Pairing::None}) {
+    for (unsigned choices = 0; choices < 32; ++choices) {
+      const std::int64_t tokens = 1 + choices % 9;
+      const Layer layer(pairing, choices, tokens);
+      flexact::cuda::PlanOptions options;
+      options.wish.path = flexact::cuda::Path::Stream;
+      options.wish.row_warps = 1 << choices % 4;
+      options.wish.row_warps2 = 1 << choices / 4 % 4;
+      if (choices % 3 != 0) options.wish.sum = static_cast<int>(choices % 3) - 1;
+      launched();
+      expect_equal(on_gpu(layer, options), on_cpu(layer),
+                   std::string(to_string(pairing)) + " " + std::to_string(choices));
+      EXPECT_THAT(launched(), testing::AllOf(HasSubstr("flexact_stream_down"),
+                                             testing::Not(HasSubstr("gemm"))));
+    }
+  }
+}
+
+TEST(CutlassPlan, one_token_is_two_launches_and_eight_are_three) {
+  NEED_MACHINE();
+  flexact::cuda::PlanOptions options;
+  options.wish.path = flexact::cuda::Path::Stream;
+  options.wish.dependent_launches = 1;
+  launched();
+  on_gpu(Layer(Pairing::Concat, 0, 1), options);
+  EXPECT_EQ(launched(), "flexact_stream_gated dependent\nflexact_stream_down dependent\n");
+  on_gpu(Layer(Pairing::None, 0, 8), options);
+  EXPECT_EQ(launched(),
+            "flexact_stream_unary dependent\nflexact_stream_down dependent\n"
+            "flexact_combine dependent\n");
+}
+
+TEST(CutlassPlan, the_stream_path_gives_way_where_it_cannot_read) {
+  NEED_MACHINE();
+  flexact::cuda::PlanOptions options;
+  options.wish.path = flexact::cuda::Path::Stream;
+  launched();
+  const Layer many(Pairing::Concat, 1, 90);  // 270 slots
+  expect_equal(on_gpu(many, options), on_cpu(many), "many");
+  EXPECT_THAT(launched(), HasSubstr("flexact_gemm_gated\n"));
+}
+
+TEST(CutlassPlan, what_no_gpu_has_measured_is_not_the_default) {
+  NEED_MACHINE();
+  launched();
+  on_gpu(Layer(Pairing::Concat, 0, 1));
+  EXPECT_EQ(launched(),
+            "flexact_route\nflexact_gather\nflexact_gemm_gated\nflexact_gemm_plain\n"
+            "flexact_combine\n");
 }
 
 TEST(CutlassPlan, takes_many_tokens_in_chunks_of_bounded_scratch) {

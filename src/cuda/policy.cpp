@@ -1,0 +1,105 @@
+// Choices for an H100, and which of them have been measured.
+#include "cuda/policy.hpp"
+
+#include <algorithm>
+
+#include "cuda/kernels/arguments.hpp"
+
+namespace flexact::cuda {
+
+namespace {
+
+// The one place that turns on what benchmark/moe/cuda_moe --variants has found faster on a GPU.
+// What is false here has not run on one: it is reached by a wish alone.
+constexpr bool kStreamIsMeasured = false;
+constexpr bool kDependentLaunchesAreMeasured = false;
+constexpr bool kNarrowTilesAreMeasured = false;
+
+// From here on the tiled kernels are as fast: they read every expert's weights once as well.
+constexpr std::int64_t kMostStreamTokens = 8;
+// So few tokens share few experts: adding a token's results where they are made saves a launch, and
+// costs reading the weights of a shared expert again.
+constexpr std::int64_t kMostSummedTokens = 2;
+
+// Measured: benchmark/results/cuda_moe_h100.json.
+constexpr int kGroupRows = 8;
+constexpr int kGroupRowsOfFew = 4;  // where experts have fewer than four row tiles on average
+constexpr int kGroupRows2 = 4;
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
+  return problem.format == Format::Bf16 && aligned && tokens * problem.top_k <= kStreamMaxSlots;
+}
+
+// As many warps beside each other as leave every multiprocessor several blocks: a block that is
+// wide divides its depth less, so it has longer rows to read between its beginning and its end.
+int row_warps_for(std::int64_t outputs, std::int64_t blocks_of_y, int multiprocessors) {
+  int warps = 8;
+  while (warps > 1 &&
+         ceil_div(outputs, kStreamRows * warps) * blocks_of_y < 8 * std::int64_t{multiprocessors})
+    warps /= 2;
+  return warps;
+}
+
+// A tile of fewer columns where that shortens the last round of tiles by more than it costs.
+int columns_for(const MoeProblem& problem, std::int64_t tokens, int multiprocessors) {
+  const std::int64_t rows = tokens * problem.top_k;
+  // Experts' last tiles are half full on average.
+  const std::int64_t row_tiles = ceil_div(rows, kTileRows) + std::min(rows, problem.experts) / 2;
+  int best = kTileColumns;
+  double least = 0;
+  for (const int columns : {256, 192, 128}) {
+    const std::int64_t tiles = row_tiles * ceil_div(problem.hidden, columns);
+    // A narrow tile reads more for each product.
+    const double slower = columns == 256 ? 1.0 : columns == 192 ? 1.03 : 1.08;
+    const double time = static_cast<double>(ceil_div(tiles, multiprocessors) * columns) * slower;
+    if (least == 0 || time < least) {
+      least = time;
+      best = columns;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int multiprocessors,
+              const Wish& wish) {
+  Choice choice;
+  const bool few = tokens <= kMostStreamTokens && kStreamIsMeasured;
+  const bool stream = wish.path == Path::Auto ? few : wish.path == Path::Stream;
+  choice.path = stream && stream_fits(problem, tokens, aligned) ? Path::Stream : Path::Tiled;
+  choice.dependent_launches =
+      wish.dependent_launches < 0 ? kDependentLaunchesAreMeasured : wish.dependent_launches == 1;
+
+  const bool short_groups = tokens * problem.top_k < 4 * kTileRows * problem.experts;
+  choice.group_rows = wish.group_rows != 0 ? wish.group_rows
+                      : short_groups       ? kGroupRowsOfFew
+                                           : kGroupRows;
+  choice.group_rows2 = wish.group_rows2 != 0 ? wish.group_rows2 : kGroupRows2;
+  choice.columns2 = wish.columns2 != 0        ? wish.columns2
+                    : kNarrowTilesAreMeasured ? columns_for(problem, tokens, multiprocessors)
+                                              : kTileColumns;
+
+  const std::int64_t slots = tokens * problem.top_k;
+  choice.sum = problem.combine && (wish.sum < 0 ? tokens <= kMostSummedTokens : wish.sum == 1);
+  choice.row_warps = wish.row_warps != 0
+                         ? wish.row_warps
+                         : row_warps_for(problem.intermediate, slots, multiprocessors);
+  choice.row_warps2 =
+      wish.row_warps2 != 0
+          ? wish.row_warps2
+          : row_warps_for(problem.hidden, choice.sum ? tokens : slots, multiprocessors);
+  return choice;
+}
+
+bool may_take(Path path, const MoeProblem& problem, const Wish& wish) {
+  if (path == Path::Tiled) return true;
+  const bool wanted = wish.path == Path::Auto ? kStreamIsMeasured : wish.path == Path::Stream;
+  return wanted && stream_fits(problem, 1, true);
+}
+
+}  // namespace flexact::cuda
