@@ -1,0 +1,45 @@
+// The instructions of the stream kernels that C++ has no words for.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "dependent_launch.cuh"
+
+namespace flexact::cuda::stream {
+
+// Loads that are zeros where `there` is false. Weights pass by the first-level cache: nobody reads them
+// again. The others may have been written by the predecessor, so they are not `nc`.
+__device__ __forceinline__ uint4 load_weights(const void* address, bool there) {
+  uint4 v;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+      "@p ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(address), "r"(static_cast<int>(there)));
+  return v;
+}
+__device__ __forceinline__ uint4 load_input(const void* address, bool there) {
+  uint4 v;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
+      "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(address), "r"(static_cast<int>(there)));
+  return v;
+}
+
+// acc (16 outputs × 8 slots) += 16 values of K; `low` and `high` hold two pairs each of this thread's two
+// rows, `x` the same two pairs of its column.
+__device__ __forceinline__ void multiply(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
+                                         std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
+                                         std::uint32_t x1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(low0), "r"(high0), "r"(low1), "r"(high1), "r"(x0), "r"(x1));
+}
+
+}  // namespace flexact::cuda::stream

@@ -1,0 +1,181 @@
+// A block of CUDA threads on the CPU: each thread is a fibre that runs until it meets others.
+// Enough of CUDA's names to compile a kernel that needs no tensor map, and only those.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#define __device__
+#define __forceinline__ inline
+#define __global__ inline
+#define __grid_constant__
+#define __shared__ static
+#define __launch_bounds__(...)
+
+struct uint4 {
+  std::uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) {
+  return {x, y};
+}
+
+struct __nv_bfloat16 {
+  std::uint16_t bits;
+};
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  const auto word = std::bit_cast<std::uint32_t>(value);
+  if (std::isnan(value)) return {0x7fff};
+  return {static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16)};
+}
+inline __nv_bfloat162 __floats2bfloat162_rn(float low, float high) {
+  return {__float2bfloat16_rn(low), __float2bfloat16_rn(high)};
+}
+
+namespace emulated {
+
+// What threads of a group hand to each other at one meeting.
+struct Meeting {
+  int arrived = 0;
+  unsigned round = 0;
+  std::array<std::array<std::uint32_t, 12>, 32> given{}, last{};
+};
+
+class Block {
+ public:
+  static Block& current() {
+    static Block block;
+    return block;
+  }
+
+  struct Index {
+    unsigned x = 0, y = 0, z = 0;
+  };
+  Index thread, block;
+
+  // Runs kernel() as `threads` threads.
+  void run(int threads, Index at, const std::function<void()>& kernel) {
+    block = at;
+    body_ = &kernel;
+    all_ = {};
+    warps_.assign(static_cast<std::size_t>(threads) / 32, {});
+    fibres_.resize(static_cast<std::size_t>(threads));
+    done_ = 0;
+    for (auto& fibre : fibres_) {
+      if (!fibre) fibre = std::make_unique<Fibre>();
+      fibre->finished = false;
+      getcontext(&fibre->context);
+      fibre->context.uc_stack.ss_sp = fibre->stack.data();
+      fibre->context.uc_stack.ss_size = fibre->stack.size();
+      fibre->context.uc_link = &scheduler_;
+      makecontext(&fibre->context, &Block::enter, 0);
+    }
+    // A round in which nobody finishes and no group meets would be a deadlock.
+    while (done_ < threads) {
+      progress_ = false;
+      for (std::size_t i = 0; i < fibres_.size(); ++i) {
+        if (fibres_[i]->finished) continue;
+        running_ = i;
+        thread.x = static_cast<unsigned>(i);
+        swapcontext(&scheduler_, &fibres_[i]->context);
+      }
+      if (!progress_) throw std::runtime_error("threads wait for each other for ever");
+    }
+  }
+
+  void meet_all() { meet(all_, static_cast<int>(fibres_.size()), {}); }
+  // What every thread of the warp gave.
+  const Meeting& meet_warp(const std::array<std::uint32_t, 12>& given) {
+    Meeting& meeting = warps_[running_ / 32];
+    meet(meeting, 32, given);
+    return meeting;
+  }
+
+ private:
+  struct Fibre {
+    ucontext_t context{};
+    bool finished = false;
+    std::array<char, 65536> stack;
+  };
+
+  static void enter() {
+    Block& self = current();
+    (*self.body_)();
+    self.fibres_[self.running_]->finished = true;
+    ++self.done_;
+    self.progress_ = true;
+  }
+
+  void meet(Meeting& meeting, int count, const std::array<std::uint32_t, 12>& given) {
+    const std::size_t me = running_;
+    meeting.given[me % 32] = given;
+    const unsigned round = meeting.round;
+    if (++meeting.arrived == count) {
+      meeting.arrived = 0;
+      meeting.last = meeting.given;
+      ++meeting.round;
+      progress_ = true;
+      return;
+    }
+    while (meeting.round == round) {
+      swapcontext(&fibres_[me]->context, &scheduler_);
+      running_ = me;
+      thread.x = static_cast<unsigned>(me);
+    }
+  }
+
+  ucontext_t scheduler_{};
+  std::vector<std::unique_ptr<Fibre>> fibres_;
+  const std::function<void()>* body_ = nullptr;
+  Meeting all_;
+  std::vector<Meeting> warps_;
+  std::size_t running_ = 0;
+  int done_ = 0;
+  bool progress_ = false;
+};
+
+}  // namespace emulated
+
+#define threadIdx (emulated::Block::current().thread)
+#define blockIdx (emulated::Block::current().block)
+
+inline void __syncthreads() {
+  emulated::Block::current().meet_all();
+}
+inline void __syncwarp() {
+  emulated::Block::current().meet_warp({});
+}
+inline unsigned __ballot_sync(unsigned, bool yes) {
+  const emulated::Meeting& warp = emulated::Block::current().meet_warp({yes ? 1u : 0u});
+  unsigned mask = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) mask |= warp.last[lane][0] << lane;
+  return mask;
+}
+inline float __shfl_xor_sync(unsigned, float value, int distance) {
+  const unsigned lane = threadIdx.x % 32;
+  const emulated::Meeting& warp =
+      emulated::Block::current().meet_warp({std::bit_cast<std::uint32_t>(value)});
+  return std::bit_cast<float>(warp.last[lane ^ static_cast<unsigned>(distance)][0]);
+}
+inline int __popc(unsigned mask) {
+  return std::popcount(mask);
+}
+inline float __ldg(const float* at) {
+  return *at;
+}
+using std::min;
