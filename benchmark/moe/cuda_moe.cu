@@ -437,6 +437,13 @@ std::vector<Variant> variants_for(int tokens) {
       }
     }
   } else if (tokens >= 1024) {
+    using flexact::cuda::Pairs;
+    for (const int groups : {0, 4, 8, 16}) {
+      const std::string suffix = groups == 0 ? "" : "_g" + std::to_string(groups);
+      add("pair_weights" + suffix,
+          [=](Wish& w) { w.pairs = Pairs::Weights, w.group_rows = w.group_rows2 = groups; });
+      add("pair_rows" + suffix, [=](Wish& w) { w.pairs = Pairs::Rows, w.group_rows = w.group_rows2 = groups; });
+    }
     add("g4", [](Wish& w) { w.group_rows = w.group_rows2 = 4; });
     add("g8", [](Wish& w) { w.group_rows = w.group_rows2 = 8; });
     add("g16", [](Wish& w) { w.group_rows = w.group_rows2 = 16; });
@@ -576,7 +583,7 @@ class Run {
                  s.name, tokens, options_.format.c_str(), variant.c_str(), options_.function.c_str(), part, us.median,
                  us.low, us.high, us.count, tflops, error);
     std::fflush(out_);
-    std::printf("%-11s M=%-6d %-16s %-8s %9.1f us %6.1f TFLOP/s  p10 %.1f p90 %.1f err %.2g\n", s.name, tokens,
+    std::printf("%-11s M=%-6d %-18s %-8s %9.1f us %6.1f TFLOP/s  p10 %.1f p90 %.1f err %.2g\n", s.name, tokens,
                 variant.c_str(), part, us.median, tflops, us.low, us.high, error);
     std::fflush(stdout);
   }

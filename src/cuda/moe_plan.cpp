@@ -131,7 +131,7 @@ class MoePlan final : public Plan {
   template <typename Arguments>
   void launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
                    const Arguments& arguments, const GemmArguments& gemm, std::int64_t row_tiles,
-                   bool dependent, Stream stream, const char* doing) const;
+                   const Choice& choice, Stream stream, const char* doing) const;
   void launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid, Stream stream) const;
   void launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
                         const Fp8Layer::Memory& memory, Stream stream) const;
@@ -212,6 +212,15 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   if (fp8_) {
     fp8_largest_ = kernel(*layer, "flexact_fp8_largest", 0);
     fp8_round_ = kernel(*layer, "flexact_fp8_round", 0);
+  }
+  if (wish_.pairs != Pairs::None && !fp8_) {
+    const std::string pair =
+        wish_.pairs == Pairs::Weights ? "flexact_pair_weights_" : "flexact_pair_rows_";
+    const auto up =
+        link_kernel(kernel_image("sm90_bf16_pair_" + variant), source, kArchitecture, function_);
+    const auto down = link_kernel(kernel_image("sm90_bf16_pair_plain"), {}, kArchitecture, {});
+    gemm1_ = kernel(*up, pair + variant, gemm_shared_);
+    gemm2_ = kernel(*down, pair + "plain", gemm_shared_);
   }
   if (stream_) {
     const auto up =
@@ -304,15 +313,16 @@ void MoePlan::launch_with(Kernel kernel, void** parameters, const Grid& grid, St
 template <typename Arguments>
 void MoePlan::launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
                           const Arguments& arguments, const GemmArguments& gemm,
-                          std::int64_t row_tiles, bool dependent, Stream stream,
+                          std::int64_t row_tiles, const Choice& choice, Stream stream,
                           const char* doing) const {
+  const unsigned together = choice.pairs == Pairs::None ? 1 : 2;
   const std::int64_t blocks =
-      std::min<std::int64_t>(multiprocessors_, row_tiles * gemm.column_tiles);
+      together * std::min<std::int64_t>(multiprocessors_ / together, row_tiles * gemm.column_tiles);
   void* parameters[] = {const_cast<TensorMap*>(&input), const_cast<TensorMap*>(&weights),
                         const_cast<Arguments*>(&arguments)};
   launch_with(kernel, parameters,
               {static_cast<unsigned>(blocks), 1, kGemmThreads, static_cast<unsigned>(gemm_shared_),
-               1, dependent},
+               together, choice.dependent_launches},
               stream, doing);
 }
 
@@ -439,6 +449,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.tile_count = tile_count;
   route.taken = taken;
   route.counters = counters();
+  route.tile_rows = choice.tile_rows();
   if ((launches_ & kSort) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
     launch(route_, route,
@@ -467,8 +478,10 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   }
 
   const bool gated = problem_.pairing != Pairing::None;
-  const auto columns_of = [](std::int64_t columns, bool half) {
-    return static_cast<std::int32_t>(ceil_div(columns, half ? kTileColumns / 2 : kTileColumns));
+  const auto columns_of = [&choice](std::int64_t columns, bool half) {
+    const std::int64_t tile = half ? kTileColumns / 2 : kTileColumns;
+    return static_cast<std::int32_t>(
+        ceil_div(columns, choice.pairs == Pairs::Rows ? 2 * tile : tile));
   };
   GemmArguments gemm{};
   gemm.tiles = tiles;
@@ -491,11 +504,10 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
     const char* doing = "computing gate, up and activation";
     if (fp8_) {
       launch_gemm(gemm1_, input, map13_, fp8_->gemm1(gemm, memory), gemm, most_tiles(tokens),
-                  choice.dependent_launches, stream, doing);
+                  choice, stream, doing);
       if (fp8_->rounds_later()) launch_fp8_round(gemm, workspace, at, memory, stream);
     } else {
-      launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), choice.dependent_launches,
-                  stream, doing);
+      launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), choice, stream, doing);
     }
   }
 
@@ -515,11 +527,11 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
         map_rows(driver_, element_, workspace + (fp8_ ? at.codes : at.activated), rows,
                  problem_.intermediate);
     if (fp8_) {
-      launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens),
-                  choice.dependent_launches, stream, "computing down");
-    } else {
-      launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), choice.dependent_launches,
+      launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens), choice,
                   stream, "computing down");
+    } else {
+      launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), choice, stream,
+                  "computing down");
     }
   }
 

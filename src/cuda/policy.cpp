@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "cuda/kernels/arguments.hpp"
-
 namespace flexact::cuda {
 
 namespace {
@@ -13,7 +11,6 @@ namespace {
 // What is false here has not run on one: it is reached by a wish alone.
 constexpr bool kStreamIsMeasured = false;
 constexpr bool kDependentLaunchesAreMeasured = false;
-constexpr bool kNarrowTilesAreMeasured = false;
 
 // From here on the tiled kernels are as fast: they read every expert's weights once as well.
 constexpr std::int64_t kMostStreamTokens = 8;
@@ -44,26 +41,6 @@ int row_warps_for(std::int64_t outputs, std::int64_t blocks_of_y, int multiproce
   return warps;
 }
 
-// A tile of fewer columns where that shortens the last round of tiles by more than it costs.
-int columns_for(const MoeProblem& problem, std::int64_t tokens, int multiprocessors) {
-  const std::int64_t rows = tokens * problem.top_k;
-  // Experts' last tiles are half full on average.
-  const std::int64_t row_tiles = ceil_div(rows, kTileRows) + std::min(rows, problem.experts) / 2;
-  int best = kTileColumns;
-  double least = 0;
-  for (const int columns : {256, 192, 128}) {
-    const std::int64_t tiles = row_tiles * ceil_div(problem.hidden, columns);
-    // A narrow tile reads more for each product.
-    const double slower = columns == 256 ? 1.0 : columns == 192 ? 1.03 : 1.08;
-    const double time = static_cast<double>(ceil_div(tiles, multiprocessors) * columns) * slower;
-    if (least == 0 || time < least) {
-      least = time;
-      best = columns;
-    }
-  }
-  return best;
-}
-
 }  // namespace
 
 Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int multiprocessors,
@@ -72,17 +49,22 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   const bool few = tokens <= kMostStreamTokens && kStreamIsMeasured;
   const bool stream = wish.path == Path::Auto ? few : wish.path == Path::Stream;
   choice.path = stream && stream_fits(problem, tokens, aligned) ? Path::Stream : Path::Tiled;
+  // The FP8 kernels do not wait for their predecessors.
   choice.dependent_launches =
-      wish.dependent_launches < 0 ? kDependentLaunchesAreMeasured : wish.dependent_launches == 1;
+      problem.format == Format::Bf16 &&
+      (wish.dependent_launches < 0 ? kDependentLaunchesAreMeasured : wish.dependent_launches == 1);
 
   const bool short_groups = tokens * problem.top_k < 4 * kTileRows * problem.experts;
   choice.group_rows = wish.group_rows != 0 ? wish.group_rows
                       : short_groups       ? kGroupRowsOfFew
                                            : kGroupRows;
   choice.group_rows2 = wish.group_rows2 != 0 ? wish.group_rows2 : kGroupRows2;
-  choice.columns2 = wish.columns2 != 0        ? wish.columns2
-                    : kNarrowTilesAreMeasured ? columns_for(problem, tokens, multiprocessors)
-                                              : kTileColumns;
+  // Pairs of CTAs have not run on a GPU: a wish alone asks for them.
+  choice.pairs = problem.format == Format::Bf16 ? wish.pairs : Pairs::None;
+  if (choice.pairs == Pairs::Weights) {
+    choice.group_rows = std::max(1, choice.group_rows / 2);
+    choice.group_rows2 = std::max(1, choice.group_rows2 / 2);
+  }
 
   const std::int64_t slots = tokens * problem.top_k;
   choice.sum = problem.combine && (wish.sum < 0 ? tokens <= kMostSummedTokens : wish.sum == 1);

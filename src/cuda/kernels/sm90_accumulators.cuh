@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <cute/arch/mma_sm90_gmma.hpp>
+#include <cute/arch/util.hpp>
 
 namespace flexact::cuda::sm90 {
 

@@ -94,8 +94,8 @@ void route(const RouteArguments& r) {
     for (int slot = 0; slot < r.tokens * r.top_k; ++slot) {
       if (id_of(r, slot) == e) r.slot_row[slot] = row++;
     }
-    for (int at = first; at < row; at += kTileRows) {
-      r.tiles[tiles++] = {e, at, std::min(kTileRows, row - at), 0};
+    for (int at = first; at < row; at += r.tile_rows) {
+      r.tiles[tiles++] = {e, at, std::min(r.tile_rows, row - at), 0};
     }
   }
   *r.tile_count = tiles;
@@ -275,8 +275,8 @@ void gemm_fp8(const std::string& variant, const Map& a, const Map& b, const Fp8G
 }
 
 void gemm(const std::string& name, const Map& a, const Map& b, const GemmArguments& g) {
-  const bool gated = name == "flexact_gemm_gated";
-  const bool unary = name == "flexact_gemm_unary";
+  const bool gated = name.ends_with("_gated");
+  const bool unary = name.ends_with("_unary");
   auto* output = static_cast<std::uint16_t*>(g.output);
   for (int t = 0; t < *g.tile_count; ++t) {
     const RowTile& tile = g.tiles[t];
