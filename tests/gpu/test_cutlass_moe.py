@@ -1,0 +1,128 @@
+"""The backend cutlass through torch on a Hopper GPU: every way in against fp64, streams and graphs."""
+
+import flexact
+import flexact.moe
+import pytest
+import torch
+from flexact import ActivationRegistry, _core, fused_moe
+from moe_reference import reference_moe
+
+SWISH = ActivationRegistry.get_activation("swish", {"beta": 1.5})
+
+
+def refusal():
+    problem = _core.MoeProblem(experts=2, top_k=1, hidden=8, intermediate=8)
+    return _core.refuse("cutlass", problem, SWISH.function.gated())
+
+
+pytestmark = pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
+
+
+class Layer:
+    def __init__(self, tokens, seed=0, experts=6, top_k=2, hidden=136, intermediate=72, pairing="concat"):
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape, size=1.0):
+            return (torch.randn(*shape, generator=generator) * size).bfloat16().cuda()
+
+        rows = intermediate if pairing == "none" else 2 * intermediate
+        self.pairing = pairing
+        self.top_k = top_k
+        self.x = normal(tokens, hidden)
+        self.w13 = normal(experts, rows, hidden, size=1.5 / hidden**0.5)
+        self.w2 = normal(experts, hidden, intermediate, size=1 / intermediate**0.5)
+        self.weights = (torch.rand(tokens, top_k, generator=generator) + 0.1).cuda()
+        self.ids = torch.randint(-1, experts, (tokens, top_k), generator=generator).cuda()
+
+    @property
+    def inputs(self):
+        return self.x, self.weights, self.ids
+
+    def call(self, **options):
+        arguments = (self.x, self.w13, self.w2, self.weights, self.ids, SWISH)
+        return fused_moe(*arguments, pairing=self.pairing, backend="cutlass", **options)
+
+    def expected(self, beta=1.5, **options):
+        def function(expert, g, u=1):
+            return g * torch.sigmoid(beta * g) * u
+
+        tensors = (each.cpu() for each in (self.x, self.w13, self.w2, self.weights, self.ids))
+        return reference_moe(*tensors, function, pairing=self.pairing, **options)
+
+
+def assert_near(actual, expected):
+    assert actual.is_cuda
+    assert actual.dtype == torch.bfloat16
+    scale = expected.abs().max()
+    torch.testing.assert_close(actual.cpu().double() / scale, expected / scale, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("pairing", ["concat", "up_first", "interleaved", "none"])
+@pytest.mark.parametrize("tokens", [1, 3, 9, 40, 300])
+def test_operator_and_plan_equal_fp64(tokens, pairing):
+    layer = Layer(tokens, pairing=pairing)
+    assert_near(layer.call(), layer.expected())
+    plan = flexact.moe.plan(
+        layer.w13, layer.w2, SWISH, top_k=layer.top_k, pairing=pairing, backend="cutlass", combine=False
+    )
+    assert plan.describe().startswith("cutlass")
+    assert plan.resident_bytes == 0
+    assert_near(plan.run(*layer.inputs), layer.expected(combine=False))
+
+
+def test_environment_names_the_backend_and_auto_does_not_take_it(monkeypatch):
+    layer = Layer(9)
+    expected = layer.call()
+    monkeypatch.setenv("FLEXACT_BACKEND", "cutlass")
+    again = fused_moe(layer.x, layer.w13, layer.w2, layer.weights, layer.ids, SWISH)
+    assert torch.equal(again, expected)
+    monkeypatch.delenv("FLEXACT_BACKEND")
+    plan = flexact.moe.plan(layer.w13, layer.w2, SWISH, top_k=layer.top_k)
+    assert not plan.describe().startswith("cutlass")
+
+
+def test_values_of_a_call_replace_the_plan_s_own():
+    layer = Layer(20)
+    plan = flexact.moe.plan(layer.w13, layer.w2, SWISH, top_k=layer.top_k, backend="cutlass")
+    for values in (torch.tensor([[0.4]]), torch.tensor([[0.4]], device="cuda")):
+        assert_near(plan.run(*layer.inputs, activation_values=values), layer.expected(beta=0.4))
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 300])
+def test_replay_of_a_graph_follows_new_inputs(tokens):
+    layer, other = Layer(tokens, seed=1), Layer(tokens, seed=2)
+    plan = flexact.moe.plan(layer.w13, layer.w2, SWISH, top_k=layer.top_k, backend="cutlass")
+    plan.run(*layer.inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = plan.run(*layer.inputs)
+    for mine, new in zip(layer.inputs, other.inputs, strict=True):
+        mine.copy_(new)
+    graph.replay()
+    assert_near(result, layer.expected())
+
+
+def test_it_runs_on_the_current_stream():
+    layer = Layer(300)
+    expected = layer.call()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        layer.x.mul_(0)
+        layer.x.add_(1)
+        late = layer.call()
+    stream.synchronize()
+    assert not torch.equal(late, expected)
+    assert_near(late, layer.expected())
+
+
+def test_what_it_cannot_read_is_refused_by_name():
+    layer = Layer(4)
+    plan = flexact.moe.plan(layer.w13, layer.w2, SWISH, top_k=layer.top_k, backend="cutlass")
+    with pytest.raises(flexact.InvalidArgument, match="topk_ids is on cpu"):
+        plan.run(layer.x, layer.weights, layer.ids.cpu())
+    with pytest.raises(flexact.Unsupported, match="float16"):
+        fused_moe(layer.x.half(), layer.w13, layer.w2, layer.weights, layer.ids, SWISH, backend="cutlass")
+    with pytest.raises(flexact.Unsupported, match="CUDA tensors"):
+        flexact.moe.plan(layer.w13.cpu(), layer.w2.cpu(), SWISH, top_k=2, backend="cutlass")
