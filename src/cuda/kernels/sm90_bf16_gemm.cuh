@@ -13,6 +13,7 @@
 
 #include <cutlass/arch/reg_reconfig.h>
 
+#include "dependent_launch.cuh"
 #include "sm90_epilogue.cuh"
 #include "sm90_stages.cuh"
 #include "sm90_tiles.cuh"
@@ -38,8 +39,8 @@ struct SharedStorage {
 static_assert(sizeof(SharedStorage) <= kGemmSharedBytes);
 
 // A consumer warpgroup.
-template <Epilogue kEpilogue>
-__device__ __forceinline__ void consume(SharedStorage& shared, const GemmArguments& arguments) {
+template <Epilogue kEpilogue, typename Storage>
+__device__ __forceinline__ void consume(Storage& shared, const GemmArguments& arguments) {
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
 
@@ -48,7 +49,7 @@ __device__ __forceinline__ void consume(SharedStorage& shared, const GemmArgumen
   Ring<kStages> ring;
   Ring<kWorkSlots> work;
   while (true) {
-    const int4 tile = next_tile(shared.queue, work, lane);
+    const int4 tile = next_of(shared, work, lane);
     if (tile.w < 0) break;
 
     // The second warpgroup has nothing to do in a short tile.
@@ -81,6 +82,8 @@ __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUt
     init_barriers(shared, 1, kConsumers * 4);
   }
   __syncthreads();
+  wait_for_predecessors();
+  let_successor_start();
 
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();

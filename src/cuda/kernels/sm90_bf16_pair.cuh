@@ -74,20 +74,20 @@ __device__ __forceinline__ int4 part_of(int4 tile, int rank) {
 }
 
 template <Share kShare>
-struct Pair {
-  int rank;
+struct PairStorage : SharedStorage {};
 
-  __device__ __forceinline__ int4 next(SharedStorage& shared, Ring<kWorkSlots>& work, int lane) const {
-    return part_of<kShare>(next_of_pair(shared.queue, work, lane), rank);
-  }
-  __device__ __forceinline__ void release(EmptyBarrier& stage, int lane) const {
-    stage.arrive(static_cast<std::uint32_t>(lane), lane < 2 ? 1u : 0u);
-  }
-};
+template <Share kShare>
+__device__ __forceinline__ int4 next_of(PairStorage<kShare>& shared, Ring<kWorkSlots>& work, int lane) {
+  return part_of<kShare>(next_of_pair(shared.queue, work, lane), static_cast<int>(rank_in_pair()));
+}
+template <Share kShare>
+__device__ __forceinline__ void release(PairStorage<kShare>& shared, int stage, int lane) {
+  shared.empty[stage].arrive(static_cast<std::uint32_t>(lane), lane < 2 ? 1u : 0u);
+}
 
 // The copies of a tile's stages. Both CTAs expect their own part and both halves of what is shared.
 template <Epilogue kEpilogue, Share kShare>
-__device__ __forceinline__ void copy_tile(SharedStorage& shared, const CUtensorMap* map_a,
+__device__ __forceinline__ void copy_tile(PairStorage<kShare>& shared, const CUtensorMap* map_a,
                                           const CUtensorMap* map_b, const GemmArguments& arguments,
                                           const int4& tile, int rank, Ring<kStages>& ring) {
   constexpr std::uint16_t kBoth = 3;
@@ -126,7 +126,7 @@ __device__ __forceinline__ void copy_tile(SharedStorage& shared, const CUtensorM
 
 // One thread of rank 0: takes tiles, tells both, and copies.
 template <Epilogue kEpilogue, Share kShare>
-__device__ __forceinline__ void lead(SharedStorage& shared, const CUtensorMap* map_a, const CUtensorMap* map_b,
+__device__ __forceinline__ void lead(PairStorage<kShare>& shared, const CUtensorMap* map_a, const CUtensorMap* map_b,
                                      const GemmArguments& arguments) {
   const int row_tiles = *arguments.tile_count;
   const int tiles = row_tiles * arguments.column_tiles;
@@ -161,7 +161,7 @@ __device__ __forceinline__ void lead(SharedStorage& shared, const CUtensorMap* m
 
 // One thread of rank 1.
 template <Epilogue kEpilogue, Share kShare>
-__device__ __forceinline__ void follow(SharedStorage& shared, const CUtensorMap* map_a,
+__device__ __forceinline__ void follow(PairStorage<kShare>& shared, const CUtensorMap* map_a,
                                        const CUtensorMap* map_b, const GemmArguments& arguments) {
   Ring<kStages> ring;
   Ring<kWorkSlots> work;
@@ -179,7 +179,7 @@ template <Epilogue kEpilogue, Share kShare>
 __device__ __forceinline__ void paired_gemm(const CUtensorMap* map_a, const CUtensorMap* map_b,
                                             const GemmArguments& arguments) {
   extern __shared__ std::uint8_t memory[];
-  auto& shared = *reinterpret_cast<SharedStorage*>(
+  auto& shared = *reinterpret_cast<PairStorage<kShare>*>(
       (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
   const int rank = static_cast<int>(rank_in_pair());
@@ -212,7 +212,7 @@ __device__ __forceinline__ void paired_gemm(const CUtensorMap* map_a, const CUte
     pair_sync();
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
-    consume<kEpilogue>(shared, arguments, Pair<kShare>{rank});
+    consume<kEpilogue>(shared, arguments);
     pair_sync();
   }
 }

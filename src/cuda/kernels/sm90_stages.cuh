@@ -54,6 +54,17 @@ __device__ __forceinline__ void fence(float (&acc)[kCount]) {
   for (float& each : acc) cute::warpgroup_fence_operand(each);
 }
 
+// By a warp that has read a stage. Storage of CTAs that share stages has a version of its own of this and of
+// next_of.
+template <typename Storage>
+__device__ __forceinline__ void release(Storage& shared, int stage, int lane) {
+  if (lane == 0) shared.empty[stage].arrive();
+}
+template <typename Storage>
+__device__ __forceinline__ int4 next_of(Storage& shared, Ring<kWorkSlots>& work, int lane) {
+  return next_tile(shared.queue, work, lane);
+}
+
 // acc = rows · weights^T over `steps` stages, for one warpgroup. One product stays in flight: a stage is given
 // back when the next one's has been issued.
 template <typename Mma, typename Storage, int kCount>
@@ -73,13 +84,13 @@ __device__ __forceinline__ void multiply_stages(float (&acc)[kCount], Storage& s
     scale = gmma::ScaleOut::One;
     cute::warpgroup_wait<1>();
     fence(acc);
-    if (step > 0 && lane == 0) shared.empty[previous].arrive();
+    if (step > 0) release(shared, previous, lane);
     previous = ring.slot;
     ring.advance();
   }
   cute::warpgroup_wait<0>();
   fence(acc);
-  if (lane == 0) shared.empty[previous].arrive();
+  release(shared, previous, lane);
 }
 
 // Takes part in the stages of a tile without multiplying.
@@ -87,7 +98,7 @@ template <typename Storage>
 __device__ __forceinline__ void skip_stages(Storage& shared, Ring<kStages>& ring, int steps, int lane) {
   for (int step = 0; step < steps; ++step) {
     shared.full[ring.slot].wait(ring.phase);
-    if (lane == 0) shared.empty[ring.slot].arrive();
+    release(shared, ring.slot, lane);
     ring.advance();
   }
 }
