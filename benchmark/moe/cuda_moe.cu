@@ -2,10 +2,11 @@
 // replays with the L2 cache flushed before each, as a whole and by launch.
 //
 //   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--format bf16] [--seconds S]
-//            [--variants]
+//            [--variants stream,pair_rows]
 //
 // Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call) and
-// fp8_tensor_given. benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M
+// fp8_tensor_given. Variants are compared with the default in turns: those of variants_for() whose names begin so.
+// benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M
 // and variant.
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
@@ -291,9 +292,15 @@ struct Batch {
   }
 };
 
-// ‖out − ref‖ / ‖ref‖ over sampled tokens, everything in fp64 but one rounding of the activated values to bf16.
-double error_of(const Layer& layer, const Batch& batch, const Function& function,
-                const std::vector<double>& parameters) {
+// Sampled tokens and what their rows must be.
+struct Expected {
+  std::vector<int> tokens;
+  std::vector<double> rows;
+};
+
+// Everything in fp64 but one rounding of the activated values to bf16.
+Expected expected_of(const Layer& layer, const Batch& batch, const Function& function,
+                     const std::vector<double>& parameters) {
   const Shape& s = layer.shape;
   const int samples = std::min(batch.tokens, 24);
   std::vector<int> tokens, rows, experts;
@@ -326,21 +333,28 @@ double error_of(const Layer& layer, const Batch& batch, const Function& function
   reference_gemm<<<dim3((s.hidden + 7) / 8, pairs), 256>>>(device_activated.get(), device_order.get(),
                                                           device_experts.get(), layer.w2.stored(), down.get());
   const std::vector<double> partial = down.read();
-  double difference = 0, size = 0;
-  std::vector<__nv_bfloat16> row(s.hidden);
+  Expected expected{tokens, {}};
   for (int i = 0; i < samples; ++i) {
-    CHECK(cudaMemcpy(row.data(), batch.output.get() + std::size_t(tokens[i]) * s.hidden, s.hidden * 2,
-                     cudaMemcpyDeviceToHost));
     for (int h = 0; h < s.hidden; ++h) {
       double want = 0;
       for (int slot = 0; slot < s.top_k; ++slot) {
         want += static_cast<double>(batch.weights[std::size_t(tokens[i]) * s.top_k + slot]) *
                 partial[(std::size_t(i) * s.top_k + slot) * s.hidden + h];
       }
-      const double got = __bfloat162float(row[h]);
-      difference += (got - want) * (got - want);
-      size += want * want;
+      expected.rows.push_back(want);
     }
+  }
+  return expected;
+}
+
+// ‖out − ref‖ / ‖ref‖ over the sampled tokens.
+double error_of(const Shape& s, const std::vector<__nv_bfloat16>& output, const Expected& expected) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < expected.rows.size(); ++i) {
+    const std::size_t token = expected.tokens[i / s.hidden];
+    const double got = __bfloat162float(output[token * s.hidden + i % s.hidden]);
+    difference += (got - expected.rows[i]) * (got - expected.rows[i]);
+    size += expected.rows[i] * expected.rows[i];
   }
   return std::sqrt(difference / size);
 }
@@ -413,9 +427,11 @@ struct Variant {
 };
 
 // What is compared with the default: choices for calls of so many tokens.
-std::vector<Variant> variants_for(int tokens) {
+std::vector<Variant> variants_for(int tokens, const std::vector<std::string>& wanted) {
   std::vector<Variant> list = {{"default", {}}};
   const auto add = [&](const std::string& name, auto change) {
+    const auto begins = [&](const std::string& each) { return !each.empty() && name.rfind(each, 0) == 0; };
+    if (std::none_of(wanted.begin(), wanted.end(), begins)) return;
     Variant variant{name, {}};
     variant.wish.dependent_launches = 1;
     change(variant.wish);
@@ -454,7 +470,7 @@ std::vector<Variant> variants_for(int tokens) {
 struct Options {
   std::string output, shapes, tokens = "1,16,128,1024,4096,16384", function = "swiglu", format = "bf16";
   double seconds = 200;
-  bool variants = false;
+  std::vector<std::string> variants;  // beginnings of names
 };
 
 std::vector<std::string> split(const std::string& text) {
@@ -509,7 +525,7 @@ class Run {
   void batch(const Layer& layer, int tokens) {
     const Shape& s = layer.shape;
     const Batch data(s, tokens);
-    const auto variants = options_.variants ? variants_for(tokens) : std::vector<Variant>{{"default", {}}};
+    const auto variants = variants_for(tokens, options_.variants);
     const std::size_t bytes = plan(layer, variants[0], flexact::cuda::kAllLaunches)->workspace_bytes(tokens);
     Array<char> workspace(bytes);
     const flexact::ParameterTable values{values_->get(), 1, static_cast<std::int64_t>(parameters_.size())};
@@ -517,6 +533,7 @@ class Run {
       each.run(data.inputs(s), values, workspace.get(), bytes, timer_.stream());
     };
 
+    const Expected expected = expected_of(layer, data, function_, parameters_);
     // Each is right before any is timed, and gives the same bits again.
     std::vector<std::unique_ptr<flexact::Plan>> plans;
     std::vector<cudaGraphExec_t> graphs;
@@ -527,8 +544,8 @@ class Run {
       CHECK(cudaMemset(data.output.get(), 0xff, data.output.size() * 2));
       launch(*plans.back());
       CHECK(cudaStreamSynchronize(timer_.stream()));
-      errors.push_back(error_of(layer, data, function_, parameters_));
       const std::vector<__nv_bfloat16> once = data.output.read();
+      errors.push_back(error_of(s, once, expected));
       // What E4M3 costs: 3 bits of each input and each activated value.
       const double allowed = layer.format == flexact::Format::Bf16 ? 0.006 : 0.06;
       if (!(errors.back() < allowed)) {
@@ -561,7 +578,7 @@ class Run {
                           {"combine", flexact::cuda::kCombine, 0}};
     for (std::size_t v = 0; v < variants.size(); ++v) {
       for (const Part& part : parts) {
-        if (options_.variants && part.flops == 0) continue;
+        if (!options_.variants.empty() && part.flops == 0) continue;
         if (part.launches == flexact::cuda::kGemm1) {
           // The layer's result overwrote the sorted rows.
           launch(*plan(layer, variants[v], flexact::cuda::kSort));
@@ -616,7 +633,7 @@ int main(int count, char** arguments) {
     } else if (name == "--seconds") {
       options.seconds = std::atof(next().c_str());
     } else if (name == "--variants") {
-      options.variants = true;
+      options.variants = split(next());
     } else {
       options.output = name;
     }

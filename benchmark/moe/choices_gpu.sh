@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Proves and times the choices of src/cuda/policy.hpp that are not the default, on a GPU of compute capability 9.0:
+#
+#   benchmark/moe/choices_gpu.sh FOLDER [BUILD]
+#
+# Each choice is first compared with fp64 (conformance, then the same under compute-sanitizer on a few cases); one that
+# fails or hangs is named and not timed. Then the others are timed in turns with the default: few tokens, then many.
+# FOLDER gets a JSON file for each step as it ends. BUILD (default build/developer) has the conformance program,
+# build/gpu/cuda_moe is of build_cuda_moe.sh. Under ten minutes.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+OUT=$1
+CONFORMANCE=${2:-build/developer}/tests/conformance/conformance
+SANITIZER=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+mkdir -p "$OUT"
+
+passed=
+check() { # CHOICE
+  local variant=sm_90a${1:+_$1} name=${1:-default}
+  timeout 40 "$CONFORMANCE" test --gpu --rows 2 --only "cutlass/$variant/bilinear" >"$OUT/$name.log" 2>&1 &&
+    for function in swiglu xielu situ; do
+      timeout 60 "$CONFORMANCE" test --gpu --rows 12 --only "cutlass/$variant/$function" \
+        --json "$OUT/conformance_${name}_$function.json" >>"$OUT/$name.log" 2>&1 || return 1
+    done &&
+    if [ -x "$SANITIZER" ]; then
+      for tool in memcheck synccheck; do
+        timeout 60 "$SANITIZER" --tool $tool --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 1 \
+          --only "cutlass/$variant/bilinear/concat/bf16" >>"$OUT/$name.log" 2>&1 || return 1
+      done
+    fi
+}
+for choice in "" stream stream_sum dependent pair_weights pair_rows; do
+  if check "$choice"; then
+    echo "passed: ${choice:-default}"
+    passed=$passed,$choice
+  else
+    echo "FAILED: ${choice:-default}"
+    tail -5 "$OUT/${choice:-default}.log"
+  fi
+done
+build/gpu/cuda_moe "$OUT/few.json" --variants "${passed:-,}" --tokens 1,2,4,8,16 --seconds 90
+build/gpu/cuda_moe "$OUT/many.json" --variants "${passed:-,}" --tokens 1024,4096,16384,128 --seconds 200
