@@ -333,14 +333,14 @@ TEST(CutlassPlan, fp8_layers_agree_with_fp64) {
   NEED_MACHINE();
   const conformance::Variant variant = {&flexact::backend("cutlass"), "sm_90a"};
   int proofs = 0;
-  for_each_fp8_case(4, [&](const conformance::Case& test) {
+  for_each_fp8_case(2, [&](const conformance::Case& test) {
     const auto outcome = conformance::run(conformance::Prepared(test), variant);
     EXPECT_EQ(outcome.kind, conformance::Outcome::Kind::Passed)
         << test.id() << ": " << test.describe() << "\n"
         << outcome.message;
     proofs += outcome.proves ? 1 : 0;
   });
-  EXPECT_GT(proofs, 32);
+  EXPECT_GT(proofs, 16);
 }
 
 TEST(CutlassPlan, fp8_layers_with_a_mistake_do_not) {
