@@ -81,18 +81,17 @@ class Walk {
     steps_ = (arguments.depth + kStep - 1) / kStep;
     column_ = lane / 4;
     piece_ = lane % 4 * 8;
+    // Outputs beyond the last are read as the last eight, and not stored.
     const int first = (static_cast<int>(blockIdx.x) * arguments.row_warps + warp % arguments.row_warps) * kStreamRows;
-    // Rows beyond the last are read as the last one, and not stored.
-    const int low = min(first + lane / 4, arguments.columns - 1);
-    const int high = min(first + lane / 4 + 8, arguments.columns - 1);
-    low_ = low * arguments.row_stride + arguments.offset[0] + piece_;
-    high_ = high * arguments.row_stride + arguments.offset[0] + piece_;
+    low_ = (min(first, arguments.columns - 8) + lane / 4) * arguments.row_stride + arguments.offset[0] + piece_;
+    to_high_ = first + 8 < arguments.columns ? 8 * arguments.row_stride : 0;
     const int slot = column_ < count ? shared.slot[column_] : -1;
     const int row = slot < 0 ? 0 : arguments.input_of_slots != 0 ? slot : slot / arguments.routed.top_k;
     input_ = static_cast<const __nv_bfloat16*>(arguments.input) + row * arguments.input_stride + piece_;
     has_column_ = slot >= 0;
     step_ = warp / arguments.row_warps;
     of_ = 0;
+    weights_ = static_cast<const __nv_bfloat16*>(arguments.weights) + shared.expert[0] * arguments.expert_stride;
     settle();
   }
 
@@ -122,9 +121,16 @@ class Walk {
     bool mine = false;  // the column of this thread belongs to the step's expert
   };
 
+  // Only there a warp passes from one expert to the next.
+  __device__ bool sums() const { return kKind == Kind::Down && arguments_.sum != 0; }
+
   // The column whose expert step_ lies in.
   __device__ void settle() {
-    const int experts = arguments_.sum != 0 ? count_ : min(count_, 1);
+    if constexpr (kKind != Kind::Down) {
+      there_ = step_ < steps_;
+      return;
+    }
+    const int experts = sums() ? count_ : min(count_, 1);
     while (of_ < experts && step_ >= steps_) {
       step_ -= steps_;
       ++of_;
@@ -139,16 +145,16 @@ class Walk {
   __device__ void fetch(Stage<kKind>& stage, Position& position) {
     position.there = there_;
     position.k = step_ * kStep;
-    position.mine = there_ && has_column_ && (arguments_.sum == 0 || column_ == of_);
+    position.mine = there_ && has_column_ && (!sums() || column_ == of_);
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
         const int k = position.k + chunk * 32;
         const bool there = there_ && k + piece_ < arguments_.depth;
-        const __nv_bfloat16* at = weights_ + k + (part == 0 ? 0 : arguments_.offset[1] - arguments_.offset[0]);
-        stage.weight[part][chunk][0] = load_weights(at + low_, there);
-        stage.weight[part][chunk][1] = load_weights(at + high_, there);
+        const __nv_bfloat16* at = weights_ + low_ + k + (part == 0 ? 0 : arguments_.offset[1] - arguments_.offset[0]);
+        stage.weight[part][chunk][0] = load_weights(at, there);
+        stage.weight[part][chunk][1] = load_weights(at + to_high_, there);
       }
     }
     step_ += slices_;
@@ -181,7 +187,7 @@ class Walk {
   const Shared& shared_;
   int count_, slices_, steps_, column_, piece_, step_, of_;
   bool has_column_, there_;
-  std::int64_t low_, high_;  // this thread's two rows, in elements from an expert's first
+  std::int64_t low_, to_high_;  // this thread's two rows, in elements from an expert's first, and the other
   const __nv_bfloat16* input_;
   const __nv_bfloat16* weights_;
   Stage<kKind> stage_[2];
@@ -279,13 +285,6 @@ __device__ __forceinline__ void one_expert(const StreamArguments& a, Shared& sha
   }
   if (expert < 0 || !is_first) return;
 
-  float parameters[kMaxParameters];
-  if constexpr (kKind != Kind::Down) {
-#pragma unroll
-    for (int i = 0; i < kMaxParameters; ++i) {
-      parameters[i] = i < a.value_columns ? __ldg(a.values + expert * a.value_stride + i) : 0.0f;
-    }
-  }
   for (int first = 0; first < all; first += kStreamColumns) {
     const int count = min(kStreamColumns, all - first);
     if (same && before >= first && before < first + count) {
@@ -302,6 +301,14 @@ __device__ __forceinline__ void one_expert(const StreamArguments& a, Shared& sha
     float acc[kParts][4] = {};
     walk.run(acc);
     share<kParts>(shared, acc);
+    // Not earlier: while weights are on their way every register is taken.
+    float parameters[kMaxParameters];
+    if constexpr (kKind != Kind::Down) {
+#pragma unroll
+      for (int i = 0; i < kMaxParameters; ++i) {
+        parameters[i] = i < a.value_columns ? __ldg(a.values + expert * a.value_stride + i) : 0.0f;
+      }
+    }
     const int pairs = a.row_warps * kStreamColumns * kStreamRows / 2;
     for (int at = thread; at < pairs; at += kStreamThreads) {
       const int row = at % 8 * 2;
