@@ -11,6 +11,8 @@
 // allocates nothing, reads nothing back and waits for nothing, so it may be captured in a CUDA
 // graph.
 #include <algorithm>
+#include <future>
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -191,43 +193,49 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
   if (problem.bias2) bias2_ = ordered_bias(weights.w2_bias, Pairing::None);
 }
 
+// Images are linked at the same time: the first plan of a function waits for the longest of them.
 void MoePlan::link(const Function& function, moe::Numerics numerics) {
   const bool gated = problem_.pairing != Pairing::None;
+  const bool paired = wish_.pairs != Pairs::None && !fp8_;
   const std::string variant = fp8_ ? "fp8_" + fp8_->gemm1() : gated ? "gated" : "unary";
   const std::string source = function_source(function, numerics);
-  const auto gemm1 = link_kernel(kernel_image(fp8_ ? "sm90_" + variant : "sm90_bf16_" + variant),
-                                 source, kArchitecture, function_);
-  const auto layer =
-      link_kernel(kernel_image(fp8_ ? "sm90_fp8_layer" : "sm90_bf16_layer"), {}, kArchitecture, {});
-  const auto kernel = [&](const LinkedKernel& linked, const std::string& name, int shared) {
-    return kernel_of(driver_, location_.context, linked, name.c_str(), shared);
+  const auto linked = [&](const std::string& image, bool with_function) {
+    return std::async(std::launch::async, [this, &source, image, with_function] {
+      return link_kernel(kernel_image("sm90_" + image), with_function ? source : "", kArchitecture,
+                         with_function ? function_ : "");
+    });
   };
-  gemm1_ = kernel(*gemm1, "flexact_gemm_" + variant, gemm_shared_);
-  gemm2_ =
-      kernel(*layer, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"), gemm_shared_);
-  route_ = kernel(*layer, "flexact_route", static_cast<int>(problem_.experts) * 8);
-  gather_ = kernel(*layer, fp8_ ? "flexact_fp8_gather" : "flexact_gather", 0);
-  combine_ = kernel(*layer, "flexact_combine", 0);
-  order_bias_ = kernel(*layer, "flexact_order_bias", 0);
-  if (fp8_) {
-    fp8_largest_ = kernel(*layer, "flexact_fp8_largest", 0);
-    fp8_round_ = kernel(*layer, "flexact_fp8_round", 0);
+  const auto kernel = [&](const LinkedKernel& image, const std::string& name, int shared) {
+    return kernel_of(driver_, location_.context, image, name.c_str(), shared);
+  };
+  using Linking = std::future<std::shared_ptr<const LinkedKernel>>;
+  Linking gemm1 = linked(fp8_ ? variant : (paired ? "bf16_pair_" : "bf16_") + variant, true);
+  Linking layer = linked(fp8_ ? "fp8_layer" : "bf16_layer", false);
+  Linking pair_plain, stream_up, stream_down;
+  if (paired) pair_plain = linked("bf16_pair_plain", false);
+  if (stream_) {
+    stream_up = linked("bf16_stream_" + variant, true);
+    stream_down = linked("bf16_stream_down", false);
   }
-  if (wish_.pairs != Pairs::None && !fp8_) {
-    const std::string pair =
-        wish_.pairs == Pairs::Weights ? "flexact_pair_weights_" : "flexact_pair_rows_";
-    const auto up =
-        link_kernel(kernel_image("sm90_bf16_pair_" + variant), source, kArchitecture, function_);
-    const auto down = link_kernel(kernel_image("sm90_bf16_pair_plain"), {}, kArchitecture, {});
-    gemm1_ = kernel(*up, pair + variant, gemm_shared_);
-    gemm2_ = kernel(*down, pair + "plain", gemm_shared_);
+
+  const std::string pair =
+      wish_.pairs == Pairs::Weights ? "flexact_pair_weights_" : "flexact_pair_rows_";
+  gemm1_ = kernel(*gemm1.get(), (paired ? pair : "flexact_gemm_") + variant, gemm_shared_);
+  const auto rows = layer.get();
+  gemm2_ = paired ? kernel(*pair_plain.get(), pair + "plain", gemm_shared_)
+                  : kernel(*rows, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"),
+                           gemm_shared_);
+  route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
+  gather_ = kernel(*rows, fp8_ ? "flexact_fp8_gather" : "flexact_gather", 0);
+  combine_ = kernel(*rows, "flexact_combine", 0);
+  order_bias_ = kernel(*rows, "flexact_order_bias", 0);
+  if (fp8_) {
+    fp8_largest_ = kernel(*rows, "flexact_fp8_largest", 0);
+    fp8_round_ = kernel(*rows, "flexact_fp8_round", 0);
   }
   if (stream_) {
-    const auto up =
-        link_kernel(kernel_image("sm90_bf16_stream_" + variant), source, kArchitecture, function_);
-    const auto down = link_kernel(kernel_image("sm90_bf16_stream_down"), {}, kArchitecture, {});
-    stream_up_ = kernel(*up, "flexact_stream_" + variant, 0);
-    stream_down_ = kernel(*down, "flexact_stream_down", 0);
+    stream_up_ = kernel(*stream_up.get(), "flexact_stream_" + variant, 0);
+    stream_down_ = kernel(*stream_down.get(), "flexact_stream_down", 0);
   }
 }
 

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <future>
 #include <map>
 #include <mutex>
 
@@ -145,16 +147,34 @@ LinkedKernel link_kernel_with(const DiskCache& cache, const KernelImage& image,
 std::shared_ptr<const LinkedKernel> link_kernel(const KernelImage& image, const std::string& source,
                                                 const std::string& architecture,
                                                 const std::string& label) {
-  // Layers ask one after the other, so one lock does; a link that throws leaves nothing behind.
+  using Shared = std::shared_ptr<const LinkedKernel>;
   static std::mutex mutex;
-  static std::map<std::string, std::shared_ptr<const LinkedKernel>> known;
-  const std::lock_guard lock(mutex);
-  auto& slot = known[image_digest(image) + activation::sha256_hex(source) + architecture];
-  if (!slot) {
-    slot = std::make_shared<const LinkedKernel>(
-        link_kernel_with(DiskCache::standard(), image, source, architecture, label));
+  static std::map<std::string, std::shared_future<Shared>> known;
+  const std::string key = image_digest(image) + activation::sha256_hex(source) + architecture;
+  std::promise<Shared> promise;
+  std::shared_future<Shared> result;
+  {
+    const std::lock_guard lock(mutex);
+    if (const auto found = known.find(key); found != known.end()) {
+      result = found->second;
+    } else {
+      known.emplace(key, promise.get_future().share());
+    }
   }
-  return slot;
+  // Whoever asked first links, others wait for it; different pairs are linked at the same time.
+  if (result.valid()) return result.get();
+  try {
+    auto linked = std::make_shared<const LinkedKernel>(
+        link_kernel_with(DiskCache::standard(), image, source, architecture, label));
+    promise.set_value(linked);
+    return linked;
+  } catch (...) {
+    // A link that throws leaves nothing behind.
+    promise.set_exception(std::current_exception());
+    const std::lock_guard lock(mutex);
+    known.erase(key);
+    throw;
+  }
 }
 
 }  // namespace flexact::cuda
