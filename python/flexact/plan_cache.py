@@ -23,12 +23,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from flexact._core import ContentSample
 
 if TYPE_CHECKING:
+    from flexact.device_plan import DevicePlan
     from flexact.moe import Plan
 
 
 @dataclass
 class _Entry:
-    plan: Plan
+    plan: Plan | DevicePlan
     storages: list[StorageWeakRef]
     versions: tuple[int, ...]
     sample: ContentSample
@@ -65,7 +66,12 @@ class PlanCache:
         with self._lock:
             self._entries.clear()
 
-    def get(self, settings: Hashable, tensors: Mapping[str, torch.Tensor], make: Callable[[], Plan]) -> Plan:
+    def get(
+        self,
+        settings: Hashable,
+        tensors: Mapping[str, torch.Tensor],
+        make: Callable[[], Plan | DevicePlan],
+    ) -> Plan | DevicePlan:
         """The plan for these weights: the cached one while they are unchanged, else a new one.
 
         Args:
