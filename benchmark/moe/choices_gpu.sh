@@ -14,20 +14,21 @@ CONFORMANCE=${2:-build/developer}/tests/conformance/conformance
 SANITIZER=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 mkdir -p "$OUT"
 
+CELLS="swiglu/concat situ/up_first swiglu_oai/interleaved xielu/none xielu/concat"
+
 passed=
 check() { # CHOICE
-  local variant=sm_90a${1:+_$1} name=${1:-default}
-  timeout 40 "$CONFORMANCE" test --gpu --rows 2 --only "cutlass/$variant/bilinear" >"$OUT/$name.log" 2>&1 &&
-    for function in swiglu xielu situ; do
-      timeout 60 "$CONFORMANCE" test --gpu --rows 12 --only "cutlass/$variant/$function" \
-        --json "$OUT/conformance_${name}_$function.json" >>"$OUT/$name.log" 2>&1 || return 1
-    done &&
-    if [ -x "$SANITIZER" ]; then
-      for tool in memcheck synccheck; do
-        timeout 60 "$SANITIZER" --tool $tool --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 1 \
-          --only "cutlass/$variant/bilinear/concat/bf16" >>"$OUT/$name.log" 2>&1 || return 1
-      done
-    fi
+  local variant=cutlass/sm_90a${1:+_$1} name=${1:-default} cell tool
+  timeout 40 "$CONFORMANCE" test --gpu --rows 2 --only "$variant/bilinear/concat/bf16" >"$OUT/$name.log" 2>&1 || return 1
+  for cell in $CELLS; do
+    timeout 60 "$CONFORMANCE" test --gpu --rows 24 --only "$variant/$cell/bf16" \
+      --json "$OUT/conformance_${name}_${cell/\//_}.json" >>"$OUT/$name.log" 2>&1 || return 1
+  done
+  [ -x "$SANITIZER" ] || return 0
+  for tool in memcheck synccheck; do
+    timeout 60 "$SANITIZER" --tool $tool --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 1 \
+      --only "$variant/bilinear/concat/bf16" >>"$OUT/$name.log" 2>&1 || return 1
+  done
 }
 for choice in "" stream stream_sum dependent pair_weights pair_rows; do
   if check "$choice"; then
