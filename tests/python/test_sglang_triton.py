@@ -140,8 +140,8 @@ def test_scales_beyond_the_kernels_range_are_found_while_loading() -> None:
 @pytest.mark.parametrize(
     ("wanted", "device", "message"),
     [
-        ("cutlass", "cuda", "available to C\\+\\+ programs"),
-        ("cpu", "cuda", "does not compute experts on cuda; triton does"),
+        ("cutlass", "cpu", "does not compute experts on cpu; cpu does"),
+        ("cpu", "cuda", "does not compute experts on cuda; triton or cutlass does"),
         ("triton", "cpu", "does not compute experts on cpu; cpu does"),
         ("auto", "xpu", "no backend for experts on xpu"),
     ],
@@ -157,13 +157,24 @@ def test_a_backend_that_cannot_be_is_refused(
 
 @pytest.mark.parametrize(
     ("wanted", "device", "chosen"),
-    [("auto", "cpu", "cpu"), ("auto", "cuda", "triton"), ("triton", "cuda", "triton"), ("cpu", "cpu", "cpu")],
+    [
+        ("auto", "cpu", "cpu"),
+        ("auto", "cuda", "triton"),
+        ("triton", "cuda", "triton"),
+        ("cutlass", "cuda", "cutlass"),
+        ("cpu", "cpu", "cpu"),
+    ],
 )
 def test_the_backend_goes_by_the_device(
     monkeypatch: pytest.MonkeyPatch, wanted: str, device: str, chosen: str
 ) -> None:
     monkeypatch.setenv("FLEXACT_BACKEND", wanted)
+    monkeypatch.setattr("flexact._core.backends", lambda: ["cpu", "triton", "cutlass"])
     assert _experts._backend(device, "layers.0") == chosen
+    monkeypatch.setattr("flexact._core.backends", lambda: ["cpu"])
+    if chosen == wanted != "cpu":
+        with pytest.raises(Stop, match="not part of this build"):
+            _experts._backend(device, "layers.0")
 
 
 # --- SGLang's flag, scaling factor, counting -------------------------------------------------------

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from flexact.errors import Error
 from flexact.sglang import _switches
 from flexact.sglang._counts import Count
 from flexact.sglang._host import host_activation
@@ -57,6 +58,11 @@ class ExpertLayer:
     def calls(self) -> int:
         """How often the layer has run."""
         return self.count.total
+
+    @property
+    def reads_in_place(self) -> bool:
+        """Whether the backend reads the loaded tensors; else it packs them."""
+        return self.backend != "cpu"
 
     @property
     def device(self) -> Any:
@@ -110,7 +116,7 @@ class ExpertLayer:
         if plan.problem.top_k > width:
             missing, pad = plan.problem.top_k - width, torch.nn.functional.pad
             weights, ids = pad(weights, (0, missing)), pad(ids, (0, missing), value=-1)
-        if self.backend == "triton":
+        if self.reads_in_place:
             # One type of ids, so that all that can be needed is compiled before the first request.
             ids = ids.to(torch.int32)
         output = plan.run(hidden_states, weights, ids, out=_output(plan, hidden_states))
@@ -133,7 +139,10 @@ class ExpertLayer:
             self.entry, self.layer_id, experts=self.expert_range(), experts_here=self.module.num_local_experts
         )
         self._made_from = (held.format, weights)
-        self.plan = self._make(self.top_k)
+        try:
+            self.plan = self._make(self.top_k)
+        except Error as error:
+            stop(f"{self.name}: {error}")
         self.measure(self._execute)
         self._let_go(held)
 
@@ -165,7 +174,7 @@ class ExpertLayer:
 
         Where the class leaves the number open, one that refers to the same weights costs nothing on a GPU.
         """
-        if self.backend != "triton" or self.module.top_k or top_k == self.top_k:
+        if not self.reads_in_place or self.module.top_k or top_k == self.top_k:
             return self.plan
         if top_k not in self._narrower:
             self._narrower[top_k] = self._make(top_k)
@@ -175,10 +184,12 @@ class ExpertLayer:
         """Before SGLang takes what memory is left: compiles, and sizes the workspace."""
         import torch
 
-        if self.backend != "triton":
-            self.plan.reserve(tokens)
-        elif self.module.top_k:  # else the first step knows how many there are
+        if self.reads_in_place and not self.module.top_k:
+            return  # the first step knows how many there are
+        if self.backend == "triton":
             self.plan.reserve(tokens, id_dtypes=(torch.int32,))
+        else:
+            self.plan.reserve(tokens)
 
     def _let_go(self, held: Any) -> None:
         import torch
@@ -186,7 +197,7 @@ class ExpertLayer:
         from flexact.sglang import _formats
 
         layer = self.module
-        if self.backend == "triton":
+        if self.reads_in_place:
             # The plan reads the loaded tensors themselves.
             _formats.give_way(layer, held)
             self._bytes = sum(tensor.nbytes for tensor in self._made_from[1].values())
@@ -405,22 +416,31 @@ def refuse_unsupported(module: Any, layer: ExpertLayer) -> None:
         stop(f"{where}: {refusal[0]} ({refusal[1]})")
 
 
+# What computes experts on a device, the first by itself and the others when FLEXACT_BACKEND names them.
+_BACKENDS = {"cpu": ("cpu",), "cuda": ("triton", "cutlass")}
+
+
 def _backend(device: str, where: str) -> str:
     """The backend that FLEXACT_BACKEND names for experts on a device."""
+    from flexact import _core
+
     wanted = _switches.value("FLEXACT_BACKEND")
-    if wanted == "cutlass":
-        stop(
-            f"{where}, and FLEXACT_BACKEND=cutlass: those kernels are available to C++ programs so far;"
-            " FLEXACT_BACKEND=triton computes on a GPU"
-        )
-    here = {"cpu": "cpu", "cuda": "triton"}.get(device)
+    here = _BACKENDS.get(device)
     if here is None:
         stop(f"{where}, and there is no backend for experts on {device}; serve on an NVIDIA GPU or the CPU")
-    if wanted in ("auto", here):
-        return here
-    if wanted == "triton" and _is_interpreted():
-        return wanted
-    stop(f"{where}, and FLEXACT_BACKEND={wanted} does not compute experts on {device}; {here} does")
+    if wanted == "auto":
+        return here[0]
+    if wanted not in here and not (wanted == "triton" and _is_interpreted()):
+        stop(
+            f"{where}, and FLEXACT_BACKEND={wanted} does not compute experts on {device};"
+            f" {' or '.join(here)} does"
+        )
+    if wanted not in _core.backends():
+        stop(
+            f"{where}, and FLEXACT_BACKEND={wanted} is not part of this build of flexact, which has"
+            f" {', '.join(_core.backends())}"
+        )
+    return wanted
 
 
 def _is_interpreted() -> bool:
