@@ -67,16 +67,33 @@ struct Map {
 };
 static_assert(sizeof(Map) <= sizeof(TensorMap));
 
-// 0 outside, as the copy engine fills.
+// Of bf16; 0 outside, as the copy engine fills.
 float element(const Map& map, const std::uint64_t (&at)[4]) {
-  std::uint64_t offset = at[0] * static_cast<std::uint64_t>(map.bytes);
+  std::uint64_t offset = at[0] * 2;
   for (int i = 0; i < map.rank; ++i) {
     if (at[i] >= map.size[i]) return 0;
     if (i > 0) offset += at[i] * map.stride[i - 1];
   }
-  return map.bytes == 1
-             ? flexact::moe::decode_e4m3(static_cast<const std::uint8_t*>(map.data)[offset])
-             : from_bf16(static_cast<const std::uint16_t*>(map.data)[offset / 2]);
+  return from_bf16(static_cast<const std::uint16_t*>(map.data)[offset / 2]);
+}
+
+// The E4M3 codes of a row that starts at at[0] == 0.
+const std::uint8_t* codes_of(const Map& map, const std::uint64_t (&at)[4]) {
+  std::uint64_t offset = 0;
+  for (int i = 1; i < map.rank; ++i) {
+    if (at[i] >= map.size[i]) std::abort();
+    offset += at[i] * map.stride[i - 1];
+  }
+  return static_cast<const std::uint8_t*>(map.data) + offset;
+}
+double value_of(std::uint8_t code) {
+  static const std::vector<double> values = [] {
+    std::vector<double> list;
+    for (int i = 0; i < 256; ++i)
+      list.push_back(flexact::moe::decode_e4m3(static_cast<std::uint8_t>(i)));
+    return list;
+  }();
+  return values[code];
 }
 
 std::int64_t id_of(const RouteArguments& r, int slot) {
@@ -211,16 +228,19 @@ double scaled_product(const Map& a, const Map& b, const Fp8GemmArguments& f, boo
     return input * f.weights.at[expert * f.expert_step + index * f.weights.row_step +
                                 group * f.weights.group_step + up * f.up_step];
   };
+  const auto n = static_cast<std::uint64_t>(column);
+  const auto second = static_cast<std::uint64_t>(pair);
+  const std::uint8_t* left = codes_of(a, {0, static_cast<std::uint64_t>(row), 0, 0});
+  const std::uint8_t* right =
+      codes_of(b, {0, g.interleaved != 0 ? second : n, g.interleaved != 0 ? n : second,
+                   static_cast<std::uint64_t>(expert)});
   double sum = 0;
-  for (int k = 0; k < g.depth; ++k) {
-    const auto at = static_cast<std::uint64_t>(k);
-    const auto n = static_cast<std::uint64_t>(column);
-    const auto second = static_cast<std::uint64_t>(pair);
-    const std::uint64_t left[4] = {at, static_cast<std::uint64_t>(row), 0, 0};
-    const std::uint64_t right[4] = {at, g.interleaved != 0 ? second : n,
-                                    g.interleaved != 0 ? n : second,
-                                    static_cast<std::uint64_t>(expert)};
-    sum += element(a, left) * element(b, right) * (blocks ? scale(k / kGroup) : 1.0);
+  for (int from = 0; from < g.depth; from += kGroup) {
+    double of_group = 0;
+    for (int k = from; k < std::min(g.depth, from + kGroup); ++k) {
+      of_group += value_of(left[k]) * value_of(right[k]);
+    }
+    sum += blocks ? of_group * scale(from / kGroup) : of_group;
   }
   return blocks ? sum : sum * scale(0);
 }
