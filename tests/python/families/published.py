@@ -264,8 +264,8 @@ ONLY_SGLANG: dict[str, dict[str, Any]] = {
     "LongcatFlashForCausalLM": _known(
         "longcat_flash",
         _MLA,
-        rope_scaling=REMOVED,
-        rope_parameters={**YARN, "type": "deepseek_yarn", "rope_type": "deepseek_yarn", "rope_theta": 1e4},
+        rope_scaling={**YARN, "type": "deepseek_yarn", "rope_type": "deepseek_yarn", "rope_theta": 1e4},
+        rope_parameters=REMOVED,
         mla_scale_q_lora=True,
         mla_scale_kv_lora=True,
     ),
@@ -547,12 +547,17 @@ ONLY_SGLANG["InternVLChatModel"]["vision_config"] = {
     "use_flash_attn": False,
     "image_size": 56,
 }
-ONLY_SGLANG["Step3p7ForConditionalGeneration"]["text_config"] = ONLY_SGLANG["Step3p5ForCausalLM"]
+ONLY_SGLANG["Step3p7ForConditionalGeneration"] |= {
+    "text_config": ONLY_SGLANG["Step3p5ForCausalLM"],
+    "vision_config": {"width": 64, "layers": 2, "heads": 4, "image_size": 56},
+}
 
 # Classes that another class's published keys also serve.
 ONLY_SGLANG |= {
     "MiMoV2ForCausalLM": {**ONLY_SGLANG["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2"},
-    "MiniMaxM3SparseForCausalLM": _known("minimax_m3_vl_text", _MOE, rotary_dim=8),
+    "MiniMaxM3SparseForCausalLM": _known(
+        "minimax_m3_vl_text", _MOE, rotary_dim=8, scoring_func="sigmoid", use_routing_bias=True
+    ),
     "Grok1ModelForCausalLM": ONLY_SGLANG["Grok1ForCausalLM"],
     "KimiK3LinearForCausalLM": ONLY_SGLANG["KimiLinearForCausalLM"],
     "MistralLarge3ForCausalLM": _known("deepseek_v3", {**_DEEPSEEK, **_MLA}, scoring_func="softmax"),

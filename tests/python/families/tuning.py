@@ -173,6 +173,8 @@ LIMITS: dict[str, str] = {
     "KimiK3LinearForCausalLM": _KDA,
     "JetNemotronForCausalLM": _CLASS,
     "SolarForCausalLM": _CLASS,
+    "IQuestQ1ForCausalLM": "its attention needs FlashAttention 3",
+    "BailingMoeV2_5ForCausalLM": "its rotary positions: on a CPU SGLang has DeepSeek's only",
     "DeepseekVL2ForCausalLM": "its vision tower is the package timm's",
     "VoxtralForConditionalGeneration": "its tokens are the package mistral_common's",
     "Gemma3nForCausalLM": "SGLang's sizes for a CPU take one width of MLP, and the family has one by layer",
