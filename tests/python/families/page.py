@@ -52,6 +52,7 @@ Differences are the largest of any log-probability, over all tokens and the whol
 for embedding and classification models); in bfloat16, where a class insists on it, they are larger, and at
 most a tenth of what the other activation changes. "Layers" are those that the plugin found and proved; with
 the other activation flexact computed every one of them.
+
 {commits}
 
 | verdict | classes | meaning |
