@@ -177,6 +177,12 @@ LIMITS: dict[str, str] = {
     "BailingMoeV2_5ForCausalLM": "its rotary positions: on a CPU SGLang has DeepSeek's only",
     "DeepseekVL2ForCausalLM": "its vision tower is the package timm's",
     "VoxtralForConditionalGeneration": "its tokens are the package mistral_common's",
+    "MistralLarge3ForCausalLM": "SGLang sets bfloat16 for it, and its attention kernels, interpreted, give"
+    " nothing usable then",
+    "MiMoV2ForCausalLM": "the attention of this engine knows no sinks",
+    "Mamba2ForCausalLM": "SGLang's sizes for a CPU divide a number of attention heads, which it has not",
+    "MiniMaxM3SparseForConditionalGeneration": "SGLang's sizes for a CPU want its vision configuration as an"
+    " object, and it is a dictionary",
     "Gemma3nForCausalLM": "SGLang's sizes for a CPU take one width of MLP, and the family has one by layer",
 }
 UNFINISHED = "the tiny configuration lacks something that the class wants"
