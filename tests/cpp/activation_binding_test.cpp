@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <functional>
@@ -36,6 +37,26 @@ std::string error_of(ErrorCode code, F&& action) {
 
 std::string config_error(const std::function<void()>& action) {
   return error_of(ErrorCode::ConfigError, action);
+}
+
+const Parameter& parameter_of(const Function& function, const std::string& name) {
+  return *std::find_if(function.parameters().begin(), function.parameters().end(),
+                       [&](const Parameter& parameter) { return parameter.name == name; });
+}
+
+TEST(Domain, of_xielu_s_eps_ends_at_zero) {
+  const Function xielu = Function::named("xielu");
+  EXPECT_EQ(parameter_of(xielu, "eps").domain.to_string(), "<= 0");
+}
+
+// As gpt-oss has them.
+TEST(Binding, swiglu_oai_has_the_defaults_of_its_model) {
+  for (const char* name : {"swiglu_oai", "swiglu_oai_symmetric"}) {
+    const Function function = Function::named(name);
+    EXPECT_EQ(parameter_of(function, "alpha").default_value, 1.702);
+    EXPECT_EQ(parameter_of(function, "limit").default_value, 7.0);
+    EXPECT_EQ(parameter_of(function, "beta").default_value, 1.0);
+  }
 }
 
 TEST(Domain, contains_what_it_says) {
