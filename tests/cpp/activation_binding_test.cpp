@@ -55,8 +55,8 @@ TEST(Binding, swiglu_oai_has_the_defaults_of_its_model) {
     const Function function = Function::named(name);
     EXPECT_EQ(parameter_of(function, "alpha").default_value, 1.702);
     EXPECT_EQ(parameter_of(function, "limit").default_value, 7.0);
-    EXPECT_EQ(parameter_of(function, "beta").default_value, 1.0);
   }
+  EXPECT_EQ(parameter_of(Function::named("swiglu_oai"), "beta").default_value, 1.0);
 }
 
 TEST(Domain, contains_what_it_says) {
