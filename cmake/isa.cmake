@@ -12,9 +12,15 @@ set(FLEXACT_KERNEL_FLAGS -O3)
 if(FLEXACT_SANITIZE OR FLEXACT_COVERAGE)
   set(FLEXACT_KERNEL_FLAGS)
 endif()
+if(FLEXACT_SANITIZE MATCHES "undefined")
+  # Intrinsics over raw pointers: AddressSanitizer watches them, and checks of each conversion would
+  # double the time of every sweep over all inputs. gemm_scalar.cpp and tape_scalar.cpp, the same
+  # templates over plain floats, keep them.
+  set(FLEXACT_ISA_UNCHECKED -fno-sanitize=undefined)
+endif()
 set_source_files_properties(${PROJECT_SOURCE_DIR}/src/cpu/gemm_scalar.cpp PROPERTIES COMPILE_OPTIONS "${FLEXACT_KERNEL_FLAGS}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  set(FLEXACT_ISA_FLAGS_avx2 ${FLEXACT_KERNEL_FLAGS} -mavx2 -mfma -mf16c)
+  set(FLEXACT_ISA_FLAGS_avx2 ${FLEXACT_KERNEL_FLAGS} ${FLEXACT_ISA_UNCHECKED} -mavx2 -mfma -mf16c)
   set(FLEXACT_ISA_FLAGS_avx512 ${FLEXACT_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # GCC's own AVX-512 header leaves pass-through operands of unmasked intrinsics uninitialised and

@@ -7,6 +7,7 @@
 #   COVERAGE=1           the extension module counts the lines that it runs
 #   FLEXACT_SGLANG=0     leave SGLang out (the demo then runs through transformers)
 #   FLEXACT_CUDA=0       leave the CUDA compiler's packages out (the CUDA kernels are then not built)
+# With the argument `system` it installs the system packages alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -133,6 +134,7 @@ package() {
 }
 
 system_packages
+[ "${1:-}" != system ] || exit 0
 virtual_environment
 python_packages
 cuda_packages

@@ -316,12 +316,12 @@ TEST_P(MoeBlock, more_tokens_than_a_chunk_give_the_same_bits) {
   p.top_k = 32;
   p.experts = 3;
   p.hidden = 5000;  // 32 slots of it: about 200 tokens a chunk, so the least chunk of 256 holds
-  p.intermediate = 16;
-  const MoeCase c(p, gated(), 600);
+  p.intermediate = 3;
+  const MoeCase c(p, gated(), 300);
   cpu::Pool pool(2);
   const auto plan = cpu::make_moe_plan(c.problem, c.function, c.moe_weights(),
                                        {GetParam(), cpu::Numerics::Fast, &pool});
-  EXPECT_EQ(plan->workspace_bytes(600), plan->workspace_bytes(256));
+  EXPECT_EQ(plan->workspace_bytes(300), plan->workspace_bytes(256));
   const Stored all = c.run(*plan);
   MoeCase last = c;
   last.tokens = 40;
