@@ -287,11 +287,6 @@ def _output(plan: Any, hidden_states: Any) -> Any:
         return torch.empty(shape, dtype=hidden_states.dtype, device=hidden_states.device)
 
 
-def _data(layer: Any, name: str) -> Any:
-    parameter = getattr(layer, name, None)
-    return None if parameter is None else parameter.data
-
-
 def fused_moe_init(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
     """Around `FusedMoE.__init__`: decides who computes the layer and attaches its `ExpertLayer`."""
     from flexact.sglang import _model

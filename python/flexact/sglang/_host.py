@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+# The functions of the rows below, whatever their parameters: known before a layer is built.
+FUNCTIONS = ("swiglu", "swiglu_oai", "swiglu_step", "swiglu_clamp", "geglu", "geglu_tanh")
+
 
 def host_activation(module: Any, chosen: dict[str, Any], pairing: str) -> tuple[Any | None, str]:
     """The activation that SGLang's kernel gives this layer, or None and the reason why it is not known.

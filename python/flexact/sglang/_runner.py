@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flexact.sglang import _switches
-
-# Functions that a kernel of SGLang computes under some runner: these may be left to the flag as it is.
-_OF_THE_HOST = ("swiglu", "swiglu_oai", "swiglu_step", "swiglu_clamp", "geglu", "geglu_tanh")
+from flexact.sglang import _host, _switches
 
 
 def set_aside(plan: Any) -> str | None:
@@ -46,5 +43,5 @@ def _all_ours(plan: Any) -> bool:
     routed = [entry for _, role, entry in plan.entries() if role == "routed"]
     if mode == "always":
         return bool(routed)
-    known = {flexact.Function.named(name).canonical for name in _OF_THE_HOST}
+    known = {flexact.Function.named(name).canonical for name in _host.FUNCTIONS}
     return any(not entry.gated or entry.activation.function.canonical not in known for entry in routed)
