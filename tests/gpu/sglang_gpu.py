@@ -211,7 +211,12 @@ def start(job: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def errors(job: dict[str, Any], result: dict[str, Any], folder: Path) -> dict[str, float]:
-    """How far the engine's log-probabilities lie from float64's, and how far SGLang's own function would."""
+    """How far the engine's log-probabilities lie from float64's, and how much of SGLang's function is in them.
+
+    `share_of_sglangs_function` is the least-squares share of the way from the expected log-probabilities to
+    those of SGLang's function: 0 for an engine that runs the expected one, 1 for one that runs SGLang's,
+    give or take what rounding has to do with that direction.
+    """
     import sglang_models
     import torch
 
@@ -227,15 +232,19 @@ def errors(job: dict[str, Any], result: dict[str, Any], folder: Path) -> dict[st
     expected = torch.cat(sglang_models.reference(folder, beta, sequences))
     actual = torch.cat([torch.tensor(o["logprobs"], dtype=torch.float64) for o in result["outputs"]])
     off = (actual - expected).abs()
-    other = expected if beta == host else torch.cat(sglang_models.reference(folder, host, sequences))
-    return {
+    found = {
         "tokens": len(off),
         "mean": off.mean().item(),
         "median": off.median().item(),
         "rms": off.square().mean().sqrt().item(),
         "max": off.max().item(),
-        "mean_with_sglangs_function": (actual - other).abs().mean().item(),
     }
+    if beta != host:
+        other = torch.cat(sglang_models.reference(folder, host, sequences))
+        way = other - expected
+        found["mean_with_sglangs_function"] = (actual - other).abs().mean().item()
+        found["share_of_sglangs_function"] = ((actual - expected) @ way / (way @ way)).item()
+    return found
 
 
 def main() -> int:

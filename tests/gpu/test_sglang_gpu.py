@@ -50,9 +50,10 @@ def test_swish_is_as_near_to_the_function_written_by_hand_as_silu_is_to_silu(res
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_sglangs_own_function_would_be_seen(results, model):
+def test_nothing_of_sglangs_own_function_is_in_the_result(results, model):
+    """1 where SGLang's function ran. In FP8 a mean error could not tell: rounding is as large."""
     found = results["engines"][f"{model} swish"]["error"]
-    assert found["mean_with_sglangs_function"] >= 3 * found["mean"], found
+    assert abs(found["share_of_sglangs_function"]) <= 0.3, found
 
 
 @pytest.mark.parametrize("model", ["mixtral", "gpt_oss_mxfp4"])
