@@ -211,7 +211,7 @@ def start(job: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def errors(job: dict[str, Any], result: dict[str, Any], folder: Path) -> dict[str, float]:
-    """How far the engine's log-probabilities lie from float64's, and how much of SGLang's function is in them.
+    """How far the engine's log-probabilities lie from float64's, and how much of SGLang's is in them.
 
     `share_of_sglangs_function` is the least-squares share of the way from the expected log-probabilities to
     those of SGLang's function: 0 for an engine that runs the expected one, 1 for one that runs SGLang's,
