@@ -38,7 +38,7 @@ if check "" && timeout 60 "$SANITIZER" --tool memcheck --error-exitcode 3 "$CONF
 else
   echo "compute-sanitizer does not run here: see $OUT/sanitizer.log"
 fi
-for choice in "" stream stream_sum dependent pair_weights pair_rows; do
+for choice in "" stream stream_sum dependent; do
   if check "$choice"; then
     echo "passed: ${choice:-default}"
     passed=$passed,$choice

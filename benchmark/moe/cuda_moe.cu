@@ -2,7 +2,7 @@
 // replays with the L2 cache flushed before each, as a whole and by launch.
 //
 //   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--format bf16] [--seconds S]
-//            [--variants stream,pair_rows]
+//            [--variants stream,dependent]
 //
 // Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call) and
 // fp8_tensor_given. Variants are compared with the default in turns: those of variants_for() whose names begin so.
@@ -453,13 +453,6 @@ std::vector<Variant> variants_for(int tokens, const std::vector<std::string>& wa
       }
     }
   } else if (tokens >= 1024) {
-    using flexact::cuda::Pairs;
-    for (const int groups : {0, 4, 8, 16}) {
-      const std::string suffix = groups == 0 ? "" : "_g" + std::to_string(groups);
-      add("pair_weights" + suffix,
-          [=](Wish& w) { w.pairs = Pairs::Weights, w.group_rows = w.group_rows2 = groups; });
-      add("pair_rows" + suffix, [=](Wish& w) { w.pairs = Pairs::Rows, w.group_rows = w.group_rows2 = groups; });
-    }
     add("g4", [](Wish& w) { w.group_rows = w.group_rows2 = 4; });
     add("g8", [](Wish& w) { w.group_rows = w.group_rows2 = 8; });
     add("g16", [](Wish& w) { w.group_rows = w.group_rows2 = 16; });

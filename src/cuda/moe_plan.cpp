@@ -196,7 +196,6 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
 // Images are linked at the same time: the first plan of a function waits for the longest of them.
 void MoePlan::link(const Function& function, moe::Numerics numerics) {
   const bool gated = problem_.pairing != Pairing::None;
-  const bool paired = wish_.pairs != Pairs::None && !fp8_;
   const std::string variant = fp8_ ? "fp8_" + fp8_->gemm1() : gated ? "gated" : "unary";
   const std::string source = function_source(function, numerics);
   const auto linked = [&](const std::string& image, bool with_function) {
@@ -209,22 +208,18 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
     return kernel_of(driver_, location_.context, image, name.c_str(), shared);
   };
   using Linking = std::future<std::shared_ptr<const LinkedKernel>>;
-  Linking gemm1 = linked(fp8_ ? variant : (paired ? "bf16_pair_" : "bf16_") + variant, true);
+  Linking gemm1 = linked(fp8_ ? variant : "bf16_" + variant, true);
   Linking layer = linked(fp8_ ? "fp8_layer" : "bf16_layer", false);
-  Linking pair_plain, stream_up, stream_down;
-  if (paired) pair_plain = linked("bf16_pair_plain", false);
+  Linking stream_up, stream_down;
   if (stream_) {
     stream_up = linked("bf16_stream_" + variant, true);
     stream_down = linked("bf16_stream_down", false);
   }
 
-  const std::string pair =
-      wish_.pairs == Pairs::Weights ? "flexact_pair_weights_" : "flexact_pair_rows_";
-  gemm1_ = kernel(*gemm1.get(), (paired ? pair : "flexact_gemm_") + variant, gemm_shared_);
+  gemm1_ = kernel(*gemm1.get(), "flexact_gemm_" + variant, gemm_shared_);
   const auto rows = layer.get();
-  gemm2_ = paired ? kernel(*pair_plain.get(), pair + "plain", gemm_shared_)
-                  : kernel(*rows, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"),
-                           gemm_shared_);
+  gemm2_ =
+      kernel(*rows, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"), gemm_shared_);
   route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
   gather_ = kernel(*rows, fp8_ ? "flexact_fp8_gather" : "flexact_gather", 0);
   combine_ = kernel(*rows, "flexact_combine", 0);
@@ -323,14 +318,13 @@ void MoePlan::launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap
                           const Arguments& arguments, const GemmArguments& gemm,
                           std::int64_t row_tiles, const Choice& choice, Stream stream,
                           const char* doing) const {
-  const unsigned together = choice.pairs == Pairs::None ? 1 : 2;
   const std::int64_t blocks =
-      together * std::min<std::int64_t>(multiprocessors_ / together, row_tiles * gemm.column_tiles);
+      std::min<std::int64_t>(multiprocessors_, row_tiles * gemm.column_tiles);
   void* parameters[] = {const_cast<TensorMap*>(&input), const_cast<TensorMap*>(&weights),
                         const_cast<Arguments*>(&arguments)};
   launch_with(kernel, parameters,
               {static_cast<unsigned>(blocks), 1, kGemmThreads, static_cast<unsigned>(gemm_shared_),
-               together, choice.dependent_launches},
+               1, choice.dependent_launches},
               stream, doing);
 }
 
@@ -457,7 +451,6 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.tile_count = tile_count;
   route.taken = taken;
   route.counters = counters();
-  route.tile_rows = choice.tile_rows();
   if ((launches_ & kSort) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
     launch(route_, route,
@@ -486,10 +479,8 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   }
 
   const bool gated = problem_.pairing != Pairing::None;
-  const auto columns_of = [&choice](std::int64_t columns, bool half) {
-    const std::int64_t tile = half ? kTileColumns / 2 : kTileColumns;
-    return static_cast<std::int32_t>(
-        ceil_div(columns, choice.pairs == Pairs::Rows ? 2 * tile : tile));
+  const auto columns_of = [](std::int64_t columns, bool half) {
+    return static_cast<std::int32_t>(ceil_div(columns, half ? kTileColumns / 2 : kTileColumns));
   };
   GemmArguments gemm{};
   gemm.tiles = tiles;

@@ -1,8 +1,6 @@
 // Choices for an H100, and which of them have been measured.
 #include "cuda/policy.hpp"
 
-#include <algorithm>
-
 namespace flexact::cuda {
 
 namespace {
@@ -59,12 +57,6 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
                       : short_groups       ? kGroupRowsOfFew
                                            : kGroupRows;
   choice.group_rows2 = wish.group_rows2 != 0 ? wish.group_rows2 : kGroupRows2;
-  // Pairs of CTAs have not run on a GPU: a wish alone asks for them.
-  choice.pairs = problem.format == Format::Bf16 ? wish.pairs : Pairs::None;
-  if (choice.pairs == Pairs::Weights) {
-    choice.group_rows = std::max(1, choice.group_rows / 2);
-    choice.group_rows2 = std::max(1, choice.group_rows2 / 2);
-  }
 
   const std::int64_t slots = tokens * problem.top_k;
   choice.sum = problem.combine && (wish.sum < 0 ? tokens <= kMostSummedTokens : wish.sum == 1);

@@ -15,20 +15,12 @@ enum class Path {
   Stream,  // a few tokens: passes over the weights of their experts, and no routing
 };
 
-// Whether two CTAs of a tiled GEMM share an operand (kernels/sm90_bf16_pair.cuh).
-enum class Pairs {
-  None,
-  Weights,  // two tiles of rows of an expert
-  Rows,     // two tiles of columns
-};
-
 // Of choices that tests and benchmarks make; what is left out is decided by choose().
 struct Wish {
   Path path = Path::Auto;
   int dependent_launches = -1;  // programmatic dependent launch: 0 or 1
   int group_rows = 0;           // row tiles that are swept together in GEMM1 …
   int group_rows2 = 0;          // … and GEMM2
-  Pairs pairs = Pairs::None;
   int row_warps = 0;  // of the stream kernels: 1, 2, 4 or 8
   int row_warps2 = 0;
   int sum = -1;  // of the stream path: whether its second kernel adds the experts' results, 0 or 1
@@ -37,13 +29,9 @@ struct Wish {
 struct Choice {
   Path path = Path::Tiled;
   bool dependent_launches = false;
-  int group_rows = 0, group_rows2 = 0;  // in tiles of tile_rows()
-  Pairs pairs = Pairs::None;
+  int group_rows = 0, group_rows2 = 0;
   int row_warps = 1, row_warps2 = 1;
   bool sum = false;
-
-  // Rows of an entry of the list of tiles.
-  int tile_rows() const { return pairs == Pairs::Weights ? 2 * kTileRows : kTileRows; }
 };
 
 // `aligned`: rows of the hidden states begin at multiples of 16 bytes.

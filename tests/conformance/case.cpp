@@ -209,7 +209,7 @@ namespace {
 // The default, and what is reached by a wish alone. Tokens of a block that has too many for the
 // stream path are computed as by default.
 std::vector<std::pair<std::string, cuda::Wish>> gpu_variants() {
-  cuda::Wish dependent, stream, sum, weights, rows;
+  cuda::Wish dependent, stream, sum;
   dependent.dependent_launches = 1;
   stream.path = sum.path = cuda::Path::Stream;
   stream.dependent_launches = sum.dependent_launches = 1;
@@ -217,14 +217,10 @@ std::vector<std::pair<std::string, cuda::Wish>> gpu_variants() {
   stream.row_warps2 = 4;
   stream.sum = 0;
   sum.sum = 1;
-  weights.pairs = cuda::Pairs::Weights;
-  rows.pairs = cuda::Pairs::Rows;
   return {{"sm_90a", {}},
           {"sm_90a_dependent", dependent},
           {"sm_90a_stream", stream},
-          {"sm_90a_stream_sum", sum},
-          {"sm_90a_pair_weights", weights},
-          {"sm_90a_pair_rows", rows}};
+          {"sm_90a_stream_sum", sum}};
 }
 
 }  // namespace

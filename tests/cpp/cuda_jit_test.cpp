@@ -231,10 +231,7 @@ void expect_clean(const char* image, const std::string& source, const char* what
   EXPECT_THAT(linked.report.faults(), IsEmpty()) << image << " " << what;
   int gemms = 0;
   for (const auto& kernel : linked.report.kernels) {
-    if (kernel.name.find("gemm") == std::string::npos &&
-        kernel.name.find("pair") == std::string::npos) {
-      continue;
-    }
+    if (kernel.name.find("gemm") == std::string::npos) continue;
     ++gemms;
     // 384 threads share 65536 registers until setmaxnreg divides them anew.
     EXPECT_EQ(kernel.registers, 168) << kernel.name;
@@ -262,14 +259,10 @@ TEST(ShippedKernels, that_no_default_takes_link_as_cleanly) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
   expect_clean("sm90_bf16_stream_down", "", "no function");
-  expect_clean("sm90_bf16_pair_plain", "", "no function");
   const std::string gated = cuda::function_source(Function::named("situ"), Numerics::Fast);
   const std::string unary = cuda::function_source(Function::named("xielu"), Numerics::Fast);
   expect_clean("sm90_bf16_stream_gated", gated, "situ");
   expect_clean("sm90_bf16_stream_unary", unary, "xielu");
-  expect_clean("sm90_bf16_pair_gated", gated, "situ");
-  expect_clean("sm90_bf16_pair_unary",
-               cuda::function_source(Function::named("silu"), Numerics::Fast), "silu");
 }
 
 TEST(ShippedKernels, of_fp8_link_without_spills_stack_or_serialised_wgmma) {

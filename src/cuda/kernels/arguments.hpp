@@ -33,8 +33,7 @@ inline constexpr int kRouteThreads = 1024;
 inline constexpr int kRowThreads = 128;  // of gather and combine, eight elements each
 inline constexpr int kRouteBlocks = 8;   // of one cluster, where there is work for so many
 
-// One row tile: `rows` consecutive rows of the sorted order, all of one expert. At most kTileRows,
-// or twice as many for a pair of CTAs.
+// One row tile: `rows` consecutive rows of the sorted order, all of one expert, at most kTileRows.
 struct RowTile {
   std::int32_t expert;
   std::int32_t first_row;
@@ -109,7 +108,7 @@ struct RouteArguments {
   std::int32_t* tile_count;
   std::uint32_t* taken;  // counters to clear: two of GEMM1, two of GEMM2, and what a format adds
   std::int32_t counters;
-  std::int32_t tile_rows;  // of a whole tile
+  std::int32_t padding;
 };
 
 struct GatherArguments {

@@ -114,7 +114,7 @@ __device__ inline void route(const RouteArguments& r) {
       if (block == rank) of_earlier_blocks = rows;
       rows += read_remote(count + e, block);
     }
-    const int tiles = (rows + r.tile_rows - 1) / r.tile_rows;
+    const int tiles = (rows + kTileRows - 1) / kTileRows;
     unsigned long long total;
     const unsigned long long before =
         sum_before(static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(rows), total);
@@ -122,8 +122,8 @@ __device__ inline void route(const RouteArguments& r) {
     const int first_tile = tiles_before + static_cast<int>(before >> 32);
     if (e < r.experts) next_row[e] = first_row + of_earlier_blocks;
     for (int i = 0; i < tiles && rank == 0; ++i) {
-      const int before_this = i * r.tile_rows;
-      r.tiles[first_tile + i] = {e, first_row + before_this, min(r.tile_rows, rows - before_this), 0};
+      const int before_this = i * kTileRows;
+      r.tiles[first_tile + i] = {e, first_row + before_this, min(kTileRows, rows - before_this), 0};
     }
     rows_before += static_cast<int>(total & 0xffffffffu);
     tiles_before += static_cast<int>(total >> 32);

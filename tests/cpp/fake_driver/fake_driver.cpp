@@ -111,8 +111,8 @@ void route(const RouteArguments& r) {
     for (int slot = 0; slot < r.tokens * r.top_k; ++slot) {
       if (id_of(r, slot) == e) r.slot_row[slot] = row++;
     }
-    for (int at = first; at < row; at += r.tile_rows) {
-      r.tiles[tiles++] = {e, at, std::min(r.tile_rows, row - at), 0};
+    for (int at = first; at < row; at += kTileRows) {
+      r.tiles[tiles++] = {e, at, std::min(kTileRows, row - at), 0};
     }
   }
   *r.tile_count = tiles;

@@ -218,18 +218,6 @@ TEST(CutlassPlan, few_tokens_stream_in_every_layout_and_option) {
   }
 }
 
-TEST(CutlassPlan, pairs_of_ctas_are_clusters_and_take_tiles_of_their_own) {
-  NEED_MACHINE();
-  for (const auto pairs : {flexact::cuda::Pairs::Weights, flexact::cuda::Pairs::Rows}) {
-    flexact::cuda::PlanOptions options;
-    options.wish.pairs = pairs;
-    const Layer layer(Pairing::Concat, 4, 300);
-    launched();
-    expect_equal(on_gpu(layer, options), on_cpu(layer), "pairs");
-    EXPECT_THAT(launched(), testing::AllOf(HasSubstr("flexact_pair_"), HasSubstr("_plain")));
-  }
-}
-
 TEST(CutlassPlan, one_token_is_two_launches_and_eight_are_three) {
   NEED_MACHINE();
   flexact::cuda::PlanOptions options;
