@@ -35,6 +35,9 @@ for pin in $pins; do
     'sgl_kernel/sm100/*' 'xgrammar/lib/*' 'sglang/multimodal_gen/*' 'sglang/test/*' 'sglang/srt/server/_core*' \
     'sglang/srt/grpc/_core*' 'sglang/srt/multimodal/_core*' 2>/dev/null || [ $? -eq 11 ]
 done
+# What SGLang's own tests of its fused MoE import.
+unzip -q -o "$wheels"/sglang-0.5.17-*.whl -d "$work/site" 'sglang/test/ci/*' sglang/test/__init__.py \
+  sglang/test/{test_utils,run_eval,simple_eval_common}.py
 strip -s "$work/site/xgrammar/libxgrammar_bindings.so"
 
 wheel=${FLEXACT_WHEEL:-}
