@@ -296,10 +296,11 @@ void CaseData::destroy_weights() {
   }
 }
 
-// One activated number: what it is, and how far fp32 sums of gate and up may move it.
+// One activated number: what it is, and how far sums of gate and up that are a little off may move
+// it.
 struct CaseData::Term {
   double value = 0;
-  double spread = 0;
+  double off = 0;
   double moved = 0;  // how far it may be off, in the mean
   double step = 0;   // between codes, where it is rounded to one
 };
@@ -374,14 +375,26 @@ Expected CaseData::expected(const Formula& formula) const {
       if (p.pairing == Pairing::None) {
         const double x = project(i, scale_g);
         term.value = formula(x, 0, parameters);
-        term.spread = std::abs(term.value) + std::abs(x) + scale_g;
+        term.off = accuracy * (std::abs(term.value) + std::abs(x) + scale_g);
+        for (const double sign : {-accuracy, accuracy}) {
+          const double moved = formula(x + sign * scale_g, 0, parameters);
+          term.off = std::max(term.off, std::abs(moved - term.value));
+        }
       } else {
         const bool interleaved = p.pairing == Pairing::Interleaved;
         double g = project(interleaved ? 2 * i : i, scale_g);
         double u = project(interleaved ? 2 * i + 1 : p.intermediate + i, scale_u);
         if (p.pairing == Pairing::UpFirst) std::swap(g, u);
+        if (p.pairing == Pairing::UpFirst) std::swap(scale_g, scale_u);
         term.value = formula(g, u, parameters);
-        term.spread = std::abs(term.value) + (std::abs(g) + scale_g) * (std::abs(u) + scale_u);
+        term.off =
+            accuracy * (std::abs(term.value) + (std::abs(g) + scale_g) * (std::abs(u) + scale_u));
+        for (const double of_g : {-accuracy, accuracy}) {
+          for (const double of_u : {-accuracy, accuracy}) {
+            const double moved = formula(g + of_g * scale_g, u + of_u * scale_u, parameters);
+            term.off = std::max(term.off, std::abs(moved - term.value));
+          }
+        }
       }
     }
   }
@@ -398,9 +411,18 @@ Expected CaseData::expected(const Formula& formula) const {
     }
     const std::vector<double> scales =
         round_rows_to_fp8(rounded, p.intermediate, p.format, valid, a2_scale_.exact);
+    // The scale is as far off as the largest number can become larger.
+    std::vector<double> could_be(terms.size());
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      if (later) terms[i].off += 2 * unit * std::abs(terms[i].value);
+      could_be[i] = std::abs(terms[i].value) + terms[i].off;
+    }
+    const std::vector<double> larger =
+        round_rows_to_fp8(could_be, p.intermediate, p.format, valid, a2_scale_.exact);
     for (std::size_t i = 0; i < terms.size(); ++i) {
       Term& term = terms[i];
-      const double off = accuracy * term.spread + (later ? 2 * unit * std::abs(term.value) : 0.0);
+      const double of_scale = scales[i] == 0 ? 0 : larger[i] / scales[i] - 1;
+      const double off = term.off + of_scale * std::abs(term.value);
       term.step =
           scales[i] == 0 ? 0 : 2 * scales[i] * half_ulp(rounded[i] / scales[i], DType::Float8E4M3);
       term.value = rounded[i];
@@ -409,7 +431,7 @@ Expected CaseData::expected(const Formula& formula) const {
   } else {
     for (Term& term : terms) {
       term.value = round_to(term.value, p.io_dtype);
-      term.moved = 2 * unit * std::abs(term.value) + accuracy * term.spread;
+      term.moved = 2 * unit * std::abs(term.value) + term.off;
     }
   }
 
