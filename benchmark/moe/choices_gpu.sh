@@ -26,19 +26,19 @@ check() { # CHOICE
   done
   $sanitize || return 0
   for tool in memcheck synccheck; do
-    timeout 60 "$SANITIZER" --tool $tool --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 1 \
+    timeout 60 "$SANITIZER" --tool $tool --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 5 \
       --only "$variant/bilinear/concat/bf16" >>"$OUT/$name.log" 2>&1 || return 1
   done
 }
 # Some machines run no sanitizer: what it says of the default tells.
 sanitize=false
-if check "" && timeout 60 "$SANITIZER" --tool memcheck --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 1 \
+if check "" && timeout 60 "$SANITIZER" --tool memcheck --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 5 \
   --only cutlass/sm_90a/bilinear/concat/bf16 >"$OUT/sanitizer.log" 2>&1; then
   sanitize=true
 else
   echo "compute-sanitizer does not run here: see $OUT/sanitizer.log"
 fi
-for choice in "" stream stream_sum dependent; do
+for choice in "" tiled stream stream_sum; do
   if check "$choice"; then
     echo "passed: ${choice:-default}"
     passed=$passed,$choice

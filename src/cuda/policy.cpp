@@ -1,22 +1,23 @@
-// Choices for an H100, and which of them have been measured.
+// Choices by what was measured on an H200 (benchmark/results/cuda_choices_h200.json; tiles:
+// cuda_moe_h100.json).
 #include "cuda/policy.hpp"
 
 namespace flexact::cuda {
 
 namespace {
 
-// The one place that turns on what benchmark/moe/cuda_moe --variants has found faster on a GPU.
-// What is false here has not run on one: it is reached by a wish alone.
-constexpr bool kStreamIsMeasured = false;
-constexpr bool kDependentLaunchesAreMeasured = false;
-
-// From here on the tiled kernels are as fast: they read every expert's weights once as well.
-constexpr std::int64_t kMostStreamTokens = 8;
+// With more tokens the tiled kernels are as fast: they read every expert's weights once as well.
+// The smaller an expert, the more launches and a last wave of tiles cost.
+constexpr std::int64_t kMostStreamTokens = 2;
+constexpr std::int64_t kMostStreamTokensOfSmallExperts = 4;
+constexpr std::int64_t kBytesOfSmallExpert = std::int64_t{64} << 20;
 // So few tokens share few experts: adding a token's results where they are made saves a launch, and
 // costs reading the weights of a shared expert again.
 constexpr std::int64_t kMostSummedTokens = 2;
 
-// Measured: benchmark/results/cuda_moe_h100.json.
+// Beyond this many tokens a launch is nothing beside the layer.
+constexpr std::int64_t kMostDependentTokens = 4096;
+
 constexpr int kGroupRows = 8;
 constexpr int kGroupRowsOfFew = 4;  // where experts have fewer than four row tiles on average
 constexpr int kGroupRows2 = 4;
@@ -27,6 +28,13 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 
 bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
   return problem.format == Format::Bf16 && aligned && tokens * problem.top_k <= kStreamMaxSlots;
+}
+
+std::int64_t most_stream_tokens(const MoeProblem& problem) {
+  const std::int64_t matrices = problem.pairing == Pairing::None ? 2 : 3;
+  const std::int64_t bytes_of_expert = matrices * problem.hidden * problem.intermediate * 2;
+  return bytes_of_expert <= kBytesOfSmallExpert ? kMostStreamTokensOfSmallExperts
+                                                : kMostStreamTokens;
 }
 
 // As many warps beside each other as leave every multiprocessor several blocks: a block that is
@@ -44,13 +52,13 @@ int row_warps_for(std::int64_t outputs, std::int64_t blocks_of_y, int multiproce
 Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int multiprocessors,
               const Wish& wish) {
   Choice choice;
-  const bool few = tokens <= kMostStreamTokens && kStreamIsMeasured;
+  const bool few = tokens <= most_stream_tokens(problem);
   const bool stream = wish.path == Path::Auto ? few : wish.path == Path::Stream;
   choice.path = stream && stream_fits(problem, tokens, aligned) ? Path::Stream : Path::Tiled;
   // The FP8 kernels do not wait for their predecessors.
   choice.dependent_launches =
       problem.format == Format::Bf16 &&
-      (wish.dependent_launches < 0 ? kDependentLaunchesAreMeasured : wish.dependent_launches == 1);
+      (wish.dependent_launches < 0 ? tokens <= kMostDependentTokens : wish.dependent_launches == 1);
 
   const bool short_groups = tokens * problem.top_k < 4 * kTileRows * problem.experts;
   choice.group_rows = wish.group_rows != 0 ? wish.group_rows
@@ -71,9 +79,7 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
 }
 
 bool may_take(Path path, const MoeProblem& problem, const Wish& wish) {
-  if (path == Path::Tiled) return true;
-  const bool wanted = wish.path == Path::Auto ? kStreamIsMeasured : wish.path == Path::Stream;
-  return wanted && stream_fits(problem, 1, true);
+  return path == Path::Tiled || (wish.path != Path::Tiled && stream_fits(problem, 1, true));
 }
 
 }  // namespace flexact::cuda

@@ -44,7 +44,6 @@ const std::vector<Size>& gpu_sizes() {
 
 void use_gpu_cases() {
   gpu_cases = true;
-  cuda::untried_formats() = true;
 }
 
 const std::vector<Size>& sizes() {
@@ -206,11 +205,12 @@ const std::vector<Format>& all_formats() {
 
 namespace {
 
-// The default, and what is reached by a wish alone. Tokens of a block that has too many for the
+// The default, and paths that it takes for other sizes. Tokens of a block that has too many for the
 // stream path are computed as by default.
 std::vector<std::pair<std::string, cuda::Wish>> gpu_variants() {
-  cuda::Wish dependent, stream, sum;
-  dependent.dependent_launches = 1;
+  cuda::Wish tiled, stream, sum;
+  tiled.path = cuda::Path::Tiled;
+  tiled.dependent_launches = 0;
   stream.path = sum.path = cuda::Path::Stream;
   stream.dependent_launches = sum.dependent_launches = 1;
   stream.row_warps = 2;
@@ -218,7 +218,7 @@ std::vector<std::pair<std::string, cuda::Wish>> gpu_variants() {
   stream.sum = 0;
   sum.sum = 1;
   return {{"sm_90a", {}},
-          {"sm_90a_dependent", dependent},
+          {"sm_90a_tiled", tiled},
           {"sm_90a_stream", stream},
           {"sm_90a_stream_sum", sum}};
 }

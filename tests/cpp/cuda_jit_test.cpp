@@ -255,7 +255,7 @@ TEST(ShippedKernels, link_without_spills_stack_or_serialised_wgmma) {
                "xielu");
 }
 
-TEST(ShippedKernels, that_no_default_takes_link_as_cleanly) {
+TEST(ShippedKernels, of_few_tokens_link_as_cleanly) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
   expect_clean("sm90_bf16_stream_down", "", "no function");

@@ -239,16 +239,43 @@ TEST(CutlassPlan, the_stream_path_gives_way_where_it_cannot_read) {
   launched();
   const Layer many(Pairing::Concat, 1, 90);  // 270 slots
   expect_equal(on_gpu(many, options), on_cpu(many), "many");
-  EXPECT_THAT(launched(), HasSubstr("flexact_gemm_gated\n"));
+  EXPECT_THAT(launched(), HasSubstr("flexact_gemm_gated dependent\n"));
 }
 
-TEST(CutlassPlan, what_no_gpu_has_measured_is_not_the_default) {
+TEST(CutlassPlan, by_default_takes_what_was_measured_best) {
   NEED_MACHINE();
   launched();
-  on_gpu(Layer(Pairing::Concat, 0, 1));
+  on_gpu(Layer(Pairing::Concat, 0, 2));
+  EXPECT_EQ(launched(), "flexact_stream_gated dependent\nflexact_stream_down dependent\n");
+  on_gpu(Layer(Pairing::Concat, 0, 4));
   EXPECT_EQ(launched(),
-            "flexact_route\nflexact_gather\nflexact_gemm_gated\nflexact_gemm_plain\n"
-            "flexact_combine\n");
+            "flexact_stream_gated dependent\nflexact_stream_down dependent\n"
+            "flexact_combine dependent\n");
+  on_gpu(Layer(Pairing::Concat, 0, 5));
+  EXPECT_EQ(launched(),
+            "flexact_route dependent\nflexact_gather dependent\nflexact_gemm_gated dependent\n"
+            "flexact_gemm_plain dependent\nflexact_combine dependent\n");
+}
+
+TEST(CutlassPolicy, large_experts_stream_two_tokens_and_long_calls_wait_for_each_launch) {
+  MoeProblem p;
+  p.experts = 8;
+  p.top_k = 2;
+  p.hidden = 4096;
+  p.intermediate = 14336;
+  const auto choice = [&p](std::int64_t tokens) {
+    return flexact::cuda::choose(p, tokens, true, 132, {});
+  };
+  EXPECT_EQ(choice(2).path, flexact::cuda::Path::Stream);
+  EXPECT_EQ(choice(3).path, flexact::cuda::Path::Tiled);
+  p.intermediate = 768;
+  EXPECT_EQ(choice(4).path, flexact::cuda::Path::Stream);
+  EXPECT_EQ(choice(5).path, flexact::cuda::Path::Tiled);
+  EXPECT_TRUE(choice(4096).dependent_launches);
+  EXPECT_FALSE(choice(4097).dependent_launches);
+  p.format = flexact::Format::Fp8Block;
+  EXPECT_EQ(choice(1).path, flexact::cuda::Path::Tiled);
+  EXPECT_FALSE(choice(1).dependent_launches);
 }
 
 TEST(CutlassPlan, takes_many_tokens_in_chunks_of_bounded_scratch) {
