@@ -5,6 +5,7 @@
     python scripts/compare_benchmark.py silu.txt swish.txt
     python benchmark/benchmark_moe_kernels.py --precision mxfp4 --peer marlin --json marlin.json
     python benchmark/benchmark_moe_kernels.py --against all --json functions.json
+    python benchmark/benchmark_moe_kernels.py --backend cutlass --beside triton --peer deep-gemm --json a.json
     python benchmark/benchmark_moe_kernels.py --dense --json dense.json
     python benchmark/benchmark_moe_kernels.py --start-up --json start_up.json
 
@@ -221,6 +222,11 @@ def call_of(plan, inputs):
     return lambda: plan.run(x, topk_weights, ids, out=out)
 
 
+def launch_of(plan, tokens):
+    """How a plan computes so many tokens; one that decides anew for each call says what it is made of."""
+    return plan.launch_of(tokens) if hasattr(plan, "launch_of") else plan.describe()
+
+
 def benchmark(options, emit):
     """Every model and token count."""
     timer = Timer(options.seconds)
@@ -245,6 +251,9 @@ def benchmark(options, emit):
             name: flexact.moe.plan(activation=activation_of(name, {}), **weights, **settings)
             for name in others_of(options)
         }
+        for backend in options.beside:
+            beside = settings | {"backend": backend}
+            others[backend] = flexact.moe.plan(activation=act, **weights, **beside)
         for tokens in options.tokens:
             inputs = make_inputs(shape, tokens, DTYPES[precision])
             ids = inputs[2]
@@ -266,10 +275,11 @@ def benchmark(options, emit):
             record = {
                 "kind": "cell", "model": model, "tokens": tokens, "activation": options.activation,
                 "parameters": options.activation_params, "precision": options.precision, "pairing": pairing,
-                "backend": "triton", "us": round(ours, 2), "interval_us": interval([row[0] for row in rows]),
+                "backend": plan.describe().split(",")[0],
+                "us": round(ours, 2), "interval_us": interval([row[0] for row in rows]),
                 "tflop_s": round(flop / ours * 1e-6, 1), "gb_s": round(size / ours * 1e-3, 1),
                 "limit": round(unavoidable / ours, 3), "rounds": len(rows),
-                "launch": plan.launch_of(tokens), "seconds": round(time.monotonic() - begin, 2),
+                "launch": launch_of(plan, tokens), "seconds": round(time.monotonic() - begin, 2),
             }  # fmt: skip
             emit(record | compared(rows, names))
             del graphs, graph, result
@@ -439,6 +449,10 @@ def main():
     parser.add_argument("--batch_size", type=int, help="one token count; --tokens takes several")
     parser.add_argument("--tokens", default="1,16,128,1024,4096,16384")
     parser.add_argument("--backend", default="auto", choices=["auto", "triton", "cutlass"])
+    parser.add_argument(
+        "--beside", action="append", choices=["triton", "cutlass"], default=[],
+        help="another backend of ours, paired in the same way",
+    )  # fmt: skip
     parser.add_argument("--model", action="append", choices=sorted(SHAPES))
     parser.add_argument("--peer", action="append", choices=sorted(PEERS), default=[])
     parser.add_argument(

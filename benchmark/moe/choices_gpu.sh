@@ -1,51 +1,34 @@
 #!/usr/bin/env bash
-# Proves and times the choices of src/cuda/policy.hpp that are not the default, on a GPU of compute capability 9.0:
+# Proves the choices of src/cuda/policy.hpp on a GPU of compute capability 9.0 and times them in turns:
 #
 #   benchmark/moe/choices_gpu.sh FOLDER [BUILD]
 #
-# Each choice is first compared with fp64 (conformance, then the same under compute-sanitizer on a few cases); one that
-# fails or hangs is named and not timed. Then the others are timed in turns with the default: few tokens, then many.
+# First the default and the paths that it takes for some sizes alone are compared with fp64, the default under
+# compute-sanitizer as well; what fails or hangs ends it. Then variants of the default are timed: of many tokens whole
+# tiles in the last round and other numbers of tokens in the blocks of gather and combine, of few tokens the other path.
 # FOLDER gets a JSON file for each step as it ends. BUILD (default build/developer) has the conformance program,
-# build/gpu/cuda_moe is of build_cuda_moe.sh. Under ten minutes.
-set -uo pipefail
+# build/gpu/cuda_moe is of build_cuda_moe.sh. About two and a half minutes.
+set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=$1
 CONFORMANCE=${2:-build/developer}/tests/conformance/conformance
 SANITIZER=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 mkdir -p "$OUT"
 
-CELLS="swiglu/concat situ/up_first swiglu_oai/interleaved xielu/none xielu/concat"
-
-passed=
-check() { # CHOICE
-  local variant=cutlass/sm_90a${1:+_$1} name=${1:-default} cell tool
-  timeout 40 "$CONFORMANCE" test --gpu --rows 2 --only "$variant/bilinear/concat/bf16" >"$OUT/$name.log" 2>&1 || return 1
-  for cell in $CELLS; do
-    timeout 60 "$CONFORMANCE" test --gpu --rows 24 --only "$variant/$cell/bf16" \
-      --json "$OUT/conformance_${name}_${cell/\//_}.json" >>"$OUT/$name.log" 2>&1 || return 1
-  done
-  $sanitize || return 0
-  for tool in memcheck synccheck; do
-    timeout 60 "$SANITIZER" --tool $tool --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 5 \
-      --only "$variant/bilinear/concat/bf16" >>"$OUT/$name.log" 2>&1 || return 1
-  done
+check() { # VARIANT CELL ROWS
+  timeout 60 "$CONFORMANCE" test --gpu --rows "$3" --only "cutlass/$1/$2/bf16" \
+    --json "$OUT/conformance_$1_${2/\//_}.json"
 }
-# Some machines run no sanitizer: what it says of the default tells.
-sanitize=false
-if check "" && timeout 60 "$SANITIZER" --tool memcheck --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 5 \
-  --only cutlass/sm_90a/bilinear/concat/bf16 >"$OUT/sanitizer.log" 2>&1; then
-  sanitize=true
-else
-  echo "compute-sanitizer does not run here: see $OUT/sanitizer.log"
-fi
-for choice in "" tiled stream stream_sum; do
-  if check "$choice"; then
-    echo "passed: ${choice:-default}"
-    passed=$passed,$choice
-  else
-    echo "FAILED: ${choice:-default}"
-    tail -5 "$OUT/${choice:-default}.log"
-  fi
+check sm_90a bilinear/concat 4
+for cell in swiglu/concat situ/up_first swiglu_oai/interleaved xielu/none xielu/concat; do
+  for variant in sm_90a sm_90a_tiled; do check $variant $cell 24; done
 done
-build/gpu/cuda_moe "$OUT/few.json" --variants "${passed:-,}" --tokens 1,2,4,8,16 --seconds 90
-build/gpu/cuda_moe "$OUT/many.json" --variants "${passed:-,}" --tokens 1024,4096,16384,128 --seconds 200
+for variant in sm_90a_stream sm_90a_stream_sum; do check $variant swiglu/concat 12; done
+# Some machines run no sanitizer.
+for tool in memcheck synccheck; do
+  timeout 60 "$SANITIZER" --tool $tool --error-exitcode 3 "$CONFORMANCE" test --gpu --rows 5 \
+    --only cutlass/sm_90a/bilinear/concat/bf16 || echo "compute-sanitizer, $tool: $?"
+done
+
+build/gpu/cuda_moe "$OUT/many.json" --variants whole,rows --tokens 1024,4096,16384 --seconds 80
+build/gpu/cuda_moe "$OUT/few.json" --variants tiled,serial --tokens 1,2,4,128 --seconds 30

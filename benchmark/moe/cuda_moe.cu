@@ -2,7 +2,7 @@
 // replays with the L2 cache flushed before each, as a whole and by launch.
 //
 //   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--format bf16] [--seconds S]
-//            [--variants stream,dependent]
+//            [--variants stream,rows]
 //
 // Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call) and
 // fp8_tensor_given. Variants are compared with the default in turns: those of variants_for() whose names begin so.
@@ -433,16 +433,17 @@ std::vector<Variant> variants_for(int tokens, const std::vector<std::string>& wa
     const auto begins = [&](const std::string& each) { return !each.empty() && name.rfind(each, 0) == 0; };
     if (std::none_of(wanted.begin(), wanted.end(), begins)) return;
     Variant variant{name, {}};
-    variant.wish.dependent_launches = 1;
     change(variant.wish);
     list.push_back(variant);
   };
   using flexact::cuda::Path;
   using flexact::cuda::Wish;
-  add("dependent", [](Wish&) {});
+  add("dependent", [](Wish& w) { w.dependent_launches = 1; });
+  add("serial", [](Wish& w) { w.dependent_launches = 0; });
+  add("whole", [](Wish& w) { w.split_last = 0; });
   if (tokens <= 16) {
+    add("tiled", [](Wish& w) { w.path = Path::Tiled; });
     add("stream", [](Wish& w) { w.path = Path::Stream; });
-    add("stream_serial", [](Wish& w) { w.path = Path::Stream, w.dependent_launches = 0; });
     for (const int sum : {0, 1}) {
       for (const int warps : {1, 2, 4}) {
         add("stream_" + std::string(sum == 1 ? "sum" : "combine") + std::to_string(warps), [=](Wish& w) {
@@ -453,6 +454,9 @@ std::vector<Variant> variants_for(int tokens, const std::vector<std::string>& wa
       }
     }
   } else if (tokens >= 1024) {
+    for (const int each : {1, 2, 4, 8}) {
+      add("rows" + std::to_string(each), [=](Wish& w) { w.block_tokens = each; });
+    }
     add("g4", [](Wish& w) { w.group_rows = w.group_rows2 = 4; });
     add("g8", [](Wish& w) { w.group_rows = w.group_rows2 = 8; });
     add("g16", [](Wish& w) { w.group_rows = w.group_rows2 = 16; });
@@ -567,11 +571,11 @@ class Run {
     };
     const Part parts[] = {{"gemm1", flexact::cuda::kGemm1, 2 * flops},
                           {"gemm2", flexact::cuda::kGemm2, flops},
+                          {"route", flexact::cuda::kRoute, 0},
                           {"sort", flexact::cuda::kSort, 0},
                           {"combine", flexact::cuda::kCombine, 0}};
     for (std::size_t v = 0; v < variants.size(); ++v) {
       for (const Part& part : parts) {
-        if (!options_.variants.empty() && part.flops == 0) continue;
         if (part.launches == flexact::cuda::kGemm1) {
           // The layer's result overwrote the sorted rows.
           launch(*plan(layer, variants[v], flexact::cuda::kSort));

@@ -11,7 +11,15 @@
 namespace flexact::cuda {
 
 // The launches of a call, for measurements of each.
-enum Launches : unsigned { kSort = 1, kGemm1 = 2, kGemm2 = 4, kCombine = 8, kAllLaunches = 15 };
+enum Launches : unsigned {
+  kRoute = 1,
+  kGather = 2,
+  kGemm1 = 4,
+  kGemm2 = 8,
+  kCombine = 16,
+  kSort = kRoute | kGather,
+  kAllLaunches = 31
+};
 
 struct PlanOptions {
   moe::Numerics numerics = moe::Numerics::Fast;

@@ -136,7 +136,7 @@ class MoePlan final : public Plan {
                    const Choice& choice, Stream stream, const char* doing) const;
   void launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid, Stream stream) const;
   void launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
-                        const Fp8Layer::Memory& memory, Stream stream) const;
+                        const Fp8Layer::Memory& memory, bool dependent, Stream stream) const;
 
   const Driver& driver_ = Driver::instance();
   MoeProblem problem_;
@@ -218,8 +218,7 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
 
   gemm1_ = kernel(*gemm1.get(), "flexact_gemm_" + variant, gemm_shared_);
   const auto rows = layer.get();
-  gemm2_ =
-      kernel(*rows, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"), gemm_shared_);
+  gemm2_ = kernel(*rows, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"), gemm_shared_);
   route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
   gather_ = kernel(*rows, fp8_ ? "flexact_fp8_gather" : "flexact_gather", 0);
   combine_ = kernel(*rows, "flexact_combine", 0);
@@ -338,10 +337,14 @@ void MoePlan::launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid,
 }
 
 void MoePlan::launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
-                               const Fp8Layer::Memory& memory, Stream stream) const {
+                               const Fp8Layer::Memory& memory, bool dependent,
+                               Stream stream) const {
   const Grid grid = {static_cast<unsigned>(memory.rows),
                      static_cast<unsigned>(ceil_div(problem_.intermediate, 8 * kRowThreads)),
-                     kRowThreads};
+                     kRowThreads,
+                     0,
+                     1,
+                     dependent};
   launch(fp8_round_, fp8_->round(gemm1, workspace + at.codes, memory), grid, stream,
          "rounding activated rows");
 }
@@ -390,12 +393,15 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
                                 taken + 4};
   const auto* const weights = reinterpret_cast<const float*>(row_of(inputs.topk_weights, first));
 
-  const Grid of_rows = {static_cast<unsigned>(tokens),
-                        static_cast<unsigned>(ceil_div(problem_.hidden, 8 * kRowThreads)),
-                        kRowThreads,
-                        0,
-                        1,
-                        choice.dependent_launches};
+  // Blocks of one token, and of as many as gather and combine take.
+  const Grid of_tokens = {static_cast<unsigned>(tokens),
+                          static_cast<unsigned>(ceil_div(problem_.hidden, 8 * kRowThreads)),
+                          kRowThreads,
+                          0,
+                          1,
+                          choice.dependent_launches};
+  Grid of_rows = of_tokens;
+  of_rows.x = static_cast<unsigned>(ceil_div(tokens, choice.block_tokens));
   const std::int64_t out_row = problem_.hidden * (problem_.combine ? 1 : problem_.top_k);
   CombineArguments combine{};
   combine.rows = workspace + at.rows;
@@ -410,6 +416,8 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   combine.top_k = static_cast<std::int32_t>(problem_.top_k);
   combine.scale = problem_.routed_scaling_factor;
   combine.combine = problem_.combine;
+  combine.tokens = static_cast<std::int32_t>(tokens);
+  combine.block_tokens = choice.block_tokens;
 
   if (choice.path == Path::Stream) {
     const StreamLayer::Call call{combine.routed,
@@ -451,7 +459,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.tile_count = tile_count;
   route.taken = taken;
   route.counters = counters();
-  if ((launches_ & kSort) != 0) {
+  if ((launches_ & kRoute) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
     launch(route_, route,
            {blocks, 1, kRouteThreads, static_cast<unsigned>(problem_.experts) * 8, blocks,
@@ -470,9 +478,11 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gather.row_scale = row_scale;
   gather.width = static_cast<std::int32_t>(problem_.hidden);
   gather.top_k = static_cast<std::int32_t>(problem_.top_k);
-  if ((launches_ & kSort) != 0) {
+  gather.tokens = static_cast<std::int32_t>(tokens);
+  gather.block_tokens = choice.block_tokens;
+  if ((launches_ & kGather) != 0) {
     if (fp8_) {
-      launch_fp8_gather(fp8_->gather(gather, memory), of_rows, stream);
+      launch_fp8_gather(fp8_->gather(gather, memory), of_tokens, stream);
     } else {
       launch(gather_, gather, of_rows, stream, "gathering rows");
     }
@@ -490,6 +500,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.columns = static_cast<std::int32_t>(problem_.intermediate);
   gemm.depth = static_cast<std::int32_t>(problem_.hidden);
   gemm.group_rows = choice.group_rows;
+  gemm.split_last = choice.split_last;
   gemm.column_tiles = columns_of(problem_.intermediate, gated);
   gemm.value_columns = static_cast<std::int32_t>(parameter_count_);
   gemm.values = values.data;
@@ -504,7 +515,9 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
     if (fp8_) {
       launch_gemm(gemm1_, input, map13_, fp8_->gemm1(gemm, memory), gemm, most_tiles(tokens),
                   choice, stream, doing);
-      if (fp8_->rounds_later()) launch_fp8_round(gemm, workspace, at, memory, stream);
+      if (fp8_->rounds_later()) {
+        launch_fp8_round(gemm, workspace, at, memory, choice.dependent_launches, stream);
+      }
     } else {
       launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), choice, stream, doing);
     }
@@ -519,6 +532,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   down.columns = static_cast<std::int32_t>(problem_.hidden);
   down.depth = static_cast<std::int32_t>(problem_.intermediate);
   down.group_rows = choice.group_rows2;
+  down.split_last = choice.split_last;
   down.column_tiles = columns_of(problem_.hidden, false);
   down.bias = bias2_.get();
   if ((launches_ & kGemm2) != 0) {

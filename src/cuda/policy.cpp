@@ -21,6 +21,7 @@ constexpr std::int64_t kMostDependentTokens = 4096;
 constexpr int kGroupRows = 8;
 constexpr int kGroupRowsOfFew = 4;  // where experts have fewer than four row tiles on average
 constexpr int kGroupRows2 = 4;
+constexpr bool kSplitLast = true;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -35,6 +36,16 @@ std::int64_t most_stream_tokens(const MoeProblem& problem) {
   const std::int64_t bytes_of_expert = matrices * problem.hidden * problem.intermediate * 2;
   return bytes_of_expert <= kBytesOfSmallExpert ? kMostStreamTokensOfSmallExperts
                                                 : kMostStreamTokens;
+}
+
+// As many tokens as fit, as long as every multiprocessor has two rounds of eight blocks.
+int block_tokens_for(const MoeProblem& problem, std::int64_t tokens, int multiprocessors) {
+  const std::int64_t parts = ceil_div(problem.hidden, 8 * kRowThreads);
+  int each = 8;
+  while (each > 1 && (each * problem.top_k > kBlockSlots ||
+                      ceil_div(tokens, each) * parts < 16 * std::int64_t{multiprocessors}))
+    each /= 2;
+  return each;
 }
 
 // As many warps beside each other as leave every multiprocessor several blocks: a block that is
@@ -55,16 +66,19 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   const bool few = tokens <= most_stream_tokens(problem);
   const bool stream = wish.path == Path::Auto ? few : wish.path == Path::Stream;
   choice.path = stream && stream_fits(problem, tokens, aligned) ? Path::Stream : Path::Tiled;
-  // The FP8 kernels do not wait for their predecessors.
-  choice.dependent_launches =
-      problem.format == Format::Bf16 &&
-      (wish.dependent_launches < 0 ? tokens <= kMostDependentTokens : wish.dependent_launches == 1);
+  // Measured in bf16.
+  choice.dependent_launches = wish.dependent_launches < 0
+                                  ? problem.format == Format::Bf16 && tokens <= kMostDependentTokens
+                                  : wish.dependent_launches == 1;
 
   const bool short_groups = tokens * problem.top_k < 4 * kTileRows * problem.experts;
   choice.group_rows = wish.group_rows != 0 ? wish.group_rows
                       : short_groups       ? kGroupRowsOfFew
                                            : kGroupRows;
   choice.group_rows2 = wish.group_rows2 != 0 ? wish.group_rows2 : kGroupRows2;
+  choice.split_last = wish.split_last < 0 ? kSplitLast : wish.split_last == 1;
+  choice.block_tokens = wish.block_tokens != 0 ? wish.block_tokens
+                                               : block_tokens_for(problem, tokens, multiprocessors);
 
   const std::int64_t slots = tokens * problem.top_k;
   choice.sum = problem.combine && (wish.sum < 0 ? tokens <= kMostSummedTokens : wish.sum == 1);

@@ -21,7 +21,9 @@ struct Wish {
   int dependent_launches = -1;  // programmatic dependent launch: 0 or 1
   int group_rows = 0;           // row tiles that are swept together in GEMM1 …
   int group_rows2 = 0;          // … and GEMM2
-  int row_warps = 0;  // of the stream kernels: 1, 2, 4 or 8
+  int split_last = -1;          // tiles of the last round are taken in halves: 0 or 1
+  int block_tokens = 0;         // of a block of gather and combine
+  int row_warps = 0;            // of the stream kernels: 1, 2, 4 or 8
   int row_warps2 = 0;
   int sum = -1;  // of the stream path: whether its second kernel adds the experts' results, 0 or 1
 };
@@ -30,6 +32,8 @@ struct Choice {
   Path path = Path::Tiled;
   bool dependent_launches = false;
   int group_rows = 0, group_rows2 = 0;
+  bool split_last = false;
+  int block_tokens = 1;
   int row_warps = 1, row_warps2 = 1;
   bool sum = false;
 };

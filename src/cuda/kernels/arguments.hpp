@@ -31,6 +31,7 @@ inline constexpr int kFp8SharedBytes = kStages * (kStageBytes + (kTileRows + 4) 
 
 inline constexpr int kRouteThreads = 1024;
 inline constexpr int kRowThreads = 128;  // of gather and combine, eight elements each
+inline constexpr int kBlockSlots = 256;  // of the tokens that one of their blocks works on, at most
 inline constexpr int kRouteBlocks = 8;   // of one cluster, where there is work for so many
 
 // One row tile: `rows` consecutive rows of the sorted order, all of one expert, at most kTileRows.
@@ -53,8 +54,8 @@ struct GemmArguments {
   std::int32_t value_columns;
   std::int32_t gate_pair;    // which of the two weight rows of an output is the gate: 0 or 1
   std::int32_t interleaved;  // the two are neighbours: the weights' second dimension, not the third
-  std::int32_t padding;
-  const float* values;        // [1 or E, value_columns]
+  std::int32_t split_last;  // tiles of a last round that fills half of the CTAs are taken in halves
+  const float* values;      // [1 or E, value_columns]
   std::int64_t value_stride;  // 0 where all experts share one row
   const float* bias;          // [E, columns], gated [E, 2, columns], gates first; or null
   const float* row_scale;     // [rows] factor of the input row, or null
@@ -122,6 +123,8 @@ struct GatherArguments {
   float* row_scale;  // [rows]
   std::int32_t width;
   std::int32_t top_k;
+  std::int32_t tokens;
+  std::int32_t block_tokens;  // tokens of one block
 };
 
 // Which values of the input share a scale.
@@ -212,6 +215,8 @@ struct CombineArguments {
   std::int32_t top_k;
   float scale;
   std::int32_t combine;
+  std::int32_t tokens;
+  std::int32_t block_tokens;  // of one block
 };
 
 }  // namespace flexact::cuda

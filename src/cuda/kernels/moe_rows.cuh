@@ -1,4 +1,4 @@
-// The kernels around the two GEMMs: token rows to expert order and back. None of them knows an
+// The kernels around the two GEMMs: routing, token rows to expert order and back. None of them knows an
 // architecture, and none reads an id twice that is outside 0 … E-1.
 #pragma once
 
@@ -7,6 +7,7 @@
 
 #include "arguments.hpp"
 #include "dependent_launch.cuh"
+#include "token_rows.cuh"
 
 namespace flexact::cuda {
 
@@ -139,109 +140,6 @@ __device__ inline void route(const RouteArguments& r) {
   });
   // No block leaves while another may read its counts.
   cluster_sync();
-}
-
-__device__ inline bool aligned16(const void* address, std::int64_t stride_bytes) {
-  return (reinterpret_cast<std::uintptr_t>(address) % 16 == 0) && stride_bytes % 16 == 0;
-}
-
-// The eight elements of a row that this thread works on: blocks of x share a token, blocks of y a row.
-__device__ inline int piece_of_thread() {
-  return static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
-}
-
-// A token's row goes to each of its experts.
-__device__ inline void gather(const GatherArguments& g) {
-  const int token = static_cast<int>(blockIdx.x);
-  const std::int32_t* slot_row = g.slot_row + std::int64_t{token} * g.top_k;
-  const auto* from = static_cast<const __nv_bfloat16*>(g.hidden) + token * g.hidden_stride;
-  auto* rows = static_cast<__nv_bfloat16*>(g.rows);
-  const int slot = static_cast<int>(threadIdx.x);
-  wait_for_predecessors();
-  let_successor_start();
-  if (g.weights != nullptr && blockIdx.y == 0 && slot < g.top_k && slot_row[slot] >= 0) {
-    g.row_scale[slot_row[slot]] = g.weights[token * g.weight_stride + slot * g.weight_step];
-  }
-  const int piece = piece_of_thread();
-  if (piece >= g.width / 8) return;
-  uint4 data;
-  if (aligned16(g.hidden, g.hidden_stride * 2)) {
-    data = reinterpret_cast<const uint4*>(from)[piece];
-  } else {
-    auto* element = reinterpret_cast<__nv_bfloat16*>(&data);
-    for (int i = 0; i < 8; ++i) element[i] = from[piece * 8 + i];
-  }
-  for (int i = 0; i < g.top_k; ++i) {
-    const int row = slot_row[i];
-    if (row >= 0) reinterpret_cast<uint4*>(rows + std::int64_t{row} * g.width)[piece] = data;
-  }
-}
-
-__device__ inline void store8(__nv_bfloat16* to, const float* values, bool vectors) {
-  uint4 data;
-  auto* element = reinterpret_cast<__nv_bfloat16*>(&data);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) element[i] = __float2bfloat16_rn(values[i]);
-  if (vectors) {
-    *reinterpret_cast<uint4*>(to) = data;
-  } else {
-    for (int i = 0; i < 8; ++i) to[i] = element[i];
-  }
-}
-
-// Without a list of rows every slot has its own, where its expert is ours.
-__device__ inline int row_of_slot(const CombineArguments& c, int slot) {
-  if (c.slot_row != nullptr) return c.slot_row[slot];
-  const std::int64_t at = slot / c.top_k * c.routed.stride + slot % c.top_k * c.routed.step;
-  const std::int64_t id = c.routed.wide != 0 ? static_cast<const std::int64_t*>(c.routed.ids)[at]
-                                             : static_cast<const std::int32_t*>(c.routed.ids)[at];
-  return id >= 0 && id < c.routed.experts ? slot : -1;
-}
-
-// The weighted sum of a token's rows in the order of its slots, in fp32; several rows are on their way at
-// once.
-__device__ inline void combine(const CombineArguments& c) {
-  constexpr int kAhead = 4;
-  const int token = static_cast<int>(blockIdx.x);
-  const int piece = piece_of_thread();
-  if (piece >= c.width / 8) return;
-  wait_for_predecessors();
-  let_successor_start();
-  const auto* rows = static_cast<const __nv_bfloat16*>(c.rows);
-  auto* output = static_cast<__nv_bfloat16*>(c.output);
-  const bool vectors = aligned16(c.output, 0);
-  float sum[8] = {};
-  for (int base = 0; base < c.top_k; base += kAhead) {
-    uint4 data[kAhead] = {};
-    float weight[kAhead] = {};
-#pragma unroll
-    for (int ahead = 0; ahead < kAhead; ++ahead) {
-      const int slot = base + ahead;
-      const int row = slot < c.top_k ? row_of_slot(c, token * c.top_k + slot) : -1;
-      if (row < 0) continue;
-      data[ahead] = reinterpret_cast<const uint4*>(rows + std::int64_t{row} * c.width)[piece];
-      weight[ahead] =
-          c.weights == nullptr ? 1.0f : c.weights[token * c.weight_stride + slot * c.weight_step];
-    }
-#pragma unroll
-    for (int ahead = 0; ahead < kAhead; ++ahead) {
-      const auto* element = reinterpret_cast<const __nv_bfloat16*>(&data[ahead]);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float value = weight[ahead] * __bfloat162float(element[i]);
-        sum[i] = c.combine != 0 ? sum[i] + value : value;
-      }
-      const int slot = base + ahead;
-      if (c.combine == 0 && slot < c.top_k) {
-        store8(output + (std::int64_t{token} * c.top_k + slot) * c.width + piece * 8, sum, vectors);
-      }
-    }
-  }
-  if (c.combine != 0) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] *= c.scale;
-    store8(output + std::int64_t{token} * c.width + piece * 8, sum, vectors);
-  }
 }
 
 // One block an expert: its bias as fp32, gates before ups.

@@ -60,6 +60,8 @@ __device__ inline bool is_ours(const std::int32_t* slot_row, int top_k) {
 
 // The largest magnitude of all tokens that have an expert here.
 __device__ inline void find_largest(const Fp8GatherArguments& g) {
+  wait_for_predecessors();
+  let_successor_start();
   const GatherArguments& rows = g.gather;
   const int token = static_cast<int>(blockIdx.x);
   if (!is_ours(rows.slot_row + std::int64_t{token} * rows.top_k, rows.top_k)) return;
@@ -73,6 +75,8 @@ __device__ inline void find_largest(const Fp8GatherArguments& g) {
 
 // A token's row goes to each of its experts as codes. With one scale a row, a block has the row for itself.
 __device__ inline void gather_fp8(const Fp8GatherArguments& g) {
+  wait_for_predecessors();
+  let_successor_start();
   const GatherArguments& rows = g.gather;
   const int token = static_cast<int>(blockIdx.x);
   const std::int32_t* slot_row = rows.slot_row + std::int64_t{token} * rows.top_k;
@@ -133,6 +137,8 @@ __device__ inline void gather_fp8(const Fp8GatherArguments& g) {
 
 // Rows of GEMM1's bf16 results to codes, with one scale a row or one for all.
 __device__ inline void round_rows(const Fp8RoundArguments& r) {
+  wait_for_predecessors();
+  let_successor_start();
   const int row = static_cast<int>(blockIdx.x);
   const int tiles = *r.tile_count;
   if (tiles == 0) return;

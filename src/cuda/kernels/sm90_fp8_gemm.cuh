@@ -20,6 +20,7 @@
 #include <cutlass/arch/reg_reconfig.h>
 #include <cutlass/numeric_types.h>
 
+#include "dependent_launch.cuh"
 #include "e4m3.cuh"
 #include "sm90_epilogue.cuh"
 #include "sm90_stages.cuh"
@@ -341,6 +342,8 @@ __device__ __forceinline__ void fp8_gemm(const CUtensorMap* map_a, const CUtenso
   // A stage is whole when the copy engine's bytes and, with blocks, 32 lanes' scales are there.
   if (threadIdx.x == 0) init_barriers(shared, kBlocks ? 1 + 32 : 1, kConsumers * 4 + (kBlocks ? 1 : 0));
   __syncthreads();
+  wait_for_predecessors();
+  let_successor_start();
 
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();

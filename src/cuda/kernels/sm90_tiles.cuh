@@ -5,6 +5,7 @@
 #include <cutlass/arch/barrier.h>
 
 #include "arguments.hpp"
+#include "tile_order.hpp"
 
 namespace flexact::cuda::sm90 {
 
@@ -14,18 +15,16 @@ inline constexpr int kWorkSlots = 2;
 using FullBarrier = cutlass::arch::ClusterTransactionBarrier;
 using EmptyBarrier = cutlass::arch::ClusterBarrier;
 
-// The tile at a position of the order in which tiles are taken. Groups of row tiles are swept column by
-// column: the CTAs at work then share few weights and few rows, and L2 serves most reads.
-__device__ inline int4 tile_at(const GemmArguments& arguments, int position, int row_tiles) {
-  const int group_tiles = arguments.group_rows * arguments.column_tiles;
-  const int group = position / group_tiles;
-  const int inside = position - group * group_tiles;
-  const int first = group * arguments.group_rows;
-  const int height = min(arguments.group_rows, row_tiles - first);
-  const int column = inside / height;
-  const auto* at = arguments.tiles + first + inside - column * height;
-  int4 tile = __ldg(reinterpret_cast<const int4*>(at));
-  tile.w = column;
+// The rows and the column of a place in the order; none of the rows where it is the lower half of a short
+// tile.
+__device__ inline int4 tile_at(const GemmArguments& arguments, const TilePlace& place) {
+  int4 tile = __ldg(reinterpret_cast<const int4*>(arguments.tiles + place.row_tile));
+  tile.w = place.column_tile;
+  if (place.half >= 0) {
+    constexpr int kHalf = kTileRows / 2;
+    tile.y += place.half * kHalf;
+    tile.z = min(tile.z - place.half * kHalf, kHalf);
+  }
   return tile;
 }
 
@@ -67,14 +66,18 @@ struct WorkQueue {
 // are; the next one is asked for while the copies of this one are issued.
 template <typename Visit>
 __device__ __forceinline__ void take_tiles(WorkQueue& queue, const GemmArguments& arguments, Visit visit) {
-  const int row_tiles = *arguments.tile_count;
-  const int tiles = row_tiles * arguments.column_tiles;
+  const TileOrder order(*arguments.tile_count, arguments.column_tiles, arguments.group_rows,
+                        arguments.split_last != 0, static_cast<int>(gridDim.x));
   int position = static_cast<int>(blockIdx.x);
   Ring<kWorkSlots> work;
   while (true) {
-    const bool any = position < tiles;
+    const bool any = position < order.positions();
     const int next = any ? static_cast<int>(gridDim.x + atomicAdd(arguments.taken, 1u)) : 0;
-    const int4 tile = any ? tile_at(arguments, position, row_tiles) : make_int4(0, 0, 0, -1);
+    const int4 tile = any ? tile_at(arguments, order.at(position)) : make_int4(0, 0, 0, -1);
+    if (any && tile.z <= 0) {
+      position = next;
+      continue;
+    }
     queue.empty[work.slot].wait(work.phase ^ 1);
     queue.tile[work.slot] = tile;
     keep_order();

@@ -9,26 +9,25 @@
 
 namespace flexact::cuda::stream {
 
-// Loads that are zeros where `there` is false. Weights pass by the first-level cache: nobody reads them
-// again. The others may have been written by the predecessor, so they are not `nc`.
+// Sixteen bytes by `load`, or zeros where `there` is false.
+#define FLEXACT_LOAD_WHERE(there, load, address)                                                                 \
+  uint4 v;                                                                                                       \
+  asm volatile(                                                                                                  \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n" \
+      "@p " load ".v4.b32 {%0, %1, %2, %3}, [%4];\n}"                                                             \
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)                                                               \
+      : "l"(address), "r"(static_cast<int>(there)));                                                             \
+  return v
+
+// Weights pass by the first-level cache: nobody reads them again.
 __device__ __forceinline__ uint4 load_weights(const void* address, bool there) {
-  uint4 v;
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-      "@p ld.global.nc.L1::no_allocate.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(address), "r"(static_cast<int>(there)));
-  return v;
+  FLEXACT_LOAD_WHERE(there, "ld.global.nc.L1::no_allocate.L2::256B", address);
 }
+// The predecessor may have written these, so the load is not `nc`.
 __device__ __forceinline__ uint4 load_input(const void* address, bool there) {
-  uint4 v;
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\nmov.b32 %2, 0;\nmov.b32 %3, 0;\n"
-      "@p ld.global.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(address), "r"(static_cast<int>(there)));
-  return v;
+  FLEXACT_LOAD_WHERE(there, "ld.global", address);
 }
+#undef FLEXACT_LOAD_WHERE
 
 // acc (16 outputs × 8 slots) += 16 values of K; `low` and `high` hold two pairs each of this thread's two
 // rows, `x` the same two pairs of its column.

@@ -43,6 +43,9 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
   if (std::isnan(value)) return {0x7fff};
   return {static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16)};
 }
+inline float __bfloat162float(__nv_bfloat16 value) {
+  return std::bit_cast<float>(std::uint32_t{value.bits} << 16);
+}
 inline __nv_bfloat162 __floats2bfloat162_rn(float low, float high) {
   return {__float2bfloat16_rn(low), __float2bfloat16_rn(high)};
 }
@@ -66,11 +69,12 @@ class Block {
   struct Index {
     unsigned x = 0, y = 0, z = 0;
   };
-  Index thread, block;
+  Index thread, block, size;
 
   // Runs kernel() as `threads` threads.
   void run(int threads, Index at, const std::function<void()>& kernel) {
     block = at;
+    size.x = static_cast<unsigned>(threads);
     body_ = &kernel;
     all_ = {};
     warps_.assign(static_cast<std::size_t>(threads) / 32, {});
@@ -153,6 +157,7 @@ class Block {
 
 #define threadIdx (emulated::Block::current().thread)
 #define blockIdx (emulated::Block::current().block)
+#define blockDim (emulated::Block::current().size)
 
 inline void __syncthreads() {
   emulated::Block::current().meet_all();
@@ -176,6 +181,9 @@ inline int __popc(unsigned mask) {
   return std::popcount(mask);
 }
 inline float __ldg(const float* at) {
+  return *at;
+}
+inline uint4 __ldcs(const uint4* at) {
   return *at;
 }
 using std::min;

@@ -119,7 +119,13 @@ void route(const RouteArguments& r) {
   std::fill_n(r.taken, r.counters, 0u);
 }
 
-void gather(const GatherArguments& g, unsigned tokens) {
+// Blocks of `each` tokens.
+bool cover(unsigned blocks, int tokens, int each) {
+  return each > 0 && blocks == static_cast<unsigned>((tokens - 1) / each + 1);
+}
+
+void gather(const GatherArguments& g) {
+  const auto tokens = static_cast<unsigned>(g.tokens);
   for (unsigned m = 0; m < tokens; ++m) {
     for (int slot = 0; slot < g.top_k; ++slot) {
       const std::int64_t row =
@@ -391,9 +397,9 @@ bool stream(const std::string& name, const StreamArguments& s, const unsigned (&
   return true;
 }
 
-void combine(const CombineArguments& c, unsigned tokens) {
+void combine(const CombineArguments& c) {
   auto* output = static_cast<std::uint16_t*>(c.output);
-  for (std::int64_t m = 0; m < tokens; ++m) {
+  for (std::int64_t m = 0; m < c.tokens; ++m) {
     for (int h = 0; h < c.width; ++h) {
       float sum = 0;
       for (int slot = 0; slot < c.top_k; ++slot) {
@@ -580,9 +586,17 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
       return kInvalidValue;
     route(arguments);
   } else if (name == "flexact_gather") {
-    gather(*static_cast<const GatherArguments*>(parameters[0]), blocks);
+    const auto& arguments = *static_cast<const GatherArguments*>(parameters[0]);
+    if (!cover(blocks, arguments.tokens, arguments.block_tokens) ||
+        arguments.block_tokens * arguments.top_k > kBlockSlots)
+      return kInvalidValue;
+    gather(arguments);
   } else if (name == "flexact_combine") {
-    combine(*static_cast<const CombineArguments*>(parameters[0]), blocks);
+    const auto& arguments = *static_cast<const CombineArguments*>(parameters[0]);
+    if (!cover(blocks, arguments.tokens, arguments.block_tokens) ||
+        arguments.block_tokens * arguments.top_k > kBlockSlots)
+      return kInvalidValue;
+    combine(arguments);
   } else if (name == "flexact_order_bias") {
     order_bias(*static_cast<const BiasArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp8_largest") {
