@@ -4,7 +4,7 @@ import flexact
 import flexact.moe
 import pytest
 import torch
-from flexact import ActivationRegistry, _core, fused_moe
+from flexact import ActivationRegistry, _core, formats, fused_moe, testing
 from moe_reference import reference_moe
 
 SWISH = ActivationRegistry.get_activation("swish", {"beta": 1.5})
@@ -68,6 +68,30 @@ def test_operator_and_plan_equal_fp64(tokens, pairing):
     assert plan.describe().startswith("cutlass")
     assert plan.resident_bytes == 0
     assert_near(plan.run(*layer.inputs), layer.expected(combine=False))
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 700])
+@pytest.mark.parametrize(
+    ("pairing", "name"),
+    [("concat", "swish"), ("up_first", "swish"), ("interleaved", "swiglu_oai"), ("none", "relu2")],
+)
+@pytest.mark.parametrize("format", formats.FP8_FORMATS)
+def test_fp8_is_as_near_to_fp64_as_the_recipe(format, pairing, name, tokens, record_property):
+    case = testing.random_case(
+        format, tokens=tokens, experts=8, top_k=2, hidden=512, intermediate=384, pairing=pairing,
+        device="cuda", absent=0.1,
+    )  # fmt: skip
+    activation = SWISH if name == "swish" else ActivationRegistry.get_activation(name)
+    plan = flexact.moe.plan(
+        **case.weights, activation=activation, top_k=2, format=format, pairing=pairing, backend="cutlass"
+    )
+    result = plan.run(case.hidden_states, case.topk_weights, case.topk_ids)
+    exact = testing.reference(case, activation)
+    rms, largest = testing.errors(result, exact)
+    recipe, _ = testing.errors(testing.recipe(case, activation, partial=result.dtype), exact)
+    for key, value in {"rms": rms, "recipe_rms": recipe, "max": largest}.items():
+        record_property(key, value)
+    assert rms <= 1.1 * recipe
 
 
 def test_environment_names_the_backend_and_auto_does_not_take_it(monkeypatch):
