@@ -109,13 +109,12 @@ __device__ inline void combine(const CombineArguments& c) {
   wait_for_predecessors();
   let_successor_start();
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kRowThreads) {
+    const std::int64_t at = (first + i / c.top_k) * c.weight_stride + i % c.top_k * c.weight_step;
+    const float weight = c.weights == nullptr ? 1.0f : c.weights[at];
     const int row = row_of_slot(c, first * c.top_k + i);
     slots.row[i] = row;
     // A slot without a row may have any weight.
-    slots.weight[i] = row < 0                ? 0.0f
-                      : c.weights == nullptr ? 1.0f
-                                             : c.weights[(first + i / c.top_k) * c.weight_stride +
-                                                         i % c.top_k * c.weight_step];
+    slots.weight[i] = row < 0 ? 0.0f : weight;
   }
   __syncthreads();
   const int piece = piece_of_thread();
