@@ -120,8 +120,8 @@ __device__ inline void combine(const CombineArguments& c) {
   const int piece = piece_of_thread();
   if (piece >= c.width / 8) return;
   const auto* rows = static_cast<const __nv_bfloat16*>(c.rows);
-  auto* output = static_cast<__nv_bfloat16*>(c.output) + std::int64_t{first} * (c.combine != 0 ? 1 : c.top_k) * c.width +
-                 piece * 8;
+  const std::int64_t first_row = std::int64_t{first} * (c.combine != 0 ? 1 : c.top_k);
+  auto* output = static_cast<__nv_bfloat16*>(c.output) + first_row * c.width + piece * 8;
   const bool vectors = aligned16(c.output, 0);
   float sum[8] = {};
   int of_token = 0;
