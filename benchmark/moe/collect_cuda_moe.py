@@ -23,12 +23,14 @@ METHOD = (
 
 
 def proven(paths: list[str]) -> list[list]:
-    """Rows of variant, function, pairing, format, cases passed and failed, of files with one cell each."""
+    """A row for each file: variants, functions, pairings, formats, cases passed and failed."""
     rows = []
     for path in paths:
         run = json.loads(Path(path).read_text())
-        ((_, function, pairing, form, _, variant),) = run["rows"]
-        rows.append([variant, function, pairing, form, run["runs"]["passed"], run["runs"]["failed"]])
+        columns = [dict.fromkeys(column) for column in zip(*run["rows"], strict=True)]
+        _, functions, pairings, formats, _, variants = columns
+        said = [" ".join(each) for each in (variants, functions, pairings, formats)]
+        rows.append([*said, run["runs"]["passed"], run["runs"]["failed"]])
     return rows
 
 
@@ -64,8 +66,11 @@ def dump(result: dict) -> str:
 
 
 def table(result: dict, parts: list[str]) -> str:
-    """Markdown: a row for each shape and part, or for each shape and variant."""
+    """Markdown: a row for each shape, format (where there are several), part and variant."""
     rows = [dict(zip(result["columns"], row, strict=True)) for row in result["rows"]]
+    if len({row["format"] for row in rows}) > 1:
+        for row in rows:
+            row["shape"] += f", {row['format']}"
     tokens = sorted({row["M"] for row in rows})
     cell = {(row["shape"], row["part"], row["variant"], row["M"]): row for row in rows}
     lines = [

@@ -67,9 +67,8 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   const bool stream = wish.path == Path::Auto ? few : wish.path == Path::Stream;
   choice.path = stream && stream_fits(problem, tokens, aligned) ? Path::Stream : Path::Tiled;
   // Measured in bf16.
-  choice.dependent_launches = wish.dependent_launches < 0
-                                  ? problem.format == Format::Bf16 && tokens <= kMostDependentTokens
-                                  : wish.dependent_launches == 1;
+  choice.dependent_launches =
+      wish.dependent_launches < 0 ? tokens <= kMostDependentTokens : wish.dependent_launches == 1;
 
   const bool short_groups = tokens * problem.top_k < 4 * kTileRows * problem.experts;
   choice.group_rows = wish.group_rows != 0 ? wish.group_rows
