@@ -38,7 +38,7 @@ import flexact
 import flexact.moe
 import torch
 from flexact import ActivationRegistry, formats
-from flexact.triton.shapes import SHAPES
+from flexact.triton.shapes import SHAPES, Shape
 
 # What --precision may say, and the format that it means.
 PRECISIONS = {
@@ -56,6 +56,8 @@ PEERS = {
     "deep-gemm": "peers.deep_gemm", "marlin": "peers.marlin", "triton-kernels": "peers.triton_kernels_moe",
 }  # fmt: skip
 DEVICE = "cuda"
+# A deadline counts from here.
+BEGIN = time.monotonic()
 
 
 def make_weights(shape, precision, pairing):
@@ -227,19 +229,44 @@ def launch_of(plan, tokens):
     return plan.launch_of(tokens) if hasattr(plan, "launch_of") else plan.describe()
 
 
+def size_of(model):
+    """Weights of a layer: small ones are measured first, so that a deadline leaves the most cells."""
+    shape = SHAPES[model]
+    return shape.experts * shape.hidden * shape.intermediate
+
+
+def first_use(peers, precision, options):
+    """Runs each peer once on a small layer: what it compiles at first use is not part of a cell."""
+    shape = Shape(8, 2, 512, 256)
+    weights = make_weights(shape, precision, options.pairing)
+    inputs = make_inputs(shape, 16, DTYPES[precision])
+    for name, peer in peers.items():
+        begin = time.monotonic()
+        peer.set_up()
+        try:
+            _, call = next(iter(peer.variants(shape, weights, inputs, options.activation)))
+            call()
+            torch.cuda.synchronize()
+        except RuntimeError as error:  # a size that it does not take; a cell would say so again
+            print(f"# {name} on a small layer: {str(error)[:100]}", file=sys.stderr)
+        print(f"# {name} was ready after {time.monotonic() - begin:.1f} s", flush=True)
+
+
 def benchmark(options, emit):
-    """Every model and token count."""
+    """Every model and token count, until the deadline."""
     timer = Timer(options.seconds)
     peers = {name: importlib.import_module(PEERS[name]) for name in options.peer}
-    for peer in peers.values():
-        peer.set_up()
+    first_use(peers, PRECISIONS[options.precision], options)
     machine = limits(timer)
     emit({"kind": "machine", **machine, **description()})
     precision = PRECISIONS[options.precision]
     # Quantised activations that differ by one code differ by a sixteenth.
     tolerance = 0.06 if "fp8" in precision else 0.02
     act = activation_of(options.activation, parse_parameters(options.activation_params))
-    for model in options.model:
+    for model in sorted(options.model, key=size_of):
+        if time.monotonic() > options.end:
+            print(f"# the deadline has passed: {model} is left out", flush=True)
+            continue
         shape = SHAPES[model]
         pairing = options.pairing if shape.gated else "none"
         weights = make_weights(shape, precision, pairing)
@@ -255,6 +282,9 @@ def benchmark(options, emit):
             beside = settings | {"backend": backend}
             others[backend] = flexact.moe.plan(activation=act, **weights, **beside)
         for tokens in options.tokens:
+            if time.monotonic() > options.end:
+                print(f"# the deadline has passed: {model} from M={tokens} on is left out", flush=True)
+                return
             inputs = make_inputs(shape, tokens, DTYPES[precision])
             ids = inputs[2]
             begin = time.monotonic()
@@ -463,8 +493,13 @@ def main():
     parser.add_argument("--dense", action="store_true", help="act_and_mul alone; --tokens are rows")
     parser.add_argument("--start-up", action="store_true", help="of a function that was never seen")
     parser.add_argument("--seconds", type=float, default=0.15, help="measuring time of a cell")
+    parser.add_argument(
+        "--deadline", type=float, default=math.inf,
+        help="seconds after which no further cell begins; what was measured is kept",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    options.end = BEGIN + options.deadline
     options.model = options.model or ["qwen3-30b-a3b"]
     options.tokens = (
         [options.batch_size] if options.batch_size else [int(n) for n in options.tokens.split(",")]

@@ -3,7 +3,8 @@
 #
 #   benchmark/measure_triton.sh FOLDER [STEP …]
 #
-# Variables: PYTHON; MODELS and FORMATS, lists; SECONDS_EACH, the most that one measurement takes.
+# Variables: PYTHON; MODELS and FORMATS, lists; TOKENS and PEER_TOKENS, counts to tune and to compare;
+# SECONDS_EACH, how long one measurement may go on: after it no cell begins, and what was measured is kept.
 #
 # Steps, in the order in which they should run (default: all):
 #   test         the GPU tests of the formats and of every printed function; stops everything where one fails
@@ -21,6 +22,10 @@ python=${PYTHON:-python3}
 models=${MODELS:-"mixtral-8x7b qwen3-30b-a3b gpt-oss-20b"}
 formats=${FORMATS:-"mxfp4 nvfp4 mxfp4_fp8 fp8_block bf16"}
 seconds=${SECONDS_EACH:-90}
+tokens=${TOKENS:-1,16,128,1024,4096,16384}
+peer_tokens=${PEER_TOKENS:-1,16,128,1024,4096,16384}
+# A cell that has begun is let to its end; a program that hangs is not.
+grace=60
 export FLEXACT_CACHE_DIR=${FLEXACT_CACHE_DIR:-$folder/cache}
 bench="benchmark/benchmark_moe_kernels.py"
 read -ra named <<< "$(printf -- '--model %s ' $models)"
@@ -29,7 +34,7 @@ read -ra named <<< "$(printf -- '--model %s ' $models)"
 attempt() {
   local name=$1
   shift
-  timeout "$seconds" "$@" > "$folder/$name.log" 2>&1 || echo "$name: exit status $?, see $name.log"
+  timeout "$((seconds + grace))" "$@" > "$folder/$name.log" 2>&1 || echo "$name: exit status $?, see $name.log"
 }
 
 run_test() {
@@ -42,7 +47,7 @@ run_test() {
 run_tune() {
   for format in $formats; do
     attempt "tune_$format" "$python" -m flexact tune "${named[@]}" --format "$format" \
-      --tokens 1,16,128,1024,4096,16384 --seconds "$((seconds - 5))" --log "$folder/tune_$format.jsonl"
+      --tokens "$tokens" --seconds "$seconds" --log "$folder/tune_$format.jsonl"
   done
   cp "$FLEXACT_CACHE_DIR"/triton/tuned/*.json "$folder/" || echo "tune: no table was written"
 }
@@ -54,7 +59,8 @@ compared() {
   read -ra flags <<< "$(printf -- '--peer %s ' $peers)"
   for peer in $peers; do name+="_$peer"; done
   [[ " $formats " == *" $format "* ]] || return 0
-  attempt "$name" "$python" $bench --precision "$format" "${flags[@]}" "$@" --json "$folder/$name.json"
+  attempt "$name" "$python" $bench --precision "$format" "${flags[@]}" "$@" \
+    --tokens "$peer_tokens" --deadline "$seconds" --json "$folder/$name.json"
 }
 
 run_compare() {

@@ -4,6 +4,7 @@ SGLang ships tuned tiles for few shapes; its default is far from its best elsewh
 gives every tile that is worth trying, and the benchmark takes the fastest.
 """
 
+import functools
 import os
 
 import torch
@@ -27,8 +28,9 @@ FIELDS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M", "num_w
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu"}
 
 
+@functools.cache
 def set_up():
-    """SGLang's globals, without a server."""
+    """SGLang's globals, without a server; once, whichever peers ask for them."""
     from sglang.srt.distributed import parallel_state
     from sglang.srt.runtime_context import publish
     from sglang.srt.server_args import ServerArgs

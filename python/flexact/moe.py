@@ -374,7 +374,9 @@ def plan(
     tensors = {"w13": w13, "w2": w2, **given}
     values = _table(function, activation_values)
     if name == "triton":
-        return _triton().TritonPlan(problem, function, tensors, values)
+        made = _triton().TritonPlan(problem, function, tensors, values)
+        _say(made.describe())
+        return made
     if name == "cutlass":
         core = _make(name, problem, function, tensors)
         return DevicePlan(core, problem, function, values, w13.device, tensors.values())
@@ -456,9 +458,14 @@ def _make(
                 f"{each} is on {tensor.device}, w13 on {device}", hint="all tensors on one device"
             )
     core = _core.plan(name, problem, function, {key: tensor_view(tensor) for key, tensor in tensors.items()})
-    if os.environ.get("FLEXACT_VERBOSE", "0") not in ("", "0"):
-        print(f"flexact: {core.describe()}", file=sys.stderr)
+    _say(core.describe())
     return core
+
+
+def _say(text: str) -> None:
+    """A line on stderr where FLEXACT_VERBOSE asks for it."""
+    if os.environ.get("FLEXACT_VERBOSE", "0") not in ("", "0"):
+        print(f"flexact: {text}", file=sys.stderr)
 
 
 def tensor_view(tensor: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:

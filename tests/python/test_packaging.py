@@ -67,12 +67,19 @@ def test_module_runs_the_command():
     assert "silu" in run(sys.executable, "-m", "flexact", "list")
 
 
-def test_module_says_what_a_build_without_the_command_lacked(monkeypatch, tmp_path):
+def test_module_without_the_command_says_so_and_still_tunes(monkeypatch, tmp_path, capsys):
     from flexact import __main__
 
     monkeypatch.setattr(__main__.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["flexact", "list"])
     with pytest.raises(SystemExit, match="libcli11-dev"):
         __main__.main()
+    pytest.importorskip("triton")
+    monkeypatch.setattr(sys, "argv", ["flexact", "tune", "--help"])
+    with pytest.raises(SystemExit) as exit:
+        __main__.main()
+    assert exit.value.code == 0
+    assert "--seconds" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ pytest.importorskip("triton")
 from flexact.triton import tune
 from flexact.triton.shapes import SHAPES, Shape
 
+CHIP = {"capability": [9, 0], "multiprocessors": 132}
+
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
@@ -75,8 +77,8 @@ def test_tuning_takes_the_fastest_of_candidates_that_agree(reports, tmp_path):
     # What was measured is a table that serving reads; entries of other shapes stay in it.
     path = tmp_path / "table.json"
     for report in tuned:
-        tune.write_table(path, "a device", [report["tuned"]])
-    tune.write_table(path, "a device", [tuned[0]["tuned"]])
+        tune.write_table(path, "a device", [report["tuned"]], CHIP)
+    tune.write_table(path, "a device", [tuned[0]["tuned"]], CHIP)
     table = LaunchTable.from_json(path.read_text())
     assert (len(table), table.device) == (4, "a device")
 
@@ -197,3 +199,22 @@ def test_shipped_launches_can_be_read_and_name_their_device():
         table = LaunchTable.from_json(path.read_text())
         assert len(table) > 0
         assert "".join(c if c.isalnum() else "_" for c in table.device) == path.stem
+
+
+def test_a_device_without_a_table_takes_that_of_the_same_chip(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLEXACT_CACHE_DIR", str(tmp_path))
+    from flexact.triton.moe import launch_table
+
+    shipped = launch_table("NVIDIA H100 80GB HBM3", (9, 0), 132)
+    assert len(shipped) > 0
+    other = launch_table("a card of the same chip", (9, 0), 132)
+    assert (len(other), other.device) == (len(shipped), shipped.device)
+    assert len(launch_table("NVIDIA H100 PCIe", (9, 0), 114)) == 0
+    # What was tuned here is preferred, layer by layer; the rest stays.
+    tile = tune.candidates("gate_up", 16, True, False)[0]
+    entry = {**shape_fields(SHAPES["qwen3-30b-a3b"]), "gate_up": tile, "down": tile}
+    (tmp_path / "triton" / "tuned").mkdir(parents=True)
+    tune.write_table(tmp_path / "triton" / "tuned" / "tuned_here.json", "tuned here", [entry], CHIP)
+    mixed = launch_table("tuned here", (9, 0), 132)
+    assert mixed.device == f"tuned here and {shipped.device}"
+    assert len(mixed) == len(shipped) - 6 + 1

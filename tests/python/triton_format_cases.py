@@ -31,6 +31,12 @@ def tile(m, n, k, **more):
 # Tiles that quantise activations themselves and tiles that do not, with and without whole groups of 128.
 LAUNCHES = {
     "direct": {"direct": True, "gate_up": tile(16, 32, 128), "down": tile(16, 64, 128)},
+    "narrow": {
+        "direct": True,
+        "gate_up": tile(16, 32, 128, warps=2),
+        "down": tile(16, 64, 128, warps=2),
+    },
+    "few": {"gate_up": tile(16, 32, 128, warps=2), "down": tile(16, 64, 128)},
     "sorted": {"gate_up": tile(64, 64, 128), "down": tile(64, 128, 128)},
     "whole": {"gate_up": tile(64, 128, 128, persistent=1), "down": tile(64, 128, 128)},
 }
@@ -118,6 +124,12 @@ def cases(device="cpu", everything=False):
             format, tokens=3, experts=2, top_k=1, hidden=512, intermediate=512, seed=7, device=device
         )
         yield f"{format} aligned", case, swish, "sorted"
+    # Tiles of two warps, which multiply in another order, alone and beside one of four.
+    for format, launch in (("mxfp4", "narrow"), ("nvfp4", "few")):
+        case = testing.random_case(
+            format, tokens=5, experts=2, top_k=2, hidden=160, intermediate=96, seed=8, device=device
+        )
+        yield f"{format} {launch}", case, swish, launch
     # Rows that end within the 32 columns of a lane order.
     for launch in ("direct", "sorted"):
         case = testing.random_case(
@@ -186,6 +198,8 @@ def _decode(words, codes, out, scales, KIND: tl.constexpr, GROUP: tl.constexpr):
         y = operands_fp4.mx_values(w, c, 16, 128)
     elif KIND == "nv":
         y = operands_fp4.nv_values(w, c, 16, 128)
+    elif KIND == "mx by word":
+        y = operands_fp4.mx_values(w, c, 16, 128, True)
     else:
         y, scale = operands_fp4.mx_codes(w, c, 16, 128)
         tl.store(scales + row, scale)
@@ -207,7 +221,11 @@ def conversions(device="cpu"):
 
     def in_lanes(want, bits):
         # The column at each place, as small_floats.lane_order's table has it.
-        if bits == 16:
+        if bits == "by word":
+            index = [
+                8 * t + 4 * e + 2 * s + h for t in range(4) for s in (0, 1) for h in (0, 1) for e in (0, 1)
+            ]
+        elif bits == 16:
             index = [
                 8 * t + 4 * e + 2 * s + h for s in (0, 1) for h in (0, 1) for t in range(4) for e in (0, 1)
             ]
@@ -223,7 +241,9 @@ def conversions(device="cpu"):
     words = packed.view(torch.int32)
     scales = torch.empty(256, device=device)
     every = torch.arange(256, device=device, dtype=torch.uint8)[:, None]
-    for kind, dtype in (("mx", torch.bfloat16), ("nv", torch.bfloat16), ("mx8", torch.float8_e4m3fn)):
+    kinds = {"mx": 16, "mx by word": "by word", "nv": 16, "mx8": 8}
+    for kind, order in kinds.items():
+        dtype = torch.float8_e4m3fn if kind == "mx8" else torch.bfloat16
         group = 16 if kind == "nv" else 32
         codes = every.repeat(1, 128 // group)
         if kind == "mx8":
@@ -235,14 +255,14 @@ def conversions(device="cpu"):
         if kind == "nv":
             whole = torch.tensor(2.0**-8, device=device)
             want = formats.dequantise(packed, codes.view(torch.float8_e4m3fn), "nvfp4", global_scale=whole)
-            want = in_lanes(want, 16)
+            want = in_lanes(want, order)
             known = (every.flatten() & 127) != 127 if device == "cpu" else slice(None)
             # The interpreter reads E4M3's NaN as a number.
             same = same_values(out.double()[known], want[known])
         else:
-            want = in_lanes(formats.dequantise(packed, codes, "mxfp4"), 16 if kind == "mx" else 8)
+            want = in_lanes(formats.dequantise(packed, codes, "mxfp4"), order)
             got = out.double() * (scales.double()[:, None] if kind == "mx8" else 1.0)
-            if kind == "mx":
+            if kind != "mx8":
                 # Scales above 2 are outside of what the factor holds, and visibly so.
                 want[129:] = torch.nan
             same = same_values(got, want)

@@ -13,7 +13,8 @@ import triton
 from flexact._core import Tile
 from flexact.triton import gemm, operands, operands_fp4, operands_fp8, quantise
 
-# Of at most so many rows a tile quantises activations itself: with few rows a kernel less is worth more.
+# Of at most so many rows a tile quantises or arranges activations itself: with few rows a kernel less is
+# worth more.
 _FEW_ROWS = 32
 _GROUP = 128
 
@@ -57,6 +58,7 @@ class Format:
         step: Values of K in an element of the weight tensor.
         halves: Whether a tile loads gate and up one by one.
         copied: Nothing that belongs to a token row lies outside of it: rows may be copied into another order.
+        narrow: The policy of tiles of fewer than four warps, where it is another one.
         plain: Both operands are the tensors themselves, as the kernels without tensor cores (vector.py) read
             them.
     """
@@ -70,6 +72,11 @@ class Format:
     halves: bool = False
     copied: bool = False
     plain: bool = False
+    narrow: Any = None
+
+    def policy(self, tile: Tile) -> Any:
+        """The operand policy of a tile."""
+        return self.narrow if self.narrow is not None and tile.warps < 4 else self.operands
 
 
 def _kept(operand: Operand, store: Any) -> Intermediate:
@@ -154,13 +161,16 @@ def _lane_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given,
 def _lane_intermediate(
     pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
 ) -> Intermediate:
+    if tile.block_m <= _FEW_ROWS:
+        return _plain_intermediate(pairs, width, dtype, device, given, tile)
     h = torch.empty((pairs, _whole(width)), dtype=dtype, device=device)
     return _kept(Operand(h, (h.shape[1],)), quantise.store_lanes)
 
 
 def _lane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
-    arranged = 0 if tile.block_m <= _FEW_ROWS else tokens * _whole(hidden)
-    return (arranged + pairs * _whole(width)) * size
+    if tile.block_m <= _FEW_ROWS:
+        return pairs * width * size
+    return (tokens * _whole(hidden) + pairs * _whole(width)) * size
 
 
 # --- E4M3 activations in groups of 128 ------------------------------------------------------------
@@ -321,6 +331,7 @@ FORMATS = {
     ),
     "mxfp4": Format(
         operands=operands_fp4.mx,
+        narrow=operands_fp4.mx_by_word,
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,
         weights=_mx_weights,
@@ -330,6 +341,7 @@ FORMATS = {
     ),
     "nvfp4": Format(
         operands=operands_fp4.nv,
+        narrow=operands_fp4.nv_by_word,
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,
         weights=_nv_weights,

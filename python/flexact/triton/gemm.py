@@ -16,7 +16,7 @@ import triton.language as tl
 
 from flexact.triton.numerics import rounded, through
 from flexact.triton.operands import split_columns
-from flexact.triton.tiles import direct_tile, ordered, sorted_tile
+from flexact.triton.tiles import direct_leader, direct_rows, ordered, sorted_tile
 
 
 @triton.jit
@@ -114,8 +114,8 @@ def gate_up(
     for index in range(tl.program_id(0), end, tl.num_programs(0)):
         if DIRECT > 0:
             n0 = index % tiles_n * BLOCK_N
-            expert, rows, valid = direct_tile(index // tiles_n, topk_ids, pairs, experts, DIRECT, BLOCK_M)
-            pair = rows
+            m = index // tiles_n
+            expert, before = direct_leader(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
             first = 0
         else:
             m, n = ordered(index, tiles_m, tiles_n, group_m)
@@ -123,6 +123,9 @@ def gate_up(
             expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
             pair = tl.load(pair_of_row + rows)
         if expert >= 0:
+            if DIRECT > 0:
+                rows, valid = direct_rows(m, expert, before, topk_ids, pairs, DIRECT, BLOCK_M)
+                pair = rows
             # Gate and up; the same twice where there is no gate.
             g, u = OPERANDS(
                 x, x_stride, x_extra, rows if TMA_X else pair // top_k, first,
@@ -206,13 +209,16 @@ def down(
     for index in range(tl.program_id(0), end, tl.num_programs(0)):
         if DIRECT > 0:
             n0 = first_column + index % tiles_n * BLOCK_N
-            expert, rows, valid = direct_tile(index // tiles_n, topk_ids, pairs, experts, DIRECT, BLOCK_M)
+            m = index // tiles_n
+            expert, before = direct_leader(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
             first = 0
         else:
             m, n = ordered(index, tiles_m, tiles_n, group_m)
             n0 = first_column + n * BLOCK_N
             expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
         if expert >= 0:
+            if DIRECT > 0:
+                rows, valid = direct_rows(m, expert, before, topk_ids, pairs, DIRECT, BLOCK_M)
             accumulator, _ = OPERANDS(
                 h, h_stride, h_extra, rows, first,
                 w2, w2_strides, w2_extra, expert, n0, hidden, intermediate,

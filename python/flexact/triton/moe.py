@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.resources
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -42,26 +43,46 @@ def interpreted() -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def launch_table(device_name: str) -> LaunchTable:
-    """The measured launches of a device: those that `flexact tune` wrote, else those that are shipped."""
+def launch_table(device_name: str, capability: tuple[int, int], multiprocessors: int) -> LaunchTable:
+    """The measured launches for a device.
+
+    What `flexact tune` wrote for it comes first. Shapes and formats that are not in there are taken from the
+    shipped table of this device, or else of one with the same chip: the same compute capability and number
+    of multiprocessors, as an H200 has an H100's.
+    """
     name = "".join(c if c.isalnum() else "_" for c in device_name) + ".json"
+    folder = importlib.resources.files("flexact.triton") / "tuned"
+    shipped = [json.loads(each.read_text()) for each in folder.iterdir() if each.name.endswith(".json")]
+    chip = {"capability": list(capability), "multiprocessors": multiprocessors}
+    same = [each for each in shipped if each["device"] == device_name]
+    same += [each for each in shipped if chip.items() <= each.items()]
     own = cache_folder() / "tuned" / name
-    if own.is_file():
-        return LaunchTable.from_json(own.read_text())
-    shipped = importlib.resources.files("flexact.triton") / "tuned" / name
-    if shipped.is_file():
-        return LaunchTable.from_json(shipped.read_text())
-    return LaunchTable()
+    tables = ([json.loads(own.read_text())] if own.is_file() else []) + same[:1]
+    if not tables:
+        return LaunchTable()
+    entries: list[dict[str, Any]] = []
+    for table in tables:
+        known = {_layer(entry) for entry in entries}
+        entries += [entry for entry in table["entries"] if _layer(entry) not in known]
+    device = " and ".join(dict.fromkeys(table["device"] for table in tables))
+    return LaunchTable.from_json(json.dumps({"device": device, "entries": entries}))
+
+
+def _layer(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What the launches of an entry are for, but for the number of tokens."""
+    fields = ("format", "experts", "top_k", "hidden", "intermediate", "gated")
+    return tuple(entry.get(field, True) for field in fields)
 
 
 @functools.lru_cache(maxsize=64)
-def _device(index: int | None) -> tuple[str, int, int, bool]:
-    """Name, multiprocessors, shared bytes of a block, and whether there is a tensor copy engine."""
+def _device(index: int | None) -> tuple[str, tuple[int, int], int, int]:
+    """Name, compute capability, multiprocessors, shared bytes of a block."""
     if index is None:
-        return "interpreter", 4, 232448, True
+        return "interpreter", (9, 0), 4, 232448
     properties = torch.cuda.get_device_properties(index)
     shared = getattr(properties, "shared_memory_per_block_optin", 232448)
-    return properties.name, properties.multi_processor_count, shared, properties.major >= 9
+    capability = (properties.major, properties.minor)
+    return properties.name, capability, properties.multi_processor_count, shared
 
 
 class Block:
@@ -80,8 +101,12 @@ class Block:
         index = None
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
-        name, self._multiprocessors, self._shared, self._tma = _device(index)
-        self.table = launch_table(name) if table is None else table
+        name, capability, self._multiprocessors, self._shared = _device(index)
+        # Whether there is a tensor copy engine.
+        self._tma = capability >= (9, 0)
+        if table is None:
+            table = launch_table(name, capability, self._multiprocessors)
+        self.table = table
         self._format = FORMATS[problem.format]
         self._activation = jit_function(function)
         exact = os.environ.get("FLEXACT_NUMERICS") == "exact"
@@ -96,7 +121,9 @@ class Block:
 
     def describe(self) -> str:
         """One line: backend, format, where the launches come from, function."""
-        source = f"{len(self.table)} measured launches" if len(self.table) else "launches by the model"
+        source = "launches by the model"
+        if len(self.table):
+            source = f"{len(self.table)} launches measured on {self.table.device}"
         return f"triton {self.problem.format} {self.function.name}, {source}"
 
     def describe_launch(self, tokens: int) -> str:
@@ -353,7 +380,7 @@ class Block:
             values if bias is None else bias, 0 if bias is None else bias.stride(0), values, topk_weights,
             topk_ids, *route, h.tensor, h.tensor.stride(0), h.extra,
             pairs, problem.top_k, problem.hidden, problem.intermediate, problem.experts, tile.group_m,
-            OPERANDS=self._format.operands, ACTIVATION=self._activation, STORE=between.store,
+            OPERANDS=self._format.policy(tile), ACTIVATION=self._activation, STORE=between.store,
             PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
             PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
             EXACT=self._exact, DIRECT=direct, TMA_X=boxes, TMA_W=tma,
@@ -385,7 +412,7 @@ class Block:
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, *route, y, y.stride(0),
             pairs, problem.intermediate, problem.hidden, problem.experts, first, tile.group_m,
-            OPERANDS=self._format.operands, BIAS=bias is not None,
+            OPERANDS=self._format.policy(tile), BIAS=bias is not None,
             WEIGHT_OUTPUT=problem.combine and not problem.router_weight_on_input,
             DIRECT=direct, TMA_H=tma_h, TMA_W=tma_w, EVEN_K=problem.intermediate % tile.block_k == 0,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,

@@ -24,18 +24,25 @@ from flexact.triton.small_floats import e2m1_scale, e2m1_words, e8m0_to_float, l
 
 
 @triton.jit
-def mx_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
+def mx_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr, BY_WORD: tl.constexpr = False):
     """Weights in bf16 [ROWS, K] in lane order, from words [ROWS, K / 8] and E8M0 codes [ROWS, K / 32].
 
     Exact for scales up to 2; NaN above.
     """
     scale = tl.expand_dims(e2m1_scale(codes), 2)
     values = e2m1_words(tl.reshape(words, (ROWS, K // 32, 4)), scale, tl.bfloat16, ROWS, K)
-    return tl.reshape(tl.permute(values, (0, 1, 5, 4, 2, 3)), (ROWS, K))
+    return _in_order(values, ROWS, K, BY_WORD)
 
 
 @triton.jit
-def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
+def _in_order(values, ROWS: tl.constexpr, K: tl.constexpr, BY_WORD: tl.constexpr):
+    """What e2m1_words gives [.., t, e, h, s] as [ROWS, K], in the order of `lane_order`."""
+    parts = tl.permute(values, (0, 1, 2, 5, 4, 3)) if BY_WORD else tl.permute(values, (0, 1, 5, 4, 2, 3))
+    return tl.reshape(parts, (ROWS, K))
+
+
+@triton.jit
+def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr, BY_WORD: tl.constexpr = False):
     """Weights times 2^-8 in bf16 [ROWS, K] in lane order, from words and E4M3 codes (uint8) [ROWS, K / 16].
 
     Exact. 448 · 2^126 would leave bf16's range, so the factor that brings the values back is 2^8 too small.
@@ -45,7 +52,7 @@ def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
     scale = tl.reshape(scale, (ROWS, K // 32, 2, 1))
     scale = tl.reshape(tl.broadcast_to(scale, (ROWS, K // 32, 2, 2)), (ROWS, K // 32, 4))
     values = e2m1_words(tl.reshape(words, (ROWS, K // 32, 4)), scale, tl.bfloat16, ROWS, K)
-    return tl.reshape(tl.permute(values, (0, 1, 5, 4, 2, 3)), (ROWS, K))
+    return _in_order(values, ROWS, K, BY_WORD)
 
 
 @triton.jit
@@ -144,6 +151,7 @@ def _codes_of_words(w_extra, expert, rows, first, groups, ROWS: tl.constexpr, CO
 def _load_arranged(
     a, a_stride, a_extra, rows, first_row, k0, k_size,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, TMA_A: tl.constexpr, EVEN_K: tl.constexpr,
+    BY_WORD: tl.constexpr,
 ):  # fmt: skip
     """The activation block [BLOCK_M, BLOCK_K] with its columns in lane order.
 
@@ -153,7 +161,7 @@ def _load_arranged(
         x = load_rows(a, a_stride, rows, first_row, k0, a_extra[0], BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
     else:
         x = load_rows(a, a_stride, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
-        x = lane_order(x, 16, BLOCK_M, BLOCK_K)
+        x = lane_order(x, 16, BLOCK_M, BLOCK_K, BY_WORD)
     return x
 
 
@@ -171,6 +179,31 @@ def _halves(accumulator, PAIRING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: 
 
 
 @triton.jit
+def _mx_of(
+    a, a_stride, a_extra, rows, first_row,
+    w, w_strides, w_extra, expert, n0, width, k_size,
+    PAIRING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TMA_A: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr, BY_WORD: tl.constexpr,
+):  # fmt: skip
+    """`mx`, or with BY_WORD `mx_by_word`."""
+    weight_rows = _weight_rows(n0, width, PAIRING, BLOCK_N)
+    WIDTH: tl.constexpr = BLOCK_N if PAIRING == "none" else 2 * BLOCK_N
+    accumulator = tl.zeros((WIDTH, BLOCK_M), tl.float32)
+    for k0 in range(0, k_size, BLOCK_K):
+        x = _load_arranged(
+            a, a_stride, a_extra, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K,
+            BY_WORD,
+        )  # fmt: skip
+        words, codes = _load_packed(
+            w, w_strides, w_extra, expert, weight_rows, n0, k0, k_size,
+            32, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K,
+        )  # fmt: skip
+        accumulator = dot(mx_values(words, codes, WIDTH, BLOCK_K, BY_WORD), x.T, accumulator)
+    g, u = _halves(accumulator, PAIRING, BLOCK_M, BLOCK_N)
+    return g, u
+
+
+@triton.jit
 def mx(
     a, a_stride, a_extra, rows, first_row,
     w, w_strides, w_extra, expert, n0, width, k_size,
@@ -178,17 +211,57 @@ def mx(
     TMA_A: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """mxfp4: E8M0 scales of 32 values. w_extra: the scales and their (expert, row, column) strides."""
+    g, u = _mx_of(
+        a, a_stride, a_extra, rows, first_row, w, w_strides, w_extra, expert, n0, width, k_size,
+        PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, TMA_A, TMA_W, EVEN_K, False,
+    )  # fmt: skip
+    return g, u
+
+
+@triton.jit
+def mx_by_word(
+    a, a_stride, a_extra, rows, first_row,
+    w, w_strides, w_extra, expert, n0, width, k_size,
+    PAIRING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TMA_A: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """`mx` for tiles of fewer than four warps, which multiply without groups of warps."""
+    g, u = _mx_of(
+        a, a_stride, a_extra, rows, first_row, w, w_strides, w_extra, expert, n0, width, k_size,
+        PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, TMA_A, TMA_W, EVEN_K, True,
+    )  # fmt: skip
+    return g, u
+
+
+@triton.jit
+def _nv_of(
+    a, a_stride, a_extra, rows, first_row,
+    w, w_strides, w_extra, expert, n0, width, k_size,
+    PAIRING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TMA_A: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr, BY_WORD: tl.constexpr,
+):  # fmt: skip
+    """`nv`, or with BY_WORD `nv_by_word`."""
     weight_rows = _weight_rows(n0, width, PAIRING, BLOCK_N)
     WIDTH: tl.constexpr = BLOCK_N if PAIRING == "none" else 2 * BLOCK_N
     accumulator = tl.zeros((WIDTH, BLOCK_M), tl.float32)
     for k0 in range(0, k_size, BLOCK_K):
-        x = _load_arranged(a, a_stride, a_extra, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
+        x = _load_arranged(
+            a, a_stride, a_extra, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K,
+            BY_WORD,
+        )  # fmt: skip
         words, codes = _load_packed(
             w, w_strides, w_extra, expert, weight_rows, n0, k0, k_size,
-            32, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K,
+            16, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K,
         )  # fmt: skip
-        accumulator = dot(mx_values(words, codes, WIDTH, BLOCK_K), x.T, accumulator)
+        accumulator = dot(nv_values(words, codes, WIDTH, BLOCK_K, BY_WORD), x.T, accumulator)
+    at = w_extra[4] + expert * w_extra[5]
+    whole = tl.load(at) * 256.0  # nv_values' 2^-8
     g, u = _halves(accumulator, PAIRING, BLOCK_M, BLOCK_N)
+    g *= whole
+    if PAIRING == "none":
+        u = g
+    else:
+        u *= tl.load(at + w_extra[6]) * 256.0
     return g, u
 
 
@@ -204,24 +277,25 @@ def nv(
     w_extra: the scales and their (expert, row, column) strides, the global scales, the stride between
     experts and that between gate and up.
     """
-    weight_rows = _weight_rows(n0, width, PAIRING, BLOCK_N)
-    WIDTH: tl.constexpr = BLOCK_N if PAIRING == "none" else 2 * BLOCK_N
-    accumulator = tl.zeros((WIDTH, BLOCK_M), tl.float32)
-    for k0 in range(0, k_size, BLOCK_K):
-        x = _load_arranged(a, a_stride, a_extra, rows, first_row, k0, k_size, BLOCK_M, BLOCK_K, TMA_A, EVEN_K)
-        words, codes = _load_packed(
-            w, w_strides, w_extra, expert, weight_rows, n0, k0, k_size,
-            16, PAIRING, BLOCK_N, BLOCK_K, TMA_W, EVEN_K,
-        )  # fmt: skip
-        accumulator = dot(nv_values(words, codes, WIDTH, BLOCK_K), x.T, accumulator)
-    at = w_extra[4] + expert * w_extra[5]
-    whole = tl.load(at) * 256.0  # nv_values' 2^-8
-    g, u = _halves(accumulator, PAIRING, BLOCK_M, BLOCK_N)
-    g *= whole
-    if PAIRING == "none":
-        u = g
-    else:
-        u *= tl.load(at + w_extra[6]) * 256.0
+    g, u = _nv_of(
+        a, a_stride, a_extra, rows, first_row, w, w_strides, w_extra, expert, n0, width, k_size,
+        PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, TMA_A, TMA_W, EVEN_K, False,
+    )  # fmt: skip
+    return g, u
+
+
+@triton.jit
+def nv_by_word(
+    a, a_stride, a_extra, rows, first_row,
+    w, w_strides, w_extra, expert, n0, width, k_size,
+    PAIRING: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TMA_A: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """`nv` for tiles of fewer than four warps, which multiply without groups of warps."""
+    g, u = _nv_of(
+        a, a_stride, a_extra, rows, first_row, w, w_strides, w_extra, expert, n0, width, k_size,
+        PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, TMA_A, TMA_W, EVEN_K, True,
+    )  # fmt: skip
     return g, u
 
 

@@ -72,7 +72,9 @@ def e2m1_scale(code):
 
 
 @triton.jit
-def lane_order(value, BITS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr):
+def lane_order(
+    value, BITS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr, BY_WORD: tl.constexpr = False
+):  # fmt: skip
     """The columns [ROWS, K] of an activation in the order in which a lane decodes weights; no value changes.
 
     A sum over K has no order of its own. A lane of the tensor core holds pairs (or quads, of bytes) of
@@ -83,10 +85,19 @@ def lane_order(value, BITS: tl.constexpr, ROWS: tl.constexpr, K: tl.constexpr):
         BITS  place in the lane's order     column
         16    16 s + 8 h + 2 t + e          8 t + 4 e + 2 s + h
         8     16 h + 4 t + 2 d + e          8 t + 4 e + 2 h + d
+        16    8 t + 4 s + 2 h + e           8 t + 4 e + 2 s + h      BY_WORD
+
+    BY_WORD is for tiles of fewer than four warps: their tensor core instruction has no order of its own for
+    what a lane holds of both operands, and Triton leaves a lane eight neighbouring columns of each.
     """
     parts = tl.reshape(value, (ROWS, K // 32, 4, 2, 2, 2))
     # [.., t, e, the bit of 2, the bit of 1] to the order of the table.
-    parts = tl.permute(parts, (0, 1, 4, 5, 2, 3)) if BITS == 16 else tl.permute(parts, (0, 1, 4, 2, 5, 3))
+    if BITS == 8:
+        parts = tl.permute(parts, (0, 1, 4, 2, 5, 3))
+    elif BY_WORD:
+        parts = tl.permute(parts, (0, 1, 2, 4, 5, 3))
+    else:
+        parts = tl.permute(parts, (0, 1, 4, 5, 2, 3))
     return tl.reshape(parts, (ROWS, K))
 
 
@@ -102,7 +113,14 @@ def _two(word, FROM: tl.constexpr, EXPONENT: tl.constexpr):
     A nibble's two exponent bits and its mantissa bit go to bit EXPONENT and up, its sign to bit 15.
     """
     MASK: tl.constexpr = (7 << EXPONENT) | (7 << (EXPONENT + 16))
-    return (_moved(word, EXPONENT - FROM) & MASK) | (_moved(word, 12 - FROM) & -0x7FFF8000)
+    if EXPONENT == 6:
+        # One multiplication makes both shifted copies of the nibble, which do not meet: bits 6-9 and 12-15.
+        UP: tl.constexpr = FROM % 8
+        copies = ((word >> (FROM - UP)) & (0x000F000F << UP)) * ((1 << (6 - UP)) | (1 << (12 - UP)))
+        two = copies & (MASK - 0x7FFF8000)
+    else:
+        two = (_moved(word, EXPONENT - FROM) & MASK) | (_moved(word, 12 - FROM) & -0x7FFF8000)
+    return two
 
 
 @triton.jit

@@ -53,20 +53,32 @@ def sorted_tile(m, tiles, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def direct_tile(m, topk_ids, pairs, experts, PAIRS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Expert (-1: nothing to do), pairs and validity of the tile that pair m leads."""
+def direct_leader(m, topk_ids, pairs, experts, PAIRS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The expert of the tile that pair m leads (-1: nothing to do), and how many of its pairs stand before m.
+
+    Most programs end after this, so it is one reduction.
+    """
     pair = tl.arange(0, PAIRS)
     ids = tl.load(topk_ids + pair, mask=pair < pairs, other=-1)
     mine = tl.load(topk_ids + m)
     # Compared as int64, an id beyond int32 cannot turn into an expert.
-    same = (ids == mine) & (pair < pairs)
-    before = tl.sum((same & (pair < m)).to(tl.int32), 0)
+    before = tl.sum(((ids == mine) & (pair < m)).to(tl.int32), 0)
     here = (mine >= 0) & (mine < experts)
     leads = here & (before % BLOCK_M == 0)
-    expert = tl.where(leads, mine, -1).to(tl.int32)
+    return tl.where(leads, mine, -1).to(tl.int32), before
+
+
+@triton.jit
+def direct_rows(m, expert, before, topk_ids, pairs, PAIRS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Pairs and validity of the tile of `expert` that pair m leads."""
+    pair = tl.arange(0, PAIRS)
+    ids = tl.load(topk_ids + pair, mask=pair < pairs, other=-1)
+    same = (ids == expert) & (pair < pairs)
     # lane[q]: the row of the tile that pair q stands in.
     lane = tl.cumsum(same.to(tl.int32), 0) - 1 - before
-    hit = same[None, :] & (lane[None, :] == tl.arange(0, BLOCK_M)[:, None])
-    valid = tl.sum(hit.to(tl.int32), 1) > 0
-    members = tl.sum(tl.where(hit, pair[None, :], 0), 1)
-    return expert, tl.where(valid, members, m), valid
+    row = tl.arange(0, BLOCK_M)
+    hit = same[None, :] & (lane[None, :] == row[:, None])
+    # A pair's number plus one, so that 0 says that there is none.
+    member = tl.sum(tl.where(hit, pair[None, :] + 1, 0), 1)
+    valid = member > 0
+    return tl.where(valid, member - 1, m), valid

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -93,10 +94,13 @@ def _grouped_shapes(which: str, block_m: int, whole: int) -> list[tuple[int, int
 
 
 def _decoded_shapes(block_m: int) -> list[tuple[int, int, int, int]]:
-    """(n, k, warps, stages) of FP4 weights beside bf16: steps whose scales are copied ahead, no spills."""
+    """(n, k, warps, stages) of FP4 weights beside bf16: steps whose scales are copied ahead, no spills.
+
+    Two warps multiply without a group of warps: more, smaller programs, and none waits for four warps.
+    """
     if block_m <= 32:
-        return [(64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3), (128, 128, 4, 3),
-                (128, 128, 4, 4), (128, 128, 8, 3), (256, 128, 8, 3)]  # fmt: skip
+        return [(64, 128, 2, 4), (64, 128, 2, 6), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3),
+                (128, 128, 4, 3), (128, 128, 4, 6), (128, 128, 8, 4)]  # fmt: skip
     if block_m == 64:
         return [(128, 128, 4, 3), (128, 128, 4, 4), (256, 64, 4, 3), (128, 128, 8, 3), (256, 128, 8, 3)]
     if block_m == 128:
@@ -290,14 +294,18 @@ def _differs(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((a.float() - b.float()).norm() > 0.02 * b.float().norm())
 
 
-def _best(
+def _fastest(
     timer: Timer, tiles: Iterable[dict[str, int]], run: Callable[[dict[str, int]], torch.Tensor],
     report: Callable[[dict[str, Any]], None], trusted: torch.Tensor | None = None,
+    deadline: float = math.inf,
 ) -> tuple[float, dict[str, int], torch.Tensor]:  # fmt: skip
-    """The fastest tile that compiles, fits and agrees."""
+    """The fastest tile that compiles, fits and agrees; after the deadline the fastest until then."""
     best: tuple[float, dict[str, int]] | None = None
     result: torch.Tensor | None = trusted
     for tile in tiles:
+        if best is not None and time.monotonic() > deadline:
+            report({"tile": tile, "skipped": "the deadline has passed"})
+            continue
         try:
             time_of, got = timer(lambda tile=tile: run(tile))
         except Exception as error:
@@ -317,8 +325,11 @@ def _best(
     return *best, result
 
 
-def measure(bench: Bench, tokens: int, timer: Timer, log: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def measure(
+    bench: Bench, tokens: int, timer: Timer, log: Callable[[dict[str, Any]], None], deadline: float = math.inf
+) -> dict[str, Any]:
     """The best launch for a token count as an entry of the table."""
+    _best = functools.partial(_fastest, deadline=deadline)
     bench.inputs(tokens)
     shape, problem = bench.shape, bench.problem
     best: dict[str, Any] = {}
@@ -497,24 +508,30 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("FLEXACT_CACHE_DIR", str(cache_folder().parent))
 
     begin = time.monotonic()
-    jobs = _jobs(shapes, counts, options.format)
-    for done, failed in enumerate(compile_ahead(jobs, options.workers), 1):
-        _progress(f"compiling {failed}", done, len(jobs))
-    entries = tune(shapes, counts, options.format, options.log, begin + options.seconds)
-
     device = torch.cuda.get_device_name()
     name = "".join(c if c.isalnum() else "_" for c in device) + ".json"
     path = options.out or cache_folder() / "tuned" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_table(path, device, entries)
+
+    def keep(entries: list[dict[str, Any]]) -> None:
+        write_table(path, device, entries, chip_of())
+
+    jobs = _jobs(shapes, counts, options.format)
+    for done, failed in enumerate(compile_ahead(jobs, options.workers), 1):
+        _progress(f"compiling {failed}", done, len(jobs))
+        if time.monotonic() > begin + options.seconds:
+            print(f"the time was over with {done} of {len(jobs)} kernels compiled", file=sys.stderr)
+            return 1
+    entries = tune(shapes, counts, options.format, options.log, begin + options.seconds, keep)
     print(f"{len(entries)} launches in {path}")
     return 0
 
 
 def tune(
-    shapes: list[Shape], counts: list[int], format: str, log: Path | None, deadline: float
-) -> list[dict[str, Any]]:
-    """Measures every shape and token count until the deadline (of time.monotonic)."""
+    shapes: list[Shape], counts: list[int], format: str, log: Path | None, deadline: float,
+    keep: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measures every shape and token count until the deadline (of time.monotonic); `keep` gets them."""
     timer = Timer()
     entries = []
     total = len(shapes) * len(counts)
@@ -530,13 +547,21 @@ def tune(
                 def note(more: dict[str, Any], row: dict[str, Any] = row) -> None:
                     print(json.dumps({**row, **more}), file=file, flush=True)
 
-                entries.append(measure(bench, tokens, timer, note))
+                entries.append(measure(bench, tokens, timer, note, deadline))
+                keep(entries)
             del bench
             torch.cuda.empty_cache()
     return entries
 
 
-def write_table(path: Path, device: str, entries: list[dict[str, Any]]) -> None:
+def chip_of() -> dict[str, Any]:
+    """What a device must share for a table to serve it as well."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    capability = [properties.major, properties.minor]
+    return {"capability": capability, "multiprocessors": properties.multi_processor_count}
+
+
+def write_table(path: Path, device: str, entries: list[dict[str, Any]], chip: dict[str, Any]) -> None:
     """Writes the table, an entry a line; entries of other shapes that the file held stay."""
     key = ("format", "experts", "top_k", "hidden", "intermediate", "gated", "tokens")
     kept = {}
@@ -544,7 +569,8 @@ def write_table(path: Path, device: str, entries: list[dict[str, Any]]) -> None:
         kept = {tuple(each[k] for k in key): each for each in json.loads(path.read_text())["entries"]}
     kept |= {tuple(each[k] for k in key): each for each in entries}
     lines = ",\n  ".join(json.dumps(each) for each in kept.values())
-    text = f'{{"device": {json.dumps(device)}, "torch": "{torch.__version__}", "entries": [\n  {lines}\n]}}\n'
+    head = json.dumps({"device": device, **chip, "torch": torch.__version__})[:-1]
+    text = f'{head}, "entries": [\n  {lines}\n]}}\n'
     LaunchTable.from_json(text)
     path.write_text(text)
 
