@@ -21,8 +21,8 @@ def main() -> None:
     if not os.access(command, os.X_OK):
         sys.exit(
             f"flexact: there is no {command}.\n"
-            "Either the package was unpacked rather than installed, or CLI11 and fmt were missing when it was\n"
-            "built (Debian and Ubuntu: apt-get install libcli11-dev libfmt-dev; then install flexact again).\n"
+            "Either the package was unpacked rather than installed, or CLI11 and fmt were missing when it\n"
+            "was built (Debian and Ubuntu: apt-get install libcli11-dev libfmt-dev; then install again).\n"
             "`python -m flexact tune` runs without it."
         )
     os.execv(command, [command, *sys.argv[1:]])
