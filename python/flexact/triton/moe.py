@@ -454,8 +454,15 @@ class Block:
         )  # fmt: skip
 
     def _weight_operand(self, w: torch.Tensor, pairing: str, width: int, tile: Tile) -> tuple[Any, bool]:
-        """A descriptor where the copy engine can read the tensor, else the tensor; and which it is."""
+        """A descriptor where the copy engine can read the tensor, else the tensor; and which it is.
+
+        Tiles of fewer than four warps take the tensor. Beside activations that are gathered by other copies
+        the copy engine needs a fence in every step, which waits for the copies under way; small tiles live
+        on those. It takes strides that Triton knows to be aligned, or copies are of four bytes.
+        """
         size = w.element_size()
+        if tile.warps < 4 and not any(stride % 16 for stride in w.stride()[:2]):
+            return w, False
         by_half = pairing in ("concat", "up_first")
         columns_of_tile = tile.block_k // self._format.step
         if (

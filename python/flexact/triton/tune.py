@@ -58,7 +58,8 @@ def candidates(
         shapes = _decoded_shapes(block_m)
         groups = (1,) if block_m <= 32 else (1, 8) if block_m == 64 else (4, 16)
     elif block_m <= 32:
-        shapes = [(64, 64, 4, 5), (64, 128, 4, 4), (64, 128, 4, 3), (64, 256, 4, 3), (128, 64, 4, 5),
+        # Two warps read weights without the copy engine, and so without its fences.
+        shapes = [(64, 128, 2, 4), (64, 128, 2, 5), (64, 64, 2, 6), (64, 128, 4, 4), (64, 256, 4, 3),
                   (128, 128, 4, 3), (128, 128, 8, 3), (32, 128, 4, 5), (32, 256, 4, 4)]  # fmt: skip
         groups = (1,)
     elif block_m == 64:
@@ -96,11 +97,12 @@ def _grouped_shapes(which: str, block_m: int, whole: int) -> list[tuple[int, int
 def _decoded_shapes(block_m: int) -> list[tuple[int, int, int, int]]:
     """(n, k, warps, stages) of FP4 weights beside bf16: steps whose scales are copied ahead, no spills.
 
-    Two warps multiply without a group of warps: more, smaller programs, and none waits for four warps.
+    Two warps multiply without a group of warps and read without the copy engine: more, smaller programs that
+    wait for nothing but their own data.
     """
     if block_m <= 32:
-        return [(64, 128, 2, 4), (64, 128, 2, 6), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3),
-                (128, 128, 4, 3), (128, 128, 4, 6), (128, 128, 8, 4)]  # fmt: skip
+        return [(64, 128, 2, 4), (64, 128, 2, 6), (64, 128, 2, 8), (64, 128, 4, 4), (64, 128, 4, 6),
+                (64, 256, 4, 3), (128, 128, 4, 3), (128, 128, 8, 4)]  # fmt: skip
     if block_m == 64:
         return [(128, 128, 4, 3), (128, 128, 4, 4), (256, 64, 4, 3), (128, 128, 8, 3), (256, 128, 8, 3)]
     if block_m == 128:
