@@ -247,7 +247,7 @@ def first_use(peers, precision, options):
             _, call = next(iter(peer.variants(shape, weights, inputs, options.activation)))
             call()
             torch.cuda.synchronize()
-        except RuntimeError as error:  # a size that it does not take; a cell would say so again
+        except Exception as error:  # a size that it does not take; a cell says what else is wrong
             print(f"# {name} on a small layer: {str(error)[:100]}", file=sys.stderr)
         print(f"# {name} was ready after {time.monotonic() - begin:.1f} s", flush=True)
 

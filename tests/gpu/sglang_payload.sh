@@ -75,6 +75,7 @@ printf 'def display(*args, **kwargs):\n    pass\n\n\nHTML = display\n' > "$work/
 printf 'def load_dataset(*args, **kwargs):\n    raise RuntimeError("no data sets here")\n' \
   > "$work/site/datasets/__init__.py"
 
+# Commands, flexact's too: what is unpacked is not installed. `python -m flexact.triton.tune` needs none.
 rm -rf "$work"/site/*.data
 tar -C "$work" -c --exclude=__pycache__ site | xz -T0 -3 > "$dest/site.tar.xz"
 ls -l "$dest/site.tar.xz"

@@ -49,3 +49,14 @@ def test_every_format_compiles_for_hopper_without_spills(tmp_path):
             assert report["from_registers"] > 0, report
             if report["format"] != "mxfp4_fp8":
                 assert report["stores_to_shared"] <= 16, report
+
+
+def test_tiles_of_two_warps_wait_for_no_fence(tmp_path):
+    reports = lines_of(
+        "triton_compile.py", tmp_path, "90", "narrow", TRITON_CACHE_DIR=str(tmp_path / "triton")
+    )
+    assert {report["kernel"] for report in reports} == {"gate_up", "down"}
+    for report in reports:
+        assert report["fences"] == report["stack"] == 0, report
+        assert report["copies"] > 0, report
+        assert report["mma"], report

@@ -1,8 +1,8 @@
 """Compiles the launches that the policy chooses for a GPU that is not there, and reports what they take.
 
-`python triton_compile.py ARCH [all | bf16]` (90 for Hopper) prints one JSON object a line and kernel:
-registers, bytes of stack, shared memory; with "all" for small calls of every quantised format too, with
-"bf16" for every kernel of that format instead. The kernels are reached
+`python triton_compile.py ARCH [all | bf16 | narrow]` (90 for Hopper) prints one JSON object a line and
+kernel: registers, bytes of stack, shared memory; with "all" for small calls of every quantised format too, with
+"bf16" for every kernel of that format instead, with "narrow" for tiles of two warps. The kernels are reached
 through `Block.run`, with launches that only compile.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import triton
 from flexact import ActivationRegistry, formats, testing
-from flexact._core import MoeProblem
+from flexact._core import LaunchTable, MoeProblem
 from flexact.triton.moe import Block
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
@@ -56,8 +56,10 @@ def usage(kernel):
     return int(match[1]), int(match[2])
 
 
-def compiled(format, tokens, *, pairing="concat", hidden=2048, intermediate=768, experts=8, top_k=2):
-    """The kernels that a call of `tokens` tokens would launch, by name."""
+def compiled(
+    format, tokens, *, pairing="concat", hidden=2048, intermediate=768, experts=8, top_k=2, launch=None
+):
+    """The kernels that a call of `tokens` tokens would launch, by name; `launch` in the policy's place."""
     kernels = {}
     run = JITFunction.run
 
@@ -73,7 +75,12 @@ def compiled(format, tokens, *, pairing="concat", hidden=2048, intermediate=768,
     problem = MoeProblem(
         experts=experts, top_k=top_k, hidden=hidden, intermediate=intermediate, format=format, pairing=pairing
     )  # fmt: skip
-    block = Block(problem, function if pairing == "none" else function.gated(), torch.device("cpu"))
+    table = None
+    if launch:
+        layer = {"format": format, "experts": experts, "top_k": top_k, "tokens": tokens, "hidden": hidden}
+        entry = {**layer, "intermediate": intermediate, "gated": pairing != "none", **launch}
+        table = LaunchTable.from_json(json.dumps({"device": "none", "entries": [entry]}))
+    block = Block(problem, function if pairing == "none" else function.gated(), torch.device("cpu"), table)
     JITFunction.run = only_compile
     try:
         block.run(
@@ -99,9 +106,25 @@ def half_precision(arch):
             print(json.dumps(report), flush=True)
 
 
+def narrow():
+    """Tiles of two warps, with FP4 weights: what they must not contain."""
+    tile = {"block_m": 16, "block_k": 128, "group_m": 1, "warps": 2, "stages": 4}
+    launch = {"direct": True, "gate_up": {**tile, "block_n": 32}, "down": {**tile, "block_n": 64}}
+    for name, kernel in compiled("mxfp4", 16, hidden=1024, intermediate=512, launch=launch).items():
+        if name in ("gate_up", "down"):
+            ptx = kernel.asm["ptx"]
+            print(json.dumps({
+                "kernel": name, "stack": usage(kernel)[1], "fences": ptx.count("fence.proxy.async"),
+                "copies": ptx.count("cp.async.cg.shared.global"), "mma": "mma.sync" in ptx,
+            }), flush=True)  # fmt: skip
+
+
 def main():
     arch = int(sys.argv[1])
     driver.set_active(Elsewhere(arch))
+    if "narrow" in sys.argv:
+        narrow()
+        return
     if "bf16" in sys.argv:
         half_precision(arch)
         return

@@ -400,9 +400,8 @@ def _jobs(shapes: Iterable[Shape], counts: Iterable[int], format: str) -> list[t
             for block_m in block_ms(shape, tokens, format):
                 for which in ("gate_up", "down"):
                     for tile in candidates(which, block_m, shape.gated, bool(direct), format):
-                        even = (shape.hidden if which == "gate_up" else shape.intermediate) % tile[
-                            "block_k"
-                        ] == 0
+                        length = shape.hidden if which == "gate_up" else shape.intermediate
+                        width = _stand_in(length, tile["block_k"], format)
                         flat = (
                             *(
                                 (k, bool(v) if k == "persistent" else v)
@@ -410,9 +409,9 @@ def _jobs(shapes: Iterable[Shape], counts: Iterable[int], format: str) -> list[t
                                 if k != "group_m"
                             ),
                         )
-                        jobs[(which, flat, direct, shape.gated, even, False, format)] = None
+                        jobs[(which, flat, direct, shape.gated, width, False, format)] = None
                         if which == "gate_up" and block_m >= 64 and not direct and FORMATS[format].copied:
-                            jobs[(which, flat, direct, shape.gated, even, True, format)] = None
+                            jobs[(which, flat, direct, shape.gated, width, True, format)] = None
             if direct and tokens <= 4 and FORMATS[format].plain:
                 for which in ("gate_up", "down"):
                     for tile in vector_candidates(which):
@@ -430,15 +429,21 @@ def _jobs(shapes: Iterable[Shape], counts: Iterable[int], format: str) -> list[t
     return list(jobs)
 
 
+def _stand_in(length: int, block_k: int, format: str) -> int:
+    """A small K that compiles to the same kernel: a multiple of the step or not, scales aligned or not."""
+    if format not in formats.FP4_FORMATS:
+        return 1024 if length % block_k == 0 else 1024 + 16
+    if length % block_k:
+        return 1024 + 32
+    return 1024 if length // (16 if format == "nvfp4" else 32) % 16 == 0 else 768
+
+
 def _compile(job: tuple[Any, ...]) -> str:
     """Compiles one kernel by running it on a tiny problem; the disk cache keeps it."""
-    which, flat, direct, gated, even, permute, format = job
+    which, flat, direct, gated, number, permute, format = job
     tile = dict(flat)
     try:
-        top_k = even if which.startswith("vector") else 2
-        # A width that is, or is not, a multiple of the step, and of 16 in any case.
-        odd = 32 if format in formats.FP4_FORMATS else 16
-        width = 1024 if which.startswith("vector") or even else 1024 + odd
+        top_k, width = (number, 1024) if which.startswith("vector") else (2, number)
         bench = Bench(Shape(max(2, top_k), top_k, width, width, gated), format)
         bench.inputs(2)
         bench.direct = direct
