@@ -1,9 +1,9 @@
 """Compiles the launches that the policy chooses for a GPU that is not there, and reports what they take.
 
 `python triton_compile.py ARCH [all | bf16 | narrow]` (90 for Hopper) prints one JSON object a line and
-kernel: registers, bytes of stack, shared memory; with "all" for small calls of every quantised format too, with
-"bf16" for every kernel of that format instead, with "narrow" for tiles of two warps. The kernels are reached
-through `Block.run`, with launches that only compile.
+kernel: registers, bytes of stack, shared memory; with "all" for small calls of every quantised format too,
+with "bf16" for every kernel of that format instead, with "narrow" for tiles of two warps. The kernels are
+reached through `Block.run`, with launches that only compile.
 """
 
 import json
