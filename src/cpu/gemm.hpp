@@ -69,12 +69,11 @@ struct RowKernels {
                   std::int32_t count, float factor, std::int64_t n, Element type, void* to);
 };
 
-// The tables of one instruction set. Bf16 weights with bf16 rows exist for avx512bf16 alone.
+// The tables of one instruction set, for rows of fp32.
 struct IsaKernels {
-  GemmKernels bf16;  // fp32 rows
+  GemmKernels bf16;
   GemmKernels fp16;
   GemmKernels fp32;
-  const GemmKernels* bf16_rows;  // bf16 rows, or null
   RowKernels rows;
 };
 
@@ -82,7 +81,8 @@ extern const IsaKernels kKernelsScalar;
 #if defined(__x86_64__)
 extern const IsaKernels kKernelsAvx2;
 extern const IsaKernels kKernelsAvx512;
-extern const IsaKernels kKernelsAvx512Bf16;
+// Bf16 weights and rows of bf16: all that AVX-512 with BF16 does otherwise than AVX-512.
+extern const GemmKernels kBf16RowsAvx512Bf16;
 #endif
 
 }  // namespace flexact::cpu

@@ -65,7 +65,6 @@ extern const IsaKernels kKernelsAvx2 = {
              FLEXACT_TILES(FLEXACT_TILES_2, tile, Fp16Weights)},
     .fp32 = {Element::Fp32, Element::Fp32, 6, 2, "vfmadd 256",
              FLEXACT_TILES(FLEXACT_TILES_2, tile, Fp32Weights)},
-    .bf16_rows = nullptr,
     .rows = {widen, finish, store, combine},
 };
 

@@ -1,5 +1,6 @@
 // The kernels for AVX-512 with BF16: vdpbf16ps multiplies pairs of bf16 and adds both products to
 // an fp32 sum, so rows and weights stay as they are stored. It treats subnormal inputs as zero.
+// Other formats, and the work on rows, are AVX-512's.
 #include <immintrin.h>
 
 #include "cpu/gemm.hpp"
@@ -9,6 +10,7 @@ namespace flexact::cpu {
 namespace {
 
 #include "cpu/gemm_avx512.inl"
+#include "cpu/gemm_tile.inl"
 
 struct __attribute__((packed, may_alias)) PairInMemory {
   std::int32_t bits;
@@ -40,7 +42,7 @@ void tile_dot(const TileCall& call) {
   std::int64_t k = 0;
   for (; k + kPrefetchStep <= call.k; k += kPrefetchStep) {
     prefetch_lines(call, ahead);
-#pragma GCC unroll 4
+#pragma GCC unroll kUnrolled
     for (int i = 0; i < kPrefetchStep; i += 2) {
       step([&](int r) __attribute__((always_inline)) {
         return reinterpret_cast<const PairInMemory*>(a[r] + 2 * (k + i))->bits;
@@ -59,17 +61,9 @@ void tile_dot(const TileCall& call) {
   s.end(call);
 }
 
-constexpr GemmKernels kBf16Rows = {
-    Element::Bf16, Element::Bf16, 6, 4, "vdpbf16ps", FLEXACT_TILES(FLEXACT_TILES_4, tile_dot)};
-
 }  // namespace
 
-extern const IsaKernels kKernelsAvx512Bf16 = {
-    .bf16 = kBf16,
-    .fp16 = kFp16,
-    .fp32 = kFp32,
-    .bf16_rows = &kBf16Rows,
-    .rows = {widen, finish, store, combine},
-};
+extern const GemmKernels kBf16RowsAvx512Bf16 = {
+    Element::Bf16, Element::Bf16, 6, 4, "vdpbf16ps", FLEXACT_TILES(FLEXACT_TILES_4, tile_dot)};
 
 }  // namespace flexact::cpu

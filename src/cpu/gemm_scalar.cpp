@@ -105,7 +105,6 @@ extern const IsaKernels kKernelsScalar = {
              2,
              "multiply-add",
              {FLEXACT_TILES_2(tile, 1, Fp32Weights)}},
-    .bf16_rows = nullptr,
     .rows = {widen, finish, store, combine},
 };
 

@@ -6,6 +6,14 @@
 //   kSums: registers for sums; kGroup: for weights. One more holds the row's value.
 // No function of the standard library is called here.
 
+// Values of k whose steps are written out in a row. An instrumented build writes out one step: nearly
+// all of a minute of compiling would go into the copies, which check nothing that the one does not.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kUnrolled = 1;
+#else
+constexpr int kUnrolled = kPrefetchStep;
+#endif
+
 inline void prefetch_lines(const TileCall& call, const std::byte*& at) {
   for (std::int32_t i = 0; i < call.prefetch_lines; ++i) __builtin_prefetch(at + 64 * i, 0, 3);
   at += 64 * call.prefetch_lines;
@@ -99,7 +107,7 @@ inline __attribute__((always_inline)) void tile_in_registers(const TileCall& cal
   std::int64_t k = 0;
   for (; k + kPrefetchStep <= call.k; k += kPrefetchStep) {
     prefetch_lines(call, ahead);
-#pragma GCC unroll 8
+#pragma GCC unroll kUnrolled
     for (int i = 0; i < kPrefetchStep; i += Weights::kStep) step(k + i, Weights::kStep);
   }
   for (; k + Weights::kStep <= call.k; k += Weights::kStep) step(k, Weights::kStep);

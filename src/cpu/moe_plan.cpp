@@ -52,9 +52,8 @@ const IsaKernels& kernels_of(Isa isa) {
     case Isa::Avx2:
       return kKernelsAvx2;
     case Isa::Avx512:
-      return kKernelsAvx512;
     case Isa::Avx512Bf16:
-      return kKernelsAvx512Bf16;
+      return kKernelsAvx512;
 #endif
     default:
       return kKernelsScalar;
@@ -72,15 +71,18 @@ Element element_of(DType dtype) noexcept {
   }
 }
 
-const GemmKernels& choose_kernels(const MoeProblem& problem, const IsaKernels& isa) {
+const GemmKernels& choose_kernels(const MoeProblem& problem, Isa isa) {
+  const IsaKernels& kernels = kernels_of(isa);
   switch (element_of(moe::plain_dtype(problem.format))) {
     case Element::Bf16:
-      return isa.bf16_rows != nullptr && problem.io_dtype == DType::BFloat16 ? *isa.bf16_rows
-                                                                             : isa.bf16;
+#if defined(__x86_64__)
+      if (isa == Isa::Avx512Bf16 && problem.io_dtype == DType::BFloat16) return kBf16RowsAvx512Bf16;
+#endif
+      return kernels.bf16;
     case Element::Fp16:
-      return isa.fp16;
+      return kernels.fp16;
     default:
-      return isa.fp32;
+      return kernels.fp32;
   }
 }
 
@@ -103,7 +105,7 @@ class CpuPlan final : public Plan {
         numerics_(options.numerics),
         given_pool_(options.pool),
         rows_(kernels_of(options.isa).rows),
-        kernels_(choose_kernels(problem, kernels_of(options.isa))),
+        kernels_(choose_kernels(problem, options.isa)),
         tape_(function.graph(), options.isa,
               options.numerics == Numerics::Precise ? Arithmetic::Fp64 : Arithmetic::Fp32),
         parameter_count_(static_cast<std::int64_t>(function.parameters().size())),
