@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from line_counting import counted
 
-def lines_of(script, cache_folder, *arguments, **environment):
+
+def lines_of(script, cache_folder, *arguments, count=False, **environment):
+    lines = counted() if count else {}
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / script, *arguments],
-        env={**os.environ, "FLEXACT_CACHE_DIR": str(cache_folder), **environment},
+        env={**os.environ, "FLEXACT_CACHE_DIR": str(cache_folder), **lines, **environment},
         capture_output=True,
         text=True,
         timeout=600,

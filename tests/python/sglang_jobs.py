@@ -15,14 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from line_counting import counted
+
 # Long enough for a loaded machine; a start takes ten seconds on an idle one.
 TIMEOUT = 300
-
-
-def untraced(environment: dict[str, str]) -> dict[str, str]:
-    """`environment` without what counts the lines of a subprocess, for those that run nothing of flexact."""
-    environment.pop("COVERAGE_PROCESS_CONFIG", None)
-    return environment
 
 
 class Outcome:
@@ -51,6 +47,7 @@ def run(
     environment: dict[str, str] | None = None,
     stock: bool = False,
     prelude: str = "",
+    count: bool = False,
     **kwargs: Any,
 ) -> Outcome:
     """Starts an engine in a process of its own.
@@ -62,6 +59,7 @@ def run(
         environment: Added to this process's.
         stock: Start the engine without flexact (SGLANG_PLUGINS names another plugin).
         prelude: Python text that the process runs before anything else.
+        count: Count the lines that the engine's processes run.
         **kwargs: SGLang's server arguments.
     """
     job = {
@@ -73,9 +71,10 @@ def run(
         "prelude": prelude,
     }
     env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", **(environment or {})}
+    if count:
+        env |= counted()
     if stock:
         env["SGLANG_PLUGINS"] = "none"
-        untraced(env)
     with tempfile.TemporaryDirectory() as folder:
         given, answered = Path(folder) / "job.json", Path(folder) / "answers.json"
         given.write_text(json.dumps(job))

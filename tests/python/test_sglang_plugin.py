@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip("sglang")
 
+from line_counting import counted
 from sglang_jobs import Outcome, run
 from tiny_models import build
 from transformers_reference import largest_difference, load, swish
@@ -106,7 +107,7 @@ def test_a_configuration_that_does_not_resolve_ends_the_engine(mixtral: Path) ->
 def test_a_refusal_in_a_scheduler_reaches_the_user_once(mixtral: Path) -> None:
     """Only a scheduler reads the checkpoint's tensors; two ranks find out."""
     override = {"hidden_act": "swish", "activation_params": {"beta": {"tensor": "no.such.{layer}"}}}
-    message = stopped(run(mixtral, override=override, tp_size=2))
+    message = stopped(run(mixtral, override=override, tp_size=2, count=True))
     assert "no.such.0" in message
 
 
@@ -187,13 +188,14 @@ def test_server_args_are_the_hosts_own(mixtral: Path) -> None:
 
 
 def serve(*arguments: str) -> subprocess.Popen[str]:
+    """The launcher, its lines counted."""
     return subprocess.Popen(
         [sys.executable, "-m", "flexact.sglang.serve", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", **counted()},
     )
 
 

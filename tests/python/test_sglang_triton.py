@@ -45,7 +45,8 @@ METHODS = {
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = {"TRITON_INTERPRET": "1", "FLEXACT_BACKEND": "triton", "FLEXACT_MOE": "auto"}
-    lines = lines_of("sglang_triton_cases.py", tmp_path_factory.mktemp("triton"), **environment)
+    folder = tmp_path_factory.mktemp("triton")
+    lines = lines_of("sglang_triton_cases.py", folder, count=True, **environment)
     return {line["case"]: line for line in lines}
 
 

@@ -16,7 +16,7 @@ FORMATS = formats.FP8_FORMATS + formats.FP4_FORMATS
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("formats")
-    return lines_of("triton_format_cases.py", folder, "cpu", TRITON_INTERPRET="1")
+    return lines_of("triton_format_cases.py", folder, "cpu", count=True, TRITON_INTERPRET="1")
 
 
 def test_every_format_is_as_near_to_fp64_as_its_recipe(reports):

@@ -26,7 +26,8 @@ CHIP = {"capability": [9, 0], "multiprocessors": 132}
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    return lines_of("triton_cases.py", tmp_path_factory.mktemp("triton"), "cpu", TRITON_INTERPRET="1")
+    folder = tmp_path_factory.mktemp("triton")
+    return lines_of("triton_cases.py", folder, "cpu", count=True, TRITON_INTERPRET="1")
 
 
 @pytest.fixture(scope="module")
