@@ -4,7 +4,8 @@ PY := .venv/bin/python
 PYTEST_ARGS ?=
 # The CMake preset whose build `make test` runs the C++ tests of.
 PRESET ?= developer
-# COVERAGE=1 measures the Python lines that the tests reach, subprocesses included.
+# COVERAGE=1 measures the Python lines that the tests reach, those of some subprocesses included
+# (tests/python/line_counting.py).
 PYTEST := $(PY) -m $(if $(COVERAGE),coverage run -m )pytest -n $(JOBS) --dist worksteal
 # The packages that the CUDA tests find at run time are those of .venv.
 CTEST := VIRTUAL_ENV=$(CURDIR)/.venv ctest --output-on-failure -j$(JOBS)
@@ -86,7 +87,7 @@ coverage:
 
 # gcov prints a negative count for a branch that threads counted at once; such lines are passed over.
 coverage-report:
-	gcovr --gcov-ignore-parse-errors --root . --filter include/ --filter src/ \
+	gcovr -j $(JOBS) --gcov-ignore-parse-errors --root . --filter include/ --filter src/ \
 	  build/asan $(wildcard build/python-*) --exclude-throw-branches --sort-percentage --fail-under-line $(COVERAGE_GATE)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --fail-under=$(COVERAGE_GATE)
