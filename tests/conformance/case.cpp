@@ -46,6 +46,10 @@ void use_gpu_cases() {
   gpu_cases = true;
 }
 
+bool on_gpu() {
+  return gpu_cases;
+}
+
 const std::vector<Size>& sizes() {
   if (gpu_cases) return gpu_sizes();
   // No size is a multiple of a tile in all dimensions but the first.

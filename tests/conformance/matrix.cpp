@@ -4,11 +4,14 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "case.hpp"
+#include "cuda/driver.hpp"
 #include "flexact/error.hpp"
 #include "flexact/version.hpp"
 
@@ -63,9 +66,7 @@ void write(const std::string& path, const std::string& text) {
   if (!file.good()) throw Error(ErrorCode::IoError, "cannot be written", path);
 }
 
-}  // namespace
-
-std::string device_name() {
+std::string processor_name() {
   std::ifstream info("/proc/cpuinfo");
   std::map<std::string, std::string> facts;
   for (std::string line; std::getline(info, line) && !line.empty();) {
@@ -80,7 +81,19 @@ std::string device_name() {
          ")";
 }
 
+}  // namespace
+
+std::string device_name() {
+  if (!on_gpu()) return processor_name();
+  std::array<char, 256> name{};
+  const cuda::Driver& driver = cuda::Driver::instance();
+  driver.check(driver.device_name(name.data(), name.size(), 0), "asking for the device's name");
+  return name.data();
+}
+
 std::string commit() {
+  // Where the program runs without its sources, who carried it there says what it was made of.
+  if (const char* given = std::getenv("FLEXACT_COMMIT")) return given;
   const std::string id =
       first_line_of("git -C '" FLEXACT_SOURCE_DIR "' rev-parse --short=12 HEAD 2>/dev/null");
   return id.empty() ? "unknown" : id;
