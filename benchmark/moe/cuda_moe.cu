@@ -4,8 +4,8 @@
 //   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--format bf16] [--seconds S]
 //            [--variants stream,rows]
 //
-// Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call) and
-// fp8_tensor_given. Variants are compared with the default in turns: those of variants_for() whose names begin so.
+// Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call),
+// fp8_tensor_given, mxfp4 and nvfp4. Variants are compared with the default in turns: those of variants_for() whose names begin so.
 // benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M
 // and variant.
 #include <cuda_bf16.h>
@@ -82,16 +82,40 @@ __global__ void fill_scales(float* out, std::size_t count, float size, unsigned 
   }
 }
 
+// Any codes, and scales of groups: bytes from `low` on, `spread` of them.
+__global__ void fill_bytes(std::uint8_t* out, std::size_t count, unsigned low, unsigned spread, unsigned seed) {
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
+       i += std::size_t{gridDim.x} * blockDim.x) {
+    unsigned long long h = (i + 1) * 0x9E3779B97F4A7C15ull + seed * 0xD1B54A32D192ED03ull;
+    h ^= h >> 32;
+    h *= 0xD6E8FEB86659FD93ull;
+    out[i] = static_cast<std::uint8_t>(low + (h >> 40) % spread);
+  }
+}
+
 // A weight matrix of each expert as stored, [experts, rows, k].
 struct Stored {
-  const void* values;  // bf16, or E4M3 codes with scales
+  const void* values;  // bf16, E4M3 codes with scales, or E2M1 codes with scales of groups
   const float* scales;
+  const std::uint8_t* group_scales;  // [experts, rows, k / group]
+  const float* global;               // nvfp4: [experts, rows / half]
+  std::int64_t group;
   std::int64_t rows, k;
   std::int64_t expert_step, row_step, group_step;  // of scales
   std::int64_t half, half_blocks, block;           // rows of gate or up; their blocks of rows; rows of one
 
   __device__ double at(std::int64_t expert, std::int64_t row, std::int64_t column) const {
     const std::size_t index = static_cast<std::size_t>((expert * rows + row) * k + column);
+    if (group_scales != nullptr) {
+      constexpr float kMagnitudes[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+      const int code = static_cast<const std::uint8_t*>(values)[index / 2] >> index % 2 * 4 & 15;
+      const double value = code < 8 ? kMagnitudes[code] : -kMagnitudes[code - 8];
+      const std::uint8_t scale = group_scales[index / group];
+      if (global == nullptr) return value * exp2(static_cast<double>(scale) - 127);
+      __nv_fp8_e4m3 stored;
+      stored.__x = scale;
+      return value * static_cast<double>(static_cast<float>(stored)) * global[expert * (rows / half) + row / half];
+    }
     if (scales == nullptr) return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[index]);
     const std::int64_t of_rows = row / half * half_blocks + row % half / block;
     const float scale = scales[expert * expert_step + of_rows * row_step + column / 128 * group_step];
@@ -163,12 +187,36 @@ class Weights {
   Weights(flexact::Format format, std::int64_t experts, std::int64_t rows, std::int64_t k, std::int64_t halves,
           float size, unsigned seed)
       : shape_{experts, rows, k},
-        fp8_(format != flexact::Format::Bf16),
-        values_(static_cast<std::size_t>(experts * rows * k) * (fp8_ ? 1 : 2)),
-        scales_(static_cast<std::size_t>(experts * rows)) {
+        format_(format),
+        fp4_(format == flexact::Format::Mxfp4 || format == flexact::Format::Nvfp4),
+        fp8_(format != flexact::Format::Bf16 && !fp4_),
+        group_(format == flexact::Format::Mxfp4 ? 32 : 16),
+        values_(static_cast<std::size_t>(experts * rows * k) * (fp8_ ? 2 : fp4_ ? 1 : 4) / 2),
+        scales_(static_cast<std::size_t>(experts * rows)),
+        group_scales_(fp4_ ? static_cast<std::size_t>(experts * rows * k / group_) : 1) {
     const auto blocks = [](std::int64_t count) { return (count + 127) / 128; };
     const std::size_t count = static_cast<std::size_t>(experts * rows * k);
-    stored_ = {values_.get(), nullptr, rows, k, 0, 0, 0, rows / halves, 1, rows};
+    stored_ = {values_.get(), nullptr, nullptr, nullptr, group_, rows, k, 0, 0, 0, rows / halves, 1, rows};
+    if (fp4_) {
+      // Magnitudes of random codes are 2.9 in the mean.
+      const float scale = size / 2.93f;
+      fill_bytes<<<1024, 256>>>(values_.get(), values_.size(), 0, 256, seed);
+      stored_.group_scales = group_scales_.get();
+      shape_[2] = k / 2;
+      scale_shape_ = {experts, rows, k / group_};
+      if (format == flexact::Format::Mxfp4) {
+        const int exponent = static_cast<int>(std::floor(std::log2(scale)));
+        fill_bytes<<<1024, 256>>>(group_scales_.get(), group_scales_.size(), static_cast<unsigned>(127 + exponent), 2,
+                                  seed + 7);
+      } else {
+        // 0.5 to 1.875.
+        fill_bytes<<<1024, 256>>>(group_scales_.get(), group_scales_.size(), 0x30, 16, seed + 7);
+        fill_scales<<<64, 256>>>(scales_.get(), static_cast<std::size_t>(experts * halves), scale, seed + 9);
+        stored_.global = scales_.get();
+        global_shape_ = halves == 2 ? std::vector<std::int64_t>{experts, 2} : std::vector<std::int64_t>{experts};
+      }
+      return;
+    }
     if (!fp8_) {
       fill<<<1024, 256>>>(reinterpret_cast<__nv_bfloat16*>(values_.get()), count, size, seed);
       return;
@@ -196,17 +244,33 @@ class Weights {
   }
   const Stored& stored() const { return stored_; }
   flexact::TensorView view_of() const {
-    return view(values_.get(), fp8_ ? flexact::DType::Float8E4M3 : flexact::DType::BFloat16, shape_);
+    return view(values_.get(),
+                fp4_   ? flexact::DType::UInt8
+                : fp8_ ? flexact::DType::Float8E4M3
+                       : flexact::DType::BFloat16,
+                shape_);
+  }
+  flexact::TensorView global_scale() const {
+    return global_shape_.empty() ? flexact::TensorView{}
+                                 : view(scales_.get(), flexact::DType::Float32, global_shape_);
   }
   flexact::TensorView scale() const {
+    if (fp4_) {
+      return view(group_scales_.get(),
+                  format_ == flexact::Format::Mxfp4 ? flexact::DType::UInt8 : flexact::DType::Float8E4M3,
+                  scale_shape_);
+    }
     return fp8_ ? view(scales_.get(), flexact::DType::Float32, scale_shape_) : flexact::TensorView{};
   }
 
  private:
-  std::vector<std::int64_t> shape_, scale_shape_;
-  bool fp8_;
+  std::vector<std::int64_t> shape_, scale_shape_, global_shape_;
+  flexact::Format format_;
+  bool fp4_, fp8_;
+  std::int64_t group_;
   Array<std::uint8_t> values_;
-  Array<float> scales_;  // of rows, which are more than blocks
+  Array<float> scales_;  // of rows, which are more than blocks; or global ones
+  Array<std::uint8_t> group_scales_;
   Stored stored_;
 };
 
@@ -234,6 +298,8 @@ struct Layer {
     weights.w2 = w2.view_of();
     weights.w13_scale = w13.scale();
     weights.w2_scale = w2.scale();
+    weights.w13_global_scale = w13.global_scale();
+    weights.w2_global_scale = w2.global_scale();
     if (given) {
       weights.a13_scale = view(input_scale.get(), flexact::DType::Float32, {1});
       weights.a2_scale = view(activated_scale.get(), flexact::DType::Float32, {1});
@@ -544,7 +610,9 @@ class Run {
       const std::vector<__nv_bfloat16> once = data.output.read();
       errors.push_back(error_of(s, once, expected));
       // What E4M3 costs: 3 bits of each input and each activated value.
-      const double allowed = layer.format == flexact::Format::Bf16 ? 0.006 : 0.06;
+      const bool exact_inputs = layer.format == flexact::Format::Bf16 || layer.format == flexact::Format::Mxfp4 ||
+                                layer.format == flexact::Format::Nvfp4;
+      const double allowed = exact_inputs ? 0.006 : 0.06;
       if (!(errors.back() < allowed)) {
         std::printf("%s M=%d %s: relative error %.3g\n", s.name, tokens, variant.name.c_str(), errors.back());
         ++failures_;

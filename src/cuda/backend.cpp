@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cuda/driver.hpp"
+#include "cuda/fp4_layer.hpp"
 #include "cuda/fp8_layer.hpp"
 #include "cuda/jit/kernel_images.hpp"
 #include "flexact/error.hpp"
@@ -27,17 +28,23 @@ class CutlassBackend final : public Backend {
     moe::validate(problem);
     if (auto refusal = moe::refuse_meaningless(problem, function)) return refusal;
     const bool fp8 = is_fp8(problem.format);
-    if (problem.format != Format::Bf16 && !fp8) {
+    const bool fp4 = is_fp4_with_bf16(problem.format);
+    if (problem.format != Format::Bf16 && !fp8 && !fp4) {
       return Refusal{
           "there are no CUDA kernels for format " + std::string(to_string(problem.format)),
           "bf16, fp8_block, fp8_tensor and fp8_channel are what there is"};
+    }
+    if (fp4 && !untried_formats()) {
+      return Refusal{"the CUDA kernels for format " + std::string(to_string(problem.format)) +
+                         " are compiled and linked, but have not run on hardware yet",
+                     "the backend triton computes it"};
     }
     if (problem.io_dtype != DType::BFloat16) {
       return Refusal{"the CUDA kernels take " + std::string(to_string(DType::BFloat16)) +
                          " hidden states, not " + std::string(to_string(problem.io_dtype)),
                      "convert the hidden states"};
     }
-    const std::int64_t piece = fp8 ? 16 : 8;
+    const std::int64_t piece = fp4 ? 32 : fp8 ? 16 : 8;
     if (problem.hidden % piece != 0 || problem.intermediate % piece != 0) {
       return Refusal{"the copy engine reads rows of whole 16-byte pieces, and hidden " +
                          std::to_string(problem.hidden) + " or intermediate " +
@@ -68,6 +75,11 @@ class CutlassBackend final : public Backend {
 Wish& standing_wish() {
   static Wish wish;
   return wish;
+}
+
+bool& untried_formats() {
+  static bool allowed = false;
+  return allowed;
 }
 
 std::optional<Refusal> refuse_machine() {

@@ -5,7 +5,9 @@
 // A few tokens may take the way of stream_layer.hpp instead; policy.hpp decides.
 //
 // What the FP8 formats have beside that is in fp8_layer.hpp: scales, a gather that rounds to codes,
-// and where scales are not given and not by groups, a launch before the gather or before GEMM2.
+// and where scales are not given and not by groups, a launch before the gather or before GEMM2. What
+// the FP4 formats have is in fp4_layer.hpp: rows with their columns in another order, and the
+// weights' scales in memory of the plan.
 //
 // Weights stay where they are, in the caller's memory and layout. run() passes pointers on: it
 // allocates nothing, reads nothing back and waits for nothing, so it may be captured in a CUDA
@@ -18,10 +20,12 @@
 
 #include "cuda/backend.hpp"
 #include "cuda/driver.hpp"
+#include "cuda/fp4_layer.hpp"
 #include "cuda/fp8_layer.hpp"
 #include "cuda/jit/function_source.hpp"
 #include "cuda/jit/linker.hpp"
 #include "cuda/kernels/arguments.hpp"
+#include "cuda/kernels/fp4_layout.hpp"
 #include "cuda/module_cache.hpp"
 #include "cuda/policy.hpp"
 #include "cuda/stream_layer.hpp"
@@ -108,14 +112,22 @@ class MoePlan final : public Plan {
     moe::validate_tokens(tokens);
     return tokens == 0 ? 0 : layout(std::min(tokens, chunk_tokens(tokens))).bytes + 255;
   }
-  std::size_t resident_bytes() const override { return bias13_.bytes() + bias2_.bytes(); }
+  std::size_t resident_bytes() const override {
+    return bias13_.bytes() + bias2_.bytes() + scales13_.bytes() + scales2_.bytes();
+  }
   std::string describe() const override;
   void run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
            std::size_t workspace_size, void* stream) const override;
 
  private:
   DeviceMemory ordered_bias(const TensorView& bias, Pairing pairing) const;
+  DeviceMemory ordered_scales(Fp4Layer::Ordering ordering) const;
   void link(const Function& function, moe::Numerics numerics);
+  // Elements of a row in the workspace.
+  std::int64_t input_width() const { return fp4_ ? fp4_->input_width() : problem_.hidden; }
+  std::int64_t activated_width() const {
+    return fp4_ ? fp4_->activated_width() : problem_.intermediate;
+  }
   std::int64_t chunk_tokens(std::int64_t tokens) const;
   std::int64_t most_tiles(std::int64_t tokens) const;
   std::int32_t counters() const { return 4 + (fp8_ ? fp8_->counters() : 0); }
@@ -148,15 +160,17 @@ class MoePlan final : public Plan {
   unsigned launches_;
   std::int64_t most_scratch_;
   std::optional<Fp8Layer> fp8_;
+  std::optional<Fp4Layer> fp4_;
   std::optional<StreamLayer> stream_;
   DType element_;  // of the GEMMs' operands
   int gemm_shared_;
   Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
          combine_ = nullptr, order_bias_ = nullptr;
-  Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr;
+  Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr, order_scales_ = nullptr;
   Kernel stream_up_ = nullptr, stream_down_ = nullptr;
   TensorMap map13_, map2_;
   DeviceMemory bias13_, bias2_;
+  DeviceMemory scales13_, scales2_;  // of FP4 weights
 };
 
 MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeWeights& weights,
@@ -168,14 +182,18 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
       launches_(options.launches),
       most_scratch_(options.most_scratch),
       element_(is_fp8(problem.format) ? DType::Float8E4M3 : DType::BFloat16),
-      gemm_shared_(is_fp8(problem.format) ? kFp8SharedBytes : kGemmSharedBytes) {
+      gemm_shared_(is_fp8(problem.format)             ? kFp8SharedBytes
+                   : is_fp4_with_bf16(problem.format) ? kFp4SharedBytes
+                                                      : kGemmSharedBytes) {
   moe::validate_weights(problem, weights);
   location_ = location_of(driver_, "w13", weights.w13.data);
   for (const auto& [name, view] :
        {std::pair{"w2", &weights.w2}, std::pair{"w13_bias", &weights.w13_bias},
         std::pair{"w2_bias", &weights.w2_bias}, std::pair{"w13_scale", &weights.w13_scale},
-        std::pair{"w2_scale", &weights.w2_scale}, std::pair{"a13_scale", &weights.a13_scale},
-        std::pair{"a2_scale", &weights.a2_scale}}) {
+        std::pair{"w2_scale", &weights.w2_scale},
+        std::pair{"w13_global_scale", &weights.w13_global_scale},
+        std::pair{"w2_global_scale", &weights.w2_global_scale},
+        std::pair{"a13_scale", &weights.a13_scale}, std::pair{"a2_scale", &weights.a2_scale}}) {
     if (*view && location_of(driver_, name, view->data).device != location_.device) {
       throw Error(ErrorCode::InvalidArgument, "lies on another GPU than w13", name);
     }
@@ -185,18 +203,26 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
                 "counting multiprocessors");
 
   if (is_fp8(problem.format)) fp8_.emplace(problem, weights);
+  if (is_fp4_with_bf16(problem.format)) fp4_.emplace(problem, weights);
   if (may_take(Path::Stream, problem, wish_)) stream_.emplace(problem, weights);
   link(function, options.numerics);
   map13_ = map_weights(driver_, "w13", weights.w13, problem.pairing);
   map2_ = map_weights(driver_, "w2", weights.w2, Pairing::None);
   if (problem.bias13) bias13_ = ordered_bias(weights.w13_bias, problem.pairing);
   if (problem.bias2) bias2_ = ordered_bias(weights.w2_bias, Pairing::None);
+  if (fp4_) {
+    scales13_ = ordered_scales(fp4_->order13());
+    scales2_ = ordered_scales(fp4_->order2());
+  }
 }
 
 // Images are linked at the same time: the first plan of a function waits for the longest of them.
 void MoePlan::link(const Function& function, moe::Numerics numerics) {
   const bool gated = problem_.pairing != Pairing::None;
-  const std::string variant = fp8_ ? "fp8_" + fp8_->gemm1() : gated ? "gated" : "unary";
+  const std::string variant = fp8_    ? "fp8_" + fp8_->gemm1()
+                              : fp4_  ? fp4_->gemm1()
+                              : gated ? "gated"
+                                      : "unary";
   const std::string source = function_source(function, numerics);
   const auto linked = [&](const std::string& image, bool with_function) {
     return std::async(std::launch::async, [this, &source, image, with_function] {
@@ -208,8 +234,8 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
     return kernel_of(driver_, location_.context, image, name.c_str(), shared);
   };
   using Linking = std::future<std::shared_ptr<const LinkedKernel>>;
-  Linking gemm1 = linked(fp8_ ? variant : "bf16_" + variant, true);
-  Linking layer = linked(fp8_ ? "fp8_layer" : "bf16_layer", false);
+  Linking gemm1 = linked(fp8_ || fp4_ ? variant : "bf16_" + variant, true);
+  Linking layer = linked(fp8_ ? "fp8_layer" : fp4_ ? "fp4_layer" : "bf16_layer", false);
   Linking stream_up, stream_down;
   if (stream_) {
     stream_up = linked("bf16_stream_" + variant, true);
@@ -218,15 +244,24 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
 
   gemm1_ = kernel(*gemm1.get(), "flexact_gemm_" + variant, gemm_shared_);
   const auto rows = layer.get();
-  gemm2_ = kernel(*rows, "flexact_gemm_" + (fp8_ ? "fp8_" + fp8_->gemm2() : "plain"), gemm_shared_);
+  gemm2_ = kernel(*rows,
+                  "flexact_gemm_" + (fp8_   ? "fp8_" + fp8_->gemm2()
+                                     : fp4_ ? fp4_->gemm2()
+                                            : "plain"),
+                  gemm_shared_);
   route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
-  gather_ = kernel(*rows, fp8_ ? "flexact_fp8_gather" : "flexact_gather", 0);
+  gather_ = kernel(*rows,
+                   fp8_   ? "flexact_fp8_gather"
+                   : fp4_ ? "flexact_fp4_gather"
+                          : "flexact_gather",
+                   0);
   combine_ = kernel(*rows, "flexact_combine", 0);
   order_bias_ = kernel(*rows, "flexact_order_bias", 0);
   if (fp8_) {
     fp8_largest_ = kernel(*rows, "flexact_fp8_largest", 0);
     fp8_round_ = kernel(*rows, "flexact_fp8_round", 0);
   }
+  if (fp4_) order_scales_ = kernel(*rows, "flexact_fp4_order_scales", 0);
   if (stream_) {
     stream_up_ = kernel(*stream_up.get(), "flexact_stream_" + variant, 0);
     stream_down_ = kernel(*stream_down.get(), "flexact_stream_down", 0);
@@ -252,17 +287,27 @@ DeviceMemory MoePlan::ordered_bias(const TensorView& bias, Pairing pairing) cons
   return memory;
 }
 
+DeviceMemory MoePlan::ordered_scales(Fp4Layer::Ordering ordering) const {
+  DeviceMemory memory(driver_, location_.context, static_cast<std::size_t>(ordering.bytes));
+  ordering.arguments.output = reinterpret_cast<std::uint8_t*>(memory.get());
+  launch(order_scales_, ordering.arguments,
+         {static_cast<unsigned>(ordering.blocks), 1, kFp4ScaleThreads}, nullptr,
+         "ordering weight scales");
+  driver_.check(driver_.stream_synchronize(nullptr), "ordering weight scales");
+  return memory;
+}
+
 std::string MoePlan::describe() const {
   return "cutlass, " + std::string(kArchitecture) + " " + std::string(to_string(problem_.format)) +
          ", tile " + std::to_string(kTileRows) + "x" + std::to_string(kTileColumns) + "x" +
-         std::to_string(fp8_ ? kGroup : kTileDepth) + (stream_ ? ", few tokens stream, " : ", ") +
+         std::to_string(fp8_ || fp4_ ? 128 : kTileDepth) + (stream_ ? ", few tokens stream, " : ", ") +
          function_;
 }
 
 std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {
   // The result takes the input's memory, which is bf16 in every format.
   const std::int64_t of_row =
-      problem_.hidden * 2 + (fp8_ ? fp8_->bytes_of_row() : problem_.intermediate * 2);
+      input_width() * 2 + (fp8_ ? fp8_->bytes_of_row() : activated_width() * 2);
   const std::int64_t each = problem_.top_k * of_row;
   const std::int64_t most = std::max<std::int64_t>(1, most_scratch_ / each);
   return ceil_div(tokens, ceil_div(tokens, most));
@@ -281,9 +326,9 @@ Layout MoePlan::layout(std::int64_t tokens) const {
     return at;
   };
   const std::int64_t rows = tokens * problem_.top_k;
-  layout.rows = take(rows * problem_.hidden * 2);
+  layout.rows = take(rows * input_width() * 2);
   const bool wide = !fp8_ || fp8_->rounds_later();
-  layout.activated = take(rows * problem_.intermediate * (wide ? 2 : 1));
+  layout.activated = take(rows * activated_width() * (wide ? 2 : 1));
   if (fp8_) {
     layout.codes = fp8_->rounds_later() ? take(rows * problem_.intermediate) : layout.activated;
     layout.input_scales = take(fp8_->input_scale_bytes(rows));
@@ -483,6 +528,10 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   if ((launches_ & kGather) != 0) {
     if (fp8_) {
       launch_fp8_gather(fp8_->gather(gather, memory), of_tokens, stream);
+    } else if (fp4_) {
+      Grid grid = of_tokens;
+      grid.y = static_cast<unsigned>(ceil_div(input_width(), 8 * kRowThreads));
+      launch(gather_, fp4_->gather(gather), grid, stream, "gathering rows");
     } else {
       launch(gather_, gather, of_rows, stream, "gathering rows");
     }
@@ -510,7 +559,8 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.bias = bias13_.get();
   gemm.row_scale = problem_.router_weight_on_input ? row_scale : nullptr;
   if ((launches_ & kGemm1) != 0) {
-    const TensorMap input = map_rows(driver_, element_, workspace + at.rows, rows, problem_.hidden);
+    const TensorMap input =
+        map_rows(driver_, element_, workspace + at.rows, rows, input_width(), choice.box_rows);
     const char* doing = "computing gate, up and activation";
     if (fp8_) {
       launch_gemm(gemm1_, input, map13_, fp8_->gemm1(gemm, memory), gemm, most_tiles(tokens),
@@ -518,6 +568,9 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
       if (fp8_->rounds_later()) {
         launch_fp8_round(gemm, workspace, at, memory, choice.dependent_launches, stream);
       }
+    } else if (fp4_) {
+      launch_gemm(gemm1_, input, map13_, fp4_->gemm1(gemm, scales13_.get(), choice.box_rows), gemm,
+                  most_tiles(tokens), choice, stream, doing);
     } else {
       launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), choice, stream, doing);
     }
@@ -538,10 +591,13 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   if ((launches_ & kGemm2) != 0) {
     const TensorMap input =
         map_rows(driver_, element_, workspace + (fp8_ ? at.codes : at.activated), rows,
-                 problem_.intermediate);
+                 activated_width(), choice.box_rows);
     if (fp8_) {
       launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens), choice,
                   stream, "computing down");
+    } else if (fp4_) {
+      launch_gemm(gemm2_, input, map2_, fp4_->gemm2(down, scales2_.get(), choice.box_rows), down,
+                  most_tiles(tokens), choice, stream, "computing down");
     } else {
       launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), choice, stream,
                   "computing down");

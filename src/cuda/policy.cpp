@@ -79,6 +79,12 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   choice.block_tokens = wish.block_tokens != 0 ? wish.block_tokens
                                                : block_tokens_for(problem, tokens, multiprocessors);
 
+  // FP4 kernels read no more rows than tiles have, or little more.
+  if (problem.format == Format::Mxfp4 || problem.format == Format::Nvfp4) {
+    const std::int64_t mean = tokens * problem.top_k / problem.experts;
+    choice.box_rows = mean >= 48 ? 64 : mean >= 24 ? 32 : mean >= 12 ? 16 : 8;
+  }
+
   const std::int64_t slots = tokens * problem.top_k;
   choice.sum = problem.combine && (wish.sum < 0 ? tokens <= kMostSummedTokens : wish.sum == 1);
   choice.row_warps = wish.row_warps != 0

@@ -36,6 +36,7 @@ struct Choice {
   int block_tokens = 1;
   int row_warps = 1, row_warps2 = 1;
   bool sum = false;
+  int box_rows = 64;  // that a copy of input rows takes
 };
 
 // `aligned`: rows of the hidden states begin at multiples of 16 bytes.

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "cuda/kernels/arguments.hpp"
+#include "cuda/kernels/fp4_layout.hpp"
 #include "flexact/error.hpp"
 
 namespace flexact::cuda {
@@ -13,13 +14,20 @@ namespace {
 constexpr int kBytes = 0;
 constexpr int kBFloat16 = 9;
 constexpr int kNoInterleave = 0;
+constexpr int kNoSwizzle = 0;
 constexpr int kSwizzle128 = 3;
 constexpr int kPromote256 = 3;
 constexpr int kFillZeros = 0;
 constexpr std::int64_t kBoxBytes = 128;  // of a row: what one swizzled line holds
 
+// FP4 codes come as bytes, and are read by threads: they are not swizzled.
+bool is_packed(DType dtype) {
+  return dtype == DType::UInt8;
+}
+
 std::uint32_t box_depth(DType dtype) {
-  return static_cast<std::uint32_t>(kBoxBytes / size_of(dtype));
+  return static_cast<std::uint32_t>(is_packed(dtype) ? kFp4CodeBytes
+                                                     : kBoxBytes / size_of(dtype));
 }
 
 template <std::size_t kRank>
@@ -30,10 +38,11 @@ TensorMap encode(const Driver& driver, DType dtype, const void* data,
   std::array<std::uint32_t, kRank> steps;
   steps.fill(1);
   TensorMap map;
-  const int type = dtype == DType::Float8E4M3 ? kBytes : kBFloat16;
+  const int type = size_of(dtype) == 1 ? kBytes : kBFloat16;
   driver.check(driver.tensor_map(&map, type, static_cast<int>(kRank), const_cast<void*>(data),
                                  sizes.data(), strides.data(), box.data(), steps.data(),
-                                 kNoInterleave, kSwizzle128, kPromote256, kFillZeros),
+                                 kNoInterleave, is_packed(dtype) ? kNoSwizzle : kSwizzle128,
+                                 kPromote256, kFillZeros),
                "describing a tensor to the copy engine");
   return map;
 }
@@ -41,10 +50,10 @@ TensorMap encode(const Driver& driver, DType dtype, const void* data,
 }  // namespace
 
 TensorMap map_rows(const Driver& driver, DType dtype, const void* rows, std::int64_t count,
-                   std::int64_t depth) {
+                   std::int64_t depth, int box_rows) {
   const auto width = static_cast<std::uint64_t>(depth);
   return encode<2>(driver, dtype, rows, {width, static_cast<std::uint64_t>(count)},
-                   {width * static_cast<std::uint64_t>(size_of(dtype))}, {box_depth(dtype), 64});
+                   {width * static_cast<std::uint64_t>(size_of(dtype))}, {box_depth(dtype), static_cast<std::uint32_t>(box_rows)});
 }
 
 TensorMap map_weights(const Driver& driver, const char* name, const TensorView& weights,

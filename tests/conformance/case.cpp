@@ -10,6 +10,7 @@
 
 #include "cpu/isa.hpp"
 #include "cuda/backend.hpp"
+#include "fp4_data.hpp"
 #include "fp8_data.hpp"
 
 namespace flexact::conformance {
@@ -44,6 +45,7 @@ const std::vector<Size>& gpu_sizes() {
 
 void use_gpu_cases() {
   gpu_cases = true;
+  cuda::untried_formats() = true;
 }
 
 bool on_gpu() {
@@ -149,8 +151,11 @@ MoeProblem Case::problem() const {
   MoeProblem p;
   p.experts = size.experts;
   p.top_k = size.top_k;
-  // Rows of E4M3 are whole 16-byte pieces too.
-  const std::int64_t piece = gpu_cases && is_fp8(format) ? 16 : 1;
+  // Rows of codes are whole 16-byte pieces too.
+  const std::int64_t piece = !gpu_cases        ? 1
+                             : is_fp4(format) ? 32
+                             : is_fp8(format) ? 16
+                                              : 1;
   p.hidden = (size.hidden + piece - 1) / piece * piece;
   p.intermediate = (size.intermediate + piece - 1) / piece * piece;
   p.format = format;
@@ -203,7 +208,7 @@ const std::vector<Format>& all_formats() {
                                            Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
                                            Format::Mxfp4,    Format::Nvfp4,     Format::Mxfp4Fp8};
   static const std::vector<Format> on_gpu = {Format::Bf16, Format::Fp8Block, Format::Fp8Tensor,
-                                             Format::Fp8Channel};
+                                             Format::Fp8Channel, Format::Mxfp4, Format::Nvfp4};
   return gpu_cases ? on_gpu : list;
 }
 

@@ -6,6 +6,7 @@
 #include <random>
 #include <tuple>
 
+#include "fp4_data.hpp"
 #include "fp8_data.hpp"
 #include "sample_values.hpp"
 
@@ -190,6 +191,13 @@ CaseData::CaseData(const Case& test)
       a13_scale_ = Tensor(DType::Float32, {1}, {8.0 / 448});
       a2_scale_ = Tensor(DType::Float32, {1}, {16.0 / 448});
     }
+  } else if (is_fp4(p.format)) {
+    // Gate and up share a global scale in half of the cases.
+    const std::int64_t halves = p.pairing == Pairing::None || test.row % 2 == 1 ? 1 : 2;
+    std::tie(w13_, w13_scale_, w13_global_) =
+        quantise_fp4(up, p.experts, rows13_, p.hidden, p.format, p.pairing, halves);
+    std::tie(w2_, w2_scale_, w2_global_) = quantise_fp4(
+        down, p.experts, p.hidden, p.intermediate, p.format, Pairing::None, 1);
   } else {
     w13_ = Tensor(weight, {p.experts, rows13_, p.hidden}, up);
     w2_ = Tensor(weight, {p.experts, p.hidden, p.intermediate}, down);
@@ -255,6 +263,14 @@ MoeWeights CaseData::weights() const {
       w.a2_scale = a2_scale_.view();
     }
   }
+  if (is_fp4(problem_.format)) {
+    w.w13_scale = w13_scale_.view();
+    w.w2_scale = w2_scale_.view();
+    if (problem_.format == Format::Nvfp4) {
+      w.w13_global_scale = w13_global_.view();
+      w.w2_global_scale = w2_global_.view();
+    }
+  }
   if (problem_.bias13) w.w13_bias = bias13_.view();
   if (problem_.bias2) w.w2_bias = bias2_.view();
   return w;
@@ -291,7 +307,8 @@ std::int64_t CaseData::output_count() const {
 
 void CaseData::destroy_weights() {
   for (Tensor* tensor :
-       {&w13_, &w2_, &bias13_, &bias2_, &w13_scale_, &w2_scale_, &a13_scale_, &a2_scale_}) {
+       {&w13_, &w2_, &bias13_, &bias2_, &w13_scale_, &w2_scale_, &w13_global_, &w2_global_,
+        &a13_scale_, &a2_scale_}) {
     std::fill(tensor->bytes.begin(), tensor->bytes.end(), std::byte{0xff});
   }
 }

@@ -70,6 +70,7 @@ class CaseData {
   bool int32_ids_;
   Tensor hidden_, w13_, w2_, bias13_, bias2_;
   Tensor w13_scale_, w2_scale_, a13_scale_, a2_scale_;
+  Tensor w13_global_, w2_global_;
   std::vector<double> input_;      // what the products take: hidden_, rounded as the format says
   std::vector<std::int64_t> ids_;  // dense
   std::vector<std::int64_t> stored_ids64_;

@@ -281,6 +281,22 @@ TEST(ShippedKernels, of_fp8_link_without_spills_stack_or_serialised_wgmma) {
   }
 }
 
+TEST(ShippedKernels, of_fp4_link_without_spills_stack_or_serialised_wgmma) {
+  NEED_TOOLS();
+  if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
+  expect_clean("sm90_fp4_layer", "", "no function");
+  for (const std::string format : {"mxfp4", "nvfp4"}) {
+    const std::string gated = "sm90_" + format + "_gated";
+    for (const char* name : {"swiglu", "situ"}) {
+      expect_clean(gated.c_str(), cuda::function_source(Function::named(name), Numerics::Fast),
+                   name);
+    }
+    const std::string unary = "sm90_" + format + "_unary";
+    expect_clean(unary.c_str(), cuda::function_source(Function::named("xielu"), Numerics::Fast),
+                 "xielu");
+  }
+}
+
 // Minutes; `make test-cuda-links` runs it. What it links stays in the user's cache.
 TEST(ShippedKernels, DISABLED_link_with_every_function_and_random_expressions) {
   NEED_TOOLS();

@@ -29,6 +29,12 @@ inline constexpr int kFp8WarpStagingBytes = 16 * kCodeRowBytes;
 inline constexpr int kFp8SharedBytes = kStages * (kStageBytes + (kTileRows + 4) * 4) +
                                        8 * kFp8WarpStagingBytes + 2 * kStages * 8 + 256 + 1024;
 
+// The same with E2M1 weights (fp4_layout.hpp): a stage is 128 columns of bf16 rows, of codes, and
+// up to 2 KiB of scales; results leave 64 rows of a warpgroup at a time.
+inline constexpr int kFp4StagingBytes = 64 * 64 * 2;
+inline constexpr int kFp4SharedBytes =
+    kStages * (kTileRows * 256 + kTileColumns * 64 + 2048) + 2 * kFp4StagingBytes + 256 + 1024;
+
 inline constexpr int kRouteThreads = 1024;
 inline constexpr int kRowThreads = 128;  // of gather and combine, eight elements each
 inline constexpr int kBlockSlots = 256;  // of the tokens that one of their blocks works on, at most
@@ -84,6 +90,35 @@ struct Fp8GemmArguments {
   std::uint32_t* largest;    // raised to the bits of the results' largest magnitude
 };
 
+// A GEMM of bf16 rows, whose columns are ordered by fp4_column(), with E2M1 codes.
+struct Fp4GemmArguments {
+  GemmArguments gemm;          // output: bf16 [rows, width]
+  const std::uint8_t* scales;  // as Fp4ScaleArguments leave them
+  const float* global;         // nvfp4: of expert e and part p at e·global_step + p·up_step
+  std::int64_t global_step;
+  std::int64_t up_step;
+  std::int32_t width;     // of an output row: whole blocks where the next GEMM reads it
+  std::int32_t box_rows;  // of the input's tensor map: 8 to 64
+};
+
+// Scales of FP4 weights to the order in which a GEMM reads them, once a layer.
+struct Fp4ScaleArguments {
+  const std::uint8_t* scales;  // of expert e and output i: e·expert_step + i·row_step + offset[part]
+  std::int64_t expert_step;
+  std::int64_t row_step;
+  std::int64_t group_step;
+  std::int64_t offset[2];  // gate and up
+  std::uint8_t* output;    // [experts, column_tiles, steps, fp4_scale_bytes(of_row)]
+  std::int32_t columns;    // outputs: I or H
+  std::int32_t groups;     // of a row
+  std::int32_t column_tiles;
+  std::int32_t steps;     // blocks of 128 along K
+  std::int32_t of_row;    // groups in a thread's 32 columns: 1 (E8M0) or 2 (E4M3)
+  std::int32_t gated;
+  std::int32_t permuted;  // outputs are ordered by fp4_column()
+  std::int32_t padding;
+};
+
 // A bias of any floating type in the order that the GEMM reads.
 struct BiasArguments {
   const void* bias;  // [experts, width]
@@ -125,6 +160,13 @@ struct GatherArguments {
   std::int32_t top_k;
   std::int32_t tokens;
   std::int32_t block_tokens;  // tokens of one block
+};
+
+// Rows with columns ordered by fp4_column().
+struct Fp4GatherArguments {
+  GatherArguments gather;
+  std::int32_t width;  // of a written row: whole blocks
+  std::int32_t padding;
 };
 
 // Which values of the input share a scale.

@@ -56,4 +56,11 @@ __device__ __forceinline__ void store_matrices(std::uint32_t row, const std::uin
                : "memory");
 }
 
+// The same of transposed matrices: a lane's two elements become neighbouring rows.
+__device__ __forceinline__ void store_matrices_turned(std::uint32_t row, const std::uint32_t (&word)[4]) {
+  asm volatile("stmatrix.sync.aligned.x4.trans.m8n8.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row),
+               "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+               : "memory");
+}
+
 }  // namespace flexact::cuda

@@ -16,6 +16,7 @@
 
 #include "cuda/driver.hpp"
 #include "cuda/kernels/arguments.hpp"
+#include "cuda/kernels/fp4_layout.hpp"
 #include "moe/small_floats.hpp"
 
 namespace {
@@ -336,6 +337,154 @@ void gemm(const std::string& name, const Map& a, const Map& b, const GemmArgumen
   }
 }
 
+// ---- FP4
+
+void gather_fp4(const Fp4GatherArguments& f, unsigned tokens) {
+  const GatherArguments& g = f.gather;
+  for (unsigned m = 0; m < tokens; ++m) {
+    for (int slot = 0; slot < g.top_k; ++slot) {
+      const std::int64_t row =
+          g.slot_row[m * static_cast<unsigned>(g.top_k) + static_cast<unsigned>(slot)];
+      if (row < 0) continue;
+      const auto* from = static_cast<const std::uint16_t*>(g.hidden) + m * g.hidden_stride;
+      auto* to = static_cast<std::uint16_t*>(g.rows) + row * f.width;
+      for (int i = 0; i < f.width; ++i) {
+        const int column = i / kFp4Block * kFp4Block + fp4_column(i % kFp4Block);
+        to[i] = column < g.width ? from[column] : std::uint16_t{0};
+      }
+      if (g.weights != nullptr)
+        g.row_scale[row] = g.weights[m * g.weight_stride + slot * g.weight_step];
+    }
+  }
+}
+
+// What thread `thread` of the GEMM finds for its weight row (part, half) and group j.
+std::int64_t scale_at(int of_row, int thread, int part, int half, int j) {
+  return thread * 4 * of_row + (part * 2 + half) * of_row + j;
+}
+
+void order_scales(const Fp4ScaleArguments& s, unsigned blocks) {
+  for (unsigned block = 0; block < blocks; ++block) {
+    const int expert = static_cast<int>(block) / s.column_tiles;
+    const int tile = static_cast<int>(block) % s.column_tiles;
+    for (int step = 0; step < s.steps; ++step) {
+      std::uint8_t* to =
+          s.output + (std::int64_t{block} * s.steps + step) * fp4_scale_bytes(s.of_row);
+      for (int thread = 0; thread < kFp4ScaleThreads; ++thread) {
+        for (int part = 0; part < 2; ++part) {
+          for (int half = 0; half < 2; ++half) {
+            const int row = (s.gated != 0 ? tile * 128 : tile * 256 + part * 128) +
+                            fp4_row(thread, half, s.permuted != 0);
+            for (int j = 0; j < s.of_row; ++j) {
+              const int group = step * 4 * s.of_row + thread % 4 * s.of_row + j;
+              std::uint8_t scale = s.of_row == 1 ? 127 : 0x38;
+              if (row < s.columns && group < s.groups)
+                scale = s.scales[expert * s.expert_step + row * s.row_step + group * s.group_step +
+                                 (s.gated != 0 ? s.offset[part] : 0)];
+              to[scale_at(s.of_row, thread, part, half, j)] =
+                  s.of_row == 1 ? mxfp4_stored(scale) : scale;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// A byte of packed codes; 0 outside.
+std::uint8_t code_byte(const Map& map, std::int64_t first, std::int64_t second, std::int64_t third,
+                       std::int64_t fourth) {
+  const std::int64_t at[4] = {first, second, third, fourth};
+  std::uint64_t offset = 0;
+  for (int i = 0; i < 4; ++i) {
+    if (at[i] < 0 || static_cast<std::uint64_t>(at[i]) >= map.size[i]) return 0;
+    offset += static_cast<std::uint64_t>(at[i]) * (i == 0 ? 1 : map.stride[i - 1]);
+  }
+  return static_cast<const std::uint8_t*>(map.data)[offset];
+}
+
+// As wgmma takes them: which thread decodes what into which of its registers, and which columns of
+// the inputs those registers stand for, is the PTX manual's layout of m64k16.
+void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4GemmArguments& f) {
+  const GemmArguments& g = f.gemm;
+  const bool gated = name.ends_with("_gated"), unary = name.ends_with("_unary");
+  const bool mx = name.find("mxfp4") != std::string::npos, permuted = gated || unary;
+  const int of_row = mx ? 1 : 2;
+  const int steps = (g.depth + kFp4Block - 1) / kFp4Block;
+  const int columns_of_tile = gated ? 128 : 256;
+  for (int t = 0; t < *g.tile_count * g.column_tiles; ++t) {
+    const RowTile& tile = g.tiles[t / g.column_tiles];
+    const int column_tile = t % g.column_tiles, first = column_tile * columns_of_tile;
+    const std::uint8_t* scales =
+        f.scales + (std::int64_t{tile.expert} * g.column_tiles + column_tile) * steps *
+                       fp4_scale_bytes(of_row);
+    // [part, position, k]
+    std::vector<float> weights(static_cast<std::size_t>(256 * steps * kFp4Block));
+    int row_at[128] = {};
+    for (int thread = 0; thread < 256; ++thread) {
+      for (int i = 0; i < 4 * steps; ++i) {
+        const int step = i / 4, part = i / 2 % 2, half = i % 2, lane = thread % 32;
+        const int row = fp4_row(thread, half, permuted);
+        const int position = thread / 32 * 16 + half * 8 + lane / 4;
+        row_at[position] = row;
+        const int pair = gated ? part ^ g.gate_pair : 0;
+        const int output = first + (gated ? 0 : part * 128) + row;
+        for (int word = 0; word < 4; ++word) {
+          std::uint32_t bits = 0;
+          for (int byte = 3; byte >= 0; --byte) {
+            const int k = step * kFp4CodeBytes + lane % 4 * 16 + word * 4 + byte;
+            bits = bits << 8 | code_byte(b, k, g.interleaved != 0 ? pair : output,
+                                         g.interleaved != 0 ? output : pair, tile.expert);
+          }
+          const std::uint8_t stored = scales[std::int64_t{step} * fp4_scale_bytes(of_row) +
+                                             scale_at(of_row, thread, part, half, mx ? 0 : word / 2)];
+          const float factor = mx ? from_bf16(static_cast<std::uint16_t>(mxfp4_factor(stored)))
+                                  : flexact::moe::decode_e4m3(stored) * kNvfp4Factor;
+          for (int j = 0; j < 4; ++j) {
+            // Registers 0 and 1 of the first wgmma are a0 and a2, then come those of the second.
+            const int k = step * kFp4Block + (word * 2 + j / 2) * 16 + j % 2 * 8 + lane % 4 * 2;
+            const std::uint32_t two = fp4_pair(bits, j);
+            float* to = &weights[static_cast<std::size_t>(
+                (part * 128 + position) * steps * kFp4Block + k)];
+            to[0] = from_bf16(to_bf16(from_bf16(static_cast<std::uint16_t>(two)) * factor));
+            to[1] = from_bf16(to_bf16(from_bf16(static_cast<std::uint16_t>(two >> 16)) * factor));
+          }
+        }
+      }
+    }
+    for (std::int64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
+      std::vector<float> x;
+      for (int k = 0; k < steps * kFp4Block; ++k)
+        x.push_back(element(a, {static_cast<std::uint64_t>(k), static_cast<std::uint64_t>(row), 0, 0}));
+      const auto sum_of = [&](int part, int position) {
+        double sum = 0;
+        const float* w = &weights[static_cast<std::size_t>((part * 128 + position) * steps * kFp4Block)];
+        for (int k = 0; k < steps * kFp4Block; ++k) sum += double{x[static_cast<std::size_t>(k)]} * w[k];
+        sum *= mx ? 0x1p32
+                  : double{256} * f.global[tile.expert * f.global_step + (gated ? part * f.up_step : 0)];
+        if (g.row_scale != nullptr) sum *= g.row_scale[row];
+        const int column = first + (gated ? 0 : part * 128) + row_at[position];
+        if (g.bias != nullptr && column < g.columns)
+          sum += g.bias[(tile.expert * (gated ? 2 : 1) + (gated ? part : 0)) * g.columns + column];
+        return static_cast<float>(sum);
+      };
+      for (int part = 0; part < (gated ? 1 : 2); ++part) {
+        for (int position = 0; position < 128; ++position) {
+          const int to = first + part * 128 + position;
+          const int column = first + part * 128 + row_at[position];
+          if (to >= f.width) continue;
+          float y = sum_of(part, position);
+          if (gated) y *= sum_of(1, position);
+          if (unary) y *= 2;
+          if (permuted && g.value_columns > 0) y += g.values[tile.expert * g.value_stride];
+          static_cast<std::uint16_t*>(g.output)[row * f.width + to] =
+              column < g.columns ? to_bf16(y) : std::uint16_t{0};
+        }
+      }
+    }
+  }
+}
+
 // -1 where the expert is not here.
 std::int64_t expert_of(const RoutedIds& r, int slot) {
   const std::int64_t at = slot / r.top_k * r.stride + slot % r.top_k * r.step;
@@ -556,7 +705,8 @@ int cuTensorMapEncodeTiled(TensorMap* map, int type, std::uint32_t rank, void* d
   made.bytes = type == 0 ? 1 : 2;
   made.rank = static_cast<std::int32_t>(rank);
   if ((type != 9 && type != 0) || rank > 4 ||
-      box[0] * static_cast<std::uint32_t>(made.bytes) != 128 ||
+      (box[0] * static_cast<std::uint32_t>(made.bytes) != 128 &&
+       (type != 0 || box[0] != kFp4CodeBytes)) ||
       reinterpret_cast<std::uintptr_t>(data) % 16 != 0)
     return kInvalidValue;
   for (std::uint32_t i = 0; i < rank; ++i) {
@@ -599,6 +749,13 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     combine(arguments);
   } else if (name == "flexact_order_bias") {
     order_bias(*static_cast<const BiasArguments*>(parameters[0]), blocks);
+  } else if (name == "flexact_fp4_gather") {
+    const auto& arguments = *static_cast<const Fp4GatherArguments*>(parameters[0]);
+    if (static_cast<int>(configuration->grid[1] * configuration->block[0]) * 8 < arguments.width)
+      return kInvalidValue;
+    gather_fp4(arguments, blocks);
+  } else if (name == "flexact_fp4_order_scales") {
+    order_scales(*static_cast<const Fp4ScaleArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp8_largest") {
     find_largest(*static_cast<const Fp8GatherArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp8_gather") {
@@ -617,6 +774,15 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     std::memcpy(&a, parameters[0], sizeof a);
     std::memcpy(&b, parameters[1], sizeof b);
     if (blocks > 4 || configuration->shared_bytes > 232448) return kInvalidValue;
+    if (name.find("fp4_") != std::string::npos) {
+      const auto& arguments = *static_cast<const Fp4GemmArguments*>(parameters[2]);
+      if (a.bytes != 2 || b.bytes != 1 || b.box[0] != kFp4CodeBytes || arguments.box_rows % 8 != 0 ||
+          a.box[1] != static_cast<std::uint32_t>(arguments.box_rows) ||
+          configuration->shared_bytes != kFp4SharedBytes)
+        return kInvalidValue;
+      gemm_fp4(name, a, b, arguments);
+      return 0;
+    }
     constexpr const char* kFp8 = "flexact_gemm_fp8_";
     const bool fp8 = name.find(kFp8) == 0;
     if (a.bytes != (fp8 ? 1 : 2) || b.bytes != a.bytes) return kInvalidValue;

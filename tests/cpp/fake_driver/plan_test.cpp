@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "cuda/backend.hpp"
@@ -317,10 +318,11 @@ TEST(CutlassPlan, no_tokens_launch_nothing) {
   EXPECT_NO_THROW(plan->run(inputs, layer.table(), nullptr, 0, nullptr));
 }
 
-// ---- FP8: whole layers against fp64, with the conformance program's data, bounds and guards
+// ---- FP8 and FP4: whole layers against fp64, with the conformance program's data, bounds and guards
 
 constexpr flexact::Format kFp8Formats[] = {flexact::Format::Fp8Block, flexact::Format::Fp8Tensor,
                                            flexact::Format::Fp8Channel};
+constexpr flexact::Format kFp4Formats[] = {flexact::Format::Mxfp4, flexact::Format::Nvfp4};
 
 const conformance::Subject& subject_of(Pairing pairing) {
   static const conformance::Subject gated = {"gated", Function::expression("g*u+p")};
@@ -330,11 +332,11 @@ const conformance::Subject& subject_of(Pairing pairing) {
 
 // Calls visit(case) for each format and pairing with `count` rows of options, other ones for each.
 template <typename Visit>
-void for_each_fp8_case(int count, Visit visit) {
+void for_each_case(std::span<const flexact::Format> formats, int count, Visit visit) {
   conformance::use_gpu_cases();
   const int rows = static_cast<int>(conformance::covering_options().size());
   int next = 0;
-  for (const flexact::Format format : kFp8Formats) {
+  for (const flexact::Format format : formats) {
     for (const Pairing pairing :
          {Pairing::Concat, Pairing::UpFirst, Pairing::Interleaved, Pairing::None}) {
       for (int i = 0; i < count; ++i) {
@@ -344,25 +346,24 @@ void for_each_fp8_case(int count, Visit visit) {
   }
 }
 
-TEST(CutlassPlan, fp8_layers_agree_with_fp64) {
-  NEED_MACHINE();
+void expect_agreement(std::span<const flexact::Format> formats) {
   const conformance::Variant variant = {&flexact::backend("cutlass"), "sm_90a"};
   int proofs = 0;
-  for_each_fp8_case(2, [&](const conformance::Case& test) {
+  for_each_case(formats, 2, [&](const conformance::Case& test) {
     const auto outcome = conformance::run(conformance::Prepared(test), variant);
     EXPECT_EQ(outcome.kind, conformance::Outcome::Kind::Passed)
         << test.id() << ": " << test.describe() << "\n"
         << outcome.message;
     proofs += outcome.proves ? 1 : 0;
   });
-  EXPECT_GT(proofs, 16);
+  // All but those without tokens.
+  EXPECT_GT(proofs, static_cast<int>(formats.size()) * 5);
 }
 
-TEST(CutlassPlan, fp8_layers_with_a_mistake_do_not) {
-  NEED_MACHINE();
+void expect_mistakes_to_be_found(std::span<const flexact::Format> formats) {
   const conformance::Variant variant = {&flexact::backend("cutlass"), "sm_90a"};
   int found = 0;
-  for_each_fp8_case(1, [&](const conformance::Case& test) {
+  for_each_case(formats, 1, [&](const conformance::Case& test) {
     const conformance::Prepared prepared(test);
     for (const auto fault :
          {conformance::Fault::Zeros, conformance::Fault::GateAndUp, conformance::Fault::Expert}) {
@@ -371,7 +372,27 @@ TEST(CutlassPlan, fp8_layers_with_a_mistake_do_not) {
       found += outcome.kind == conformance::Outcome::Kind::Failed ? 1 : 0;
     }
   });
-  EXPECT_GT(found, 12);
+  EXPECT_GT(found, static_cast<int>(formats.size()) * 4);
+}
+
+TEST(CutlassPlan, fp8_layers_agree_with_fp64) {
+  NEED_MACHINE();
+  expect_agreement(kFp8Formats);
+}
+
+TEST(CutlassPlan, fp8_layers_with_a_mistake_do_not) {
+  NEED_MACHINE();
+  expect_mistakes_to_be_found(kFp8Formats);
+}
+
+TEST(CutlassPlan, fp4_layers_agree_with_fp64) {
+  NEED_MACHINE();
+  expect_agreement(kFp4Formats);
+}
+
+TEST(CutlassPlan, fp4_layers_with_a_mistake_do_not) {
+  NEED_MACHINE();
+  expect_mistakes_to_be_found(kFp4Formats);
 }
 
 // The bits of a layer's result, with as much scratch as given.
@@ -393,11 +414,12 @@ std::vector<std::uint16_t> bits_of(const conformance::Case& test, std::int64_t m
   return output;
 }
 
-TEST(CutlassPlan, fp8_chunks_change_no_bit_where_scales_are_of_tokens) {
+TEST(CutlassPlan, chunks_change_no_bit_where_scales_are_of_tokens) {
   NEED_MACHINE();
   conformance::use_gpu_cases();
   const auto& options = conformance::covering_options();
-  for (const flexact::Format format : {flexact::Format::Fp8Block, flexact::Format::Fp8Channel}) {
+  for (const flexact::Format format : {flexact::Format::Fp8Block, flexact::Format::Fp8Channel,
+                                       flexact::Format::Mxfp4, flexact::Format::Nvfp4}) {
     for (std::size_t row = 0; row < options.size(); ++row) {
       if (conformance::sizes()[static_cast<std::size_t>(options[row].size)].tokens != 33) continue;
       const conformance::Case test{&subject_of(Pairing::Concat), Pairing::Concat, format,
@@ -406,6 +428,27 @@ TEST(CutlassPlan, fp8_chunks_change_no_bit_where_scales_are_of_tokens) {
       break;
     }
   }
+}
+
+TEST(CutlassPlan, fp4_plans_own_scales_in_an_order_of_their_own_and_no_codes) {
+  NEED_MACHINE();
+  conformance::use_gpu_cases();
+  const conformance::Case test{&subject_of(Pairing::Concat), Pairing::Concat,
+                               flexact::Format::Mxfp4, 0};
+  const conformance::CaseData data(test);
+  const MoeProblem& p = data.problem();
+  MoeProblem without = p;
+  without.bias13 = without.bias2 = false;
+  MoeWeights weights = data.weights();
+  weights.w13_bias = weights.w2_bias = {};
+  Device device;
+  const auto plan =
+      flexact::cuda::make_moe_plan(without, test.function(), device.copy(weights), {});
+  const auto blocks = [](std::int64_t size, std::int64_t block) { return (size + block - 1) / block; };
+  EXPECT_EQ(static_cast<std::int64_t>(plan->resident_bytes()),
+            p.experts * 1024 *
+                (blocks(p.intermediate, 128) * blocks(p.hidden, 128) +
+                 blocks(p.hidden, 256) * blocks(p.intermediate, 128)));
 }
 
 TEST(CutlassPlan, scales_it_cannot_read_are_refused_by_name) {

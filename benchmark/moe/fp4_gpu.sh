@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Proves and times the FP4 kernels of the backend "cutlass" on a GPU of compute capability 9.0:
+#
+#   benchmark/moe/fp4_gpu.sh FOLDER [BUILD]
+#
+# First one case of each pairing against fp64, then every pairing and format with several functions, then time of whole
+# layers and of each launch. Stops at the first failure; FOLDER gets a JSON file for each step as it ends. BUILD (default
+# build/developer) has the conformance program and libflexact.a, build/gpu/cuda_moe is of build_cuda_moe.sh.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+OUT=$1
+CONFORMANCE=${2:-build/developer}/tests/conformance/conformance
+mkdir -p "$OUT"
+
+# FUNCTION PAIRING/FORMAT ROWS
+check() {
+  timeout 60 "$CONFORMANCE" test --gpu --rows "$3" --only "cutlass/sm_90a/$1/$2" --json "$OUT/conformance_$1_${2/\//_}.json"
+}
+
+for format in mxfp4 nvfp4; do
+  for pairing in concat none; do check relu2 $pairing/$format 2; done
+done
+for format in mxfp4 nvfp4; do
+  for pairing in concat up_first interleaved; do
+    for function in swiglu swiglu_oai situ xielu; do check $function $pairing/$format 12; done
+  done
+  for function in relu2 xielu; do check $function none/$format 12; done
+done
+for format in mxfp4 nvfp4; do
+  build/gpu/cuda_moe "$OUT/cuda_moe_$format.json" --format $format --shapes mixtral,qwen3_30b,gptoss20b \
+    --tokens 1,16,128,1024,4096 --seconds 35
+done

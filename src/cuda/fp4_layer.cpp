@@ -1,0 +1,107 @@
+// Scales in the caller's layouts as steps between them.
+#include "cuda/fp4_layer.hpp"
+
+#include "cuda/kernels/fp4_layout.hpp"
+#include "moe/quantised.hpp"
+
+namespace flexact::cuda {
+
+namespace {
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+std::int64_t whole_blocks(std::int64_t width) {
+  return ceil_div(width, kFp4Block) * kFp4Block;
+}
+
+}  // namespace
+
+Fp4Layer::Fp4Layer(const MoeProblem& problem, const MoeWeights& weights)
+    : problem_(problem),
+      scale13_(weights.w13_scale),
+      scale2_(weights.w2_scale),
+      global13_(weights.w13_global_scale),
+      global2_(weights.w2_global_scale),
+      input_width_(whole_blocks(problem.hidden)),
+      activated_width_(whole_blocks(problem.intermediate)) {}
+
+std::string Fp4Layer::gemm1() const {
+  return std::string(to_string(problem_.format)) +
+         (problem_.pairing == Pairing::None ? "_unary" : "_gated");
+}
+
+std::string Fp4Layer::gemm2() const {
+  return std::string(to_string(problem_.format)) + "_plain";
+}
+
+Fp4Layer::Ordering Fp4Layer::order(const TensorView& scale, std::int64_t columns,
+                                   std::int64_t depth, Pairing pairing, bool permuted) const {
+  Ordering ordering{};
+  Fp4ScaleArguments& arguments = ordering.arguments;
+  const bool gated = pairing != Pairing::None;
+  arguments.scales = static_cast<const std::uint8_t*>(scale.data);
+  arguments.expert_step = scale.strides[0];
+  arguments.row_step = scale.strides[1];
+  arguments.group_step = scale.strides[2];
+  if (pairing == Pairing::Interleaved) {
+    arguments.row_step *= 2;
+    arguments.offset[1] = scale.strides[1];
+  } else if (gated) {
+    arguments.offset[pairing == Pairing::UpFirst ? 0 : 1] = columns * scale.strides[1];
+  }
+  arguments.columns = static_cast<std::int32_t>(columns);
+  arguments.groups = static_cast<std::int32_t>(scale.shape[2]);
+  arguments.column_tiles =
+      static_cast<std::int32_t>(ceil_div(columns, gated ? kTileColumns / 2 : kTileColumns));
+  arguments.steps = static_cast<std::int32_t>(ceil_div(depth, kFp4Block));
+  arguments.of_row = problem_.format == Format::Mxfp4 ? 1 : 2;
+  arguments.gated = gated;
+  arguments.permuted = permuted;
+  ordering.blocks = problem_.experts * arguments.column_tiles;
+  ordering.bytes = ordering.blocks * arguments.steps * fp4_scale_bytes(arguments.of_row);
+  return ordering;
+}
+
+Fp4Layer::Ordering Fp4Layer::order13() const {
+  return order(scale13_, problem_.intermediate, problem_.hidden, problem_.pairing, true);
+}
+
+Fp4Layer::Ordering Fp4Layer::order2() const {
+  return order(scale2_, problem_.hidden, problem_.intermediate, Pairing::None, false);
+}
+
+Fp4GatherArguments Fp4Layer::gather(const GatherArguments& gather) const {
+  return {gather, static_cast<std::int32_t>(input_width_), 0};
+}
+
+Fp4GemmArguments Fp4Layer::gemm1(const GemmArguments& gemm, const void* scales,
+                                 int box_rows) const {
+  Fp4GemmArguments arguments{};
+  arguments.gemm = gemm;
+  arguments.scales = static_cast<const std::uint8_t*>(scales);
+  arguments.global = static_cast<const float*>(global13_.data);
+  if (global13_) {
+    // [E] or [E, 2]: the gate's, then the up's, wherever their rows are.
+    arguments.global_step = global13_.strides[0];
+    arguments.up_step = global13_.rank == 2 ? global13_.strides[1] : 0;
+  }
+  arguments.width = static_cast<std::int32_t>(activated_width_);
+  arguments.box_rows = box_rows;
+  return arguments;
+}
+
+Fp4GemmArguments Fp4Layer::gemm2(const GemmArguments& gemm, const void* scales,
+                                 int box_rows) const {
+  Fp4GemmArguments arguments{};
+  arguments.gemm = gemm;
+  arguments.scales = static_cast<const std::uint8_t*>(scales);
+  arguments.global = static_cast<const float*>(global2_.data);
+  if (global2_) arguments.global_step = global2_.strides[0];
+  arguments.width = static_cast<std::int32_t>(problem_.hidden);
+  arguments.box_rows = box_rows;
+  return arguments;
+}
+
+}  // namespace flexact::cuda

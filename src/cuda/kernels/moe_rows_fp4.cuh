@@ -1,0 +1,78 @@
+// The kernels around the GEMMs of the FP4 formats: token rows to expert order with their columns where FP4
+// weights meet them, and the scales of weights in the order in which the GEMM's threads read them.
+#pragma once
+
+#include "fp4_layout.hpp"
+#include "moe_rows.cuh"
+
+namespace flexact::cuda {
+
+// A token's row goes to each of its experts; what fills it up to whole blocks is zero.
+__device__ inline void gather_fp4(const Fp4GatherArguments& f) {
+  wait_for_predecessors();
+  let_successor_start();
+  const GatherArguments& g = f.gather;
+  const int token = static_cast<int>(blockIdx.x);
+  const std::int32_t* slot_row = g.slot_row + std::int64_t{token} * g.top_k;
+  const int slot = static_cast<int>(threadIdx.x);
+  if (g.weights != nullptr && blockIdx.y == 0 && slot < g.top_k && slot_row[slot] >= 0) {
+    g.row_scale[slot_row[slot]] = g.weights[token * g.weight_stride + slot * g.weight_step];
+  }
+  const int piece = piece_of_thread();
+  if (piece >= f.width / 8) return;
+  const auto* from = static_cast<const std::uint16_t*>(g.hidden) + token * g.hidden_stride;
+  const int block = piece * 8 / kFp4Block * kFp4Block;
+  std::uint32_t word[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    std::uint32_t element[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int column = block + fp4_column(piece * 8 % kFp4Block + i * 2 + j);
+      element[j] = column < g.width ? from[column] : 0;
+    }
+    word[i] = element[1] << 16 | element[0];
+  }
+  auto* rows = static_cast<std::uint16_t*>(g.rows);
+  for (int i = 0; i < g.top_k; ++i) {
+    const std::int64_t row = slot_row[i];
+    if (row >= 0) reinterpret_cast<uint4*>(rows + row * f.width)[piece] = {word[0], word[1], word[2], word[3]};
+  }
+}
+
+// A block of threads has a tile of an expert's weight rows, a thread what a thread of the GEMM reads.
+__device__ inline void order_scales(const Fp4ScaleArguments& s) {
+  const int expert = static_cast<int>(blockIdx.x) / s.column_tiles;
+  const int tile = static_cast<int>(blockIdx.x) % s.column_tiles;
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool gated = s.gated != 0;
+  const int bytes = fp4_scale_bytes(s.of_row);
+  std::uint8_t* to = s.output + std::int64_t{blockIdx.x} * s.steps * bytes + thread * 4 * s.of_row;
+  for (int step = 0; step < s.steps; ++step, to += bytes) {
+    for (int i = 0; i < 4; ++i) {
+      const int part = i / 2;
+      const int row = tile * (gated ? 128 : 256) + (gated ? 0 : part * 128) + fp4_row(thread, i % 2, s.permuted != 0);
+      const std::uint8_t* of_expert = s.scales + expert * s.expert_step + (gated ? s.offset[part] : 0);
+      for (int j = 0; j < s.of_row; ++j) {
+        const int group = (step * 4 + thread % 4) * s.of_row + j;
+        const bool inside = row < s.columns && group < s.groups;
+        // What lies beyond the weights is zeros times one.
+        std::uint8_t scale = s.of_row == 1 ? 127 : 0x38;
+        if (inside) scale = of_expert[row * s.row_step + group * s.group_step];
+        to[i * s.of_row + j] = s.of_row == 1 ? mxfp4_stored(scale) : scale;
+      }
+    }
+  }
+}
+
+}  // namespace flexact::cuda
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
+    flexact_fp4_gather(const __grid_constant__ flexact::cuda::Fp4GatherArguments arguments) {
+  flexact::cuda::gather_fp4(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kFp4ScaleThreads)
+    flexact_fp4_order_scales(const __grid_constant__ flexact::cuda::Fp4ScaleArguments arguments) {
+  flexact::cuda::order_scales(arguments);
+}

@@ -1,0 +1,410 @@
+// The grouped GEMM of a MoE layer on sm_90a with E2M1 weights and bf16 inputs, with the activation linked in
+// afterwards.
+//
+//   output[r, :] = epilogue(input[r, :] · weights[expert of r]^T)
+//
+// The skeleton is the BF16 kernel's (sm90_bf16_gemm.cuh): the same tiles of 128 rows × 256 weight rows, the same
+// producer and order of tiles. What differs:
+//
+// - wgmma takes its first operand from registers, so weights are that one: the products are transposed, weight
+//   rows × input rows. Each thread decodes the codes that it multiplies, out of the checkpoint's own bytes
+//   (fp4_layout.hpp), while the tensor core works on those before.
+// - A warpgroup has 64 gates and their 64 ups (64 rows of each half of the tile), and all input rows.
+// - A tile of few rows takes a narrower wgmma: 16, 64 or 128 columns.
+// - Results are turned around on their way through shared memory, in the order of columns that the next GEMM
+//   multiplies in.
+//
+// docs/cuda.md is the design note.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cutlass/arch/reg_reconfig.h>
+
+#include "dependent_launch.cuh"
+#include "fp4_layout.hpp"
+#include "sm90_epilogue.cuh"
+#include "sm90_stages.cuh"
+#include "sm90_tiles.cuh"
+
+namespace flexact::cuda {
+
+enum class Fp4 { Mx, Nv };
+
+namespace sm90 {
+
+inline constexpr int kFp4ProducerRegisters = 40;
+inline constexpr int kFp4ConsumerRegisters = 232;
+
+// Scales of a weight row in a block that one thread needs.
+template <Fp4 kFormat>
+inline constexpr int kScalesOfRow = kFormat == Fp4::Mx ? 1 : 2;
+
+template <Fp4 kFormat>
+struct Fp4Storage {
+  alignas(1024) __nv_bfloat16 input[kStages][2][kTileRows * 64];
+  alignas(128) std::uint8_t codes[kStages][kTileColumns * kFp4CodeBytes];
+  alignas(128) std::uint8_t scales[kStages][fp4_scale_bytes(kScalesOfRow<kFormat>)];
+  alignas(128) std::uint8_t staging[kConsumers][kFp4StagingBytes];
+  FullBarrier full[kStages];
+  EmptyBarrier empty[kStages];
+  WorkQueue queue;
+};
+static_assert(sizeof(Fp4Storage<Fp4::Nv>) <= kFp4SharedBytes);
+
+// Sums of a thread: 64 rows of each half of the tile × 128 input rows.
+using Fp4Accumulators = float[2][kTileRows / 2];
+
+template <int kRows>
+struct Fp4Product;
+#define FLEXACT_FP4_PRODUCT(rows)                                                               \
+  template <>                                                                                   \
+  struct Fp4Product<rows> {                                                                     \
+    using Mma = gmma::MMA_64x##rows##x16_F32BF16BF16_RS<gmma::Major::K, gmma::Major::K>;        \
+  };
+FLEXACT_FP4_PRODUCT(16)
+FLEXACT_FP4_PRODUCT(64)
+FLEXACT_FP4_PRODUCT(128)
+#undef FLEXACT_FP4_PRODUCT
+
+template <typename Mma, std::size_t... kIndex>
+__device__ __forceinline__ void multiply_registers(float (&acc)[kTileRows / 2], std::uint32_t a0, std::uint32_t a1,
+                                                   std::uint32_t a2, std::uint32_t a3, std::uint64_t b,
+                                                   gmma::ScaleOut scale, std::index_sequence<kIndex...>) {
+  Mma::fma(a0, a1, a2, a3, b, acc[kIndex]..., scale);
+}
+
+__device__ __forceinline__ std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// What the decoded bits of a row are multiplied by: one factor for all 32 columns, or one for each 16.
+template <Fp4 kFormat>
+struct Factors {
+  std::uint32_t of[kScalesOfRow<kFormat>];
+  __device__ __forceinline__ std::uint32_t at(int word) const { return of[kFormat == Fp4::Mx ? 0 : word / 2]; }
+};
+
+// Of the four rows: part 0, half 0 and 1, then part 1.
+template <Fp4 kFormat>
+__device__ __forceinline__ void load_factors(Factors<kFormat> (&factors)[4], const std::uint8_t* scales, int thread) {
+  if constexpr (kFormat == Fp4::Mx) {
+    const std::uint32_t word = __float_as_uint(load_shared(reinterpret_cast<const float*>(scales) + thread));
+    CUTE_UNROLL
+    for (int i = 0; i < 4; ++i) factors[i].of[0] = mxfp4_factor(word >> 8 * i & 0xff);
+  } else {
+    const float2 words = load_shared(reinterpret_cast<const float2*>(scales) + thread);
+    const std::uint32_t word[2] = {__float_as_uint(words.x), __float_as_uint(words.y)};
+    CUTE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      std::uint32_t halves;
+      asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
+          : "=r"(halves)
+          : "h"(static_cast<std::uint16_t>(word[i / 2] >> i % 2 * 16)));
+      const float2 scale = __half22float2(reinterpret_cast<const __half2&>(halves));
+      factors[i].of[0] = pack(scale.x * kNvfp4Factor, scale.x * kNvfp4Factor);
+      factors[i].of[1] = pack(scale.y * kNvfp4Factor, scale.y * kNvfp4Factor);
+    }
+  }
+}
+
+// A word of 32 columns. The compiler sees it here and not before: it would decode all four at once, for which
+// there are not registers enough.
+__device__ __forceinline__ std::uint32_t word_of(const uint4& words, int i) {
+  std::uint32_t word = i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+  asm volatile("" : "+r"(word)::"memory");
+  return word;
+}
+
+// acc = weights · rows^T over `steps` stages, of the first kRows rows. `codes`: where the thread's first row lies
+// in a stage; `half_bytes`: from there to its second row.
+template <Fp4 kFormat, int kRows>
+__device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<kFormat>& shared,
+                                               Ring<kStages>& ring, int steps, int thread, int codes,
+                                               int half_bytes) {
+  using Mma = typename Fp4Product<kRows>::Mma;
+  constexpr auto kSums = std::make_index_sequence<kRows / 2>{};
+  const std::uint64_t first_input = tile_descriptor(&shared.input[0][0][0]);
+  const std::uint32_t first_codes = shared_address(&shared.codes[0][0]) + static_cast<std::uint32_t>(codes);
+  const int lane = thread % 32;
+  auto scale = gmma::ScaleOut::Zero;
+  int previous = 0;
+  for (int step = 0; step < steps; ++step) {
+    shared.full[ring.slot].wait(ring.phase);
+    Factors<kFormat> factors[4];
+    load_factors<kFormat>(factors, shared.scales[ring.slot], thread);
+    uint4 words[4];
+    CUTE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      words[i] = load_shared16(first_codes + ring.slot * sizeof(shared.codes[0]) +
+                               i / 2 * (kTileColumns / 2 * kFp4CodeBytes) + i % 2 * half_bytes);
+    }
+    const std::uint64_t input = first_input + ring.slot * (sizeof(shared.input[0]) / 16);
+    // A word of each row is two steps of wgmma. The next word is decoded while this one's are at work.
+    CUTE_UNROLL
+    for (int word = 0; word < 4; ++word) {
+      std::uint32_t a[4][4];
+      CUTE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const std::uint32_t codes_of_row = word_of(words[i], word);
+        CUTE_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          a[i][j] = multiply_pairs(fp4_pair(codes_of_row, j), factors[i].at(word));
+          cute::warpgroup_fence_operand(a[i][j]);
+        }
+      }
+      fence(acc[0]);
+      fence(acc[1]);
+      cute::warpgroup_arrive();
+      CUTE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int k = word * 2 + half;
+        const std::uint64_t b = input + k / 4 * (sizeof(shared.input[0][0]) / 16) + k % 4 * 2;
+        CUTE_UNROLL
+        for (int part = 0; part < 2; ++part) {
+          multiply_registers<Mma>(acc[part], a[part * 2][half * 2], a[part * 2 + 1][half * 2],
+                                  a[part * 2][half * 2 + 1], a[part * 2 + 1][half * 2 + 1], b, scale, kSums);
+        }
+        scale = gmma::ScaleOut::One;
+      }
+      cute::warpgroup_commit_batch();
+      cute::warpgroup_wait<1>();
+      fence(acc[0]);
+      fence(acc[1]);
+      if (word == 0 && step > 0) release(shared, previous, lane);
+    }
+    previous = ring.slot;
+    ring.advance();
+  }
+  cute::warpgroup_wait<0>();
+  fence(acc[0]);
+  fence(acc[1]);
+  release(shared, previous, lane);
+}
+
+// All threads of a warpgroup.
+__device__ __forceinline__ void meet(int warpgroup) {
+  if (warpgroup == 0) {
+    asm volatile("bar.sync 1, 128;" ::: "memory");
+  } else {
+    asm volatile("bar.sync 2, 128;" ::: "memory");
+  }
+}
+
+// What follows the products, and the way out: 64 input rows and a warpgroup's 64 places at a time are turned
+// around. Piece c of row r lies at c ^ (r % 8), so that neither side meets a bank twice.
+template <Epilogue kEpilogue, Fp4 kFormat>
+__device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* staging, const Fp4GemmArguments& fp4,
+                                       const int4& tile, const float* parameters) {
+  constexpr bool kGated = kEpilogue == Epilogue::Gated;
+  constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
+  constexpr int kPassRows = 64;
+  const GemmArguments& arguments = fp4.gemm;
+  // Read anew for each tile: nothing derived from it is worth a register during the products.
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  thread -= 128;
+  const int warpgroup = thread / 128;
+  const int lane = thread % 32;
+  const int first_column = tile.w * kOutputColumns<kEpilogue>;
+
+  float factor[2], bias[2][2];
+  bool inside[2][2];
+  CUTE_UNROLL
+  for (int part = 0; part < 2; ++part) {
+    factor[part] = kFormat == Fp4::Mx
+                       ? static_cast<float>(std::uint64_t{1} << kMxfp4Shift)
+                       : static_cast<float>(1 << kNvfp4Shift) *
+                             __ldg(fp4.global + tile.x * fp4.global_step + (kGated ? part * fp4.up_step : 0));
+    CUTE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int column = first_column + (kGated ? 0 : part * (kTileColumns / 2)) + fp4_row(thread, half, kPermuted);
+      inside[part][half] = column < arguments.columns;
+      bias[part][half] = 0;
+      if (arguments.bias != nullptr && inside[part][half]) {
+        const std::int64_t row = std::int64_t{tile.x} * (kGated ? 2 : 1) + (kGated ? part : 0);
+        bias[part][half] = __ldg(arguments.bias + row * arguments.columns + column);
+      }
+    }
+  }
+
+  const std::uint32_t memory = shared_address(staging);
+  // Lane l of stmatrix names row l % 8 of matrix l / 8: halves, then blocks of eight input rows.
+  const int piece = thread % 128 / 32 * 2 + lane / 8 % 2;
+  const std::uint32_t written =
+      memory + (lane / 16 * 8 + lane % 8) * 128 + static_cast<std::uint32_t>(piece ^ (lane % 8)) * 16;
+  const int out_row = thread % 128 / 8;
+  const int out_piece = thread % 8;
+  const std::uint32_t read = memory + out_row * 128 + static_cast<std::uint32_t>(out_piece ^ (out_row % 8)) * 16;
+
+  CUTE_UNROLL
+  for (int pass = 0; pass < kTileRows / kPassRows; ++pass) {
+    if (pass * kPassRows >= tile.z) break;
+    CUTE_UNROLL
+    for (int part = 0; part < (kGated ? 1 : 2); ++part) {
+      const int column = first_column + part * (kTileColumns / 2) + warpgroup * 64;
+      if (column >= fp4.width) break;
+      meet(warpgroup);
+      CUTE_UNROLL
+      for (int pair = 0; pair < kPassRows / 16; ++pair) {
+        if (pass * kPassRows + pair * 16 >= tile.z) break;
+        std::uint32_t word[4];
+        CUTE_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int half = i % 2;
+          const int block = pass * (kPassRows / 8) + pair * 2 + i / 2;
+          float scale[2] = {1, 1};
+          if (arguments.row_scale != nullptr) {
+            CUTE_UNROLL
+            for (int e = 0; e < 2; ++e) {
+              const int row = min(block * 8 + lane % 4 * 2 + e, tile.z - 1);
+              scale[e] = __ldg(arguments.row_scale + tile.y + row);
+            }
+          }
+          const auto sum = [&](int of_part, int e) {
+            return acc[of_part][block * 4 + half * 2 + e] * factor[of_part] * scale[e] + bias[of_part][half];
+          };
+          float y[2] = {sum(part, 0), sum(part, 1)};
+          if constexpr (kEpilogue == Epilogue::Gated) {
+            const float gate[2] = {y[0], y[1]};
+            const float up[2] = {sum(1, 0), sum(1, 1)};
+            flexact_act2(gate, up, parameters, y);
+          } else if constexpr (kEpilogue == Epilogue::Unary) {
+            const float x[2] = {y[0], y[1]};
+            flexact_act2_unary(x, parameters, y);
+          }
+          // What lies beyond the last column is multiplied by zeros.
+          word[i] = !kPermuted || inside[part][half] ? pack(y[0], y[1]) : 0;
+        }
+        store_matrices_turned(written + pair * 16 * 128, word);
+      }
+      meet(warpgroup);
+      CUTE_UNROLL
+      for (int i = 0; i < kPassRows; i += 16) {
+        const int row = pass * kPassRows + i + out_row;
+        if (row < tile.z && column + out_piece * 8 < fp4.width) {
+          auto* to = static_cast<__nv_bfloat16*>(arguments.output) + std::int64_t{tile.y + row} * fp4.width;
+          *reinterpret_cast<uint4*>(to + column + out_piece * 8) = load_shared16(read + i * 128);
+        }
+      }
+    }
+  }
+}
+
+// A consumer warpgroup.
+template <Epilogue kEpilogue, Fp4 kFormat>
+__device__ __forceinline__ void consume_codes(Fp4Storage<kFormat>& shared, const Fp4GemmArguments& fp4) {
+  constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
+  const int thread = static_cast<int>(threadIdx.x) - 128;
+  const int lane = thread % 32;
+  const int row = fp4_row(thread, 0, kPermuted);
+  const int codes = row * kFp4CodeBytes + lane % 4 * 16;
+  const int half_bytes = (kPermuted ? 1 : 8) * kFp4CodeBytes;
+  const int warpgroup = __shfl_sync(0xffffffffu, thread / 128, 0);
+
+  Fp4Accumulators acc;
+  const int steps = (fp4.gemm.depth + kFp4Block - 1) / kFp4Block;
+  Ring<kStages> ring;
+  Ring<kWorkSlots> work;
+  while (true) {
+    const int4 tile = next_tile(shared.queue, work, lane);
+    if (tile.w < 0) break;
+
+    // More widths than three are more than the assembler finds registers for.
+    if (tile.z > 64) {
+      multiply_codes<kFormat, 128>(acc, shared, ring, steps, thread, codes, half_bytes);
+    } else if (tile.z > 16) {
+      multiply_codes<kFormat, 64>(acc, shared, ring, steps, thread, codes, half_bytes);
+    } else {
+      multiply_codes<kFormat, 16>(acc, shared, ring, steps, thread, codes, half_bytes);
+    }
+
+    float parameters[kMaxParameters];
+    load_parameters<kEpilogue>(fp4.gemm, tile.x, parameters);
+    finish<kEpilogue, kFormat>(acc, shared.staging[warpgroup], fp4, tile, parameters);
+  }
+}
+
+// One thread takes tiles and issues the copies of their stages.
+template <Epilogue kEpilogue, Fp4 kFormat>
+__device__ __forceinline__ void produce_codes(Fp4Storage<kFormat>& shared, const CUtensorMap* map_input,
+                                              const CUtensorMap* map_codes, const Fp4GemmArguments& fp4) {
+  constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+  constexpr int kScaleBytes = sizeof(shared.scales[0]);
+  const GemmArguments& arguments = fp4.gemm;
+  const int steps = (arguments.depth + kFp4Block - 1) / kFp4Block;
+  Ring<kStages> ring;
+  take_tiles(shared.queue, arguments, [&](const int4& tile) {
+    const int first_column = tile.w * kOutputColumns<kEpilogue>;
+    const int boxes = (tile.z + fp4.box_rows - 1) / fp4.box_rows;
+    const std::uint8_t* scales =
+        fp4.scales + (std::int64_t{tile.x} * arguments.column_tiles + tile.w) * steps * kScaleBytes;
+    for (int step = 0; step < steps; ++step) {
+      shared.empty[ring.slot].wait(ring.phase ^ 1);
+      auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]);
+      shared.full[ring.slot].arrive_and_expect_tx(boxes * fp4.box_rows * kFp4Block * 2 +
+                                                  kTileColumns * kFp4CodeBytes + kScaleBytes);
+      cute::SM90_BULK_COPY_G2S::copy(scales + std::int64_t{step} * kScaleBytes, full, shared.scales[ring.slot],
+                                     kScaleBytes);
+      // Two boxes of 128 weight rows: gates and their ups, wherever the checkpoint has them.
+      CUTE_UNROLL
+      for (int part = 0; part < 2; ++part) {
+        const int row = first_column + (kEpilogue == Epilogue::Gated ? 0 : part * 128);
+        const int pair = kEpilogue == Epilogue::Gated ? part ^ arguments.gate_pair : 0;
+        cute::SM90_TMA_LOAD_4D::copy(map_codes, full, kHint,
+                                     &shared.codes[ring.slot][part * 128 * kFp4CodeBytes],
+                                     step * kFp4CodeBytes, arguments.interleaved != 0 ? pair : row,
+                                     arguments.interleaved != 0 ? row : pair, tile.x);
+      }
+      // Not unrolled: this warp has few registers.
+      CUTE_NO_UNROLL
+      for (int box = 0; box < boxes; ++box) {
+        CUTE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          cute::SM90_TMA_LOAD_2D::copy(map_input, full, kHint,
+                                       &shared.input[ring.slot][half][box * fp4.box_rows * 64],
+                                       step * kFp4Block + half * 64, tile.y + box * fp4.box_rows);
+        }
+      }
+      ring.advance();
+    }
+  });
+}
+
+template <Epilogue kEpilogue, Fp4 kFormat>
+__device__ __forceinline__ void fp4_gemm(const CUtensorMap* map_input, const CUtensorMap* map_codes,
+                                         const Fp4GemmArguments& arguments) {
+  extern __shared__ std::uint8_t memory[];
+  auto& shared = *reinterpret_cast<Fp4Storage<kFormat>*>(
+      (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
+  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
+
+  if (threadIdx.x == 0) init_barriers(shared, 1, kConsumers * 4);
+  __syncthreads();
+  wait_for_predecessors();
+  let_successor_start();
+
+  if (warpgroup == 0) {
+    cutlass::arch::warpgroup_reg_dealloc<kFp4ProducerRegisters>();
+    if (threadIdx.x == 0) {
+      cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_input));
+      cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_codes));
+      produce_codes<kEpilogue, kFormat>(shared, map_input, map_codes, arguments);
+    }
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<kFp4ConsumerRegisters>();
+    consume_codes<kEpilogue, kFormat>(shared, arguments);
+  }
+}
+
+}  // namespace sm90
+}  // namespace flexact::cuda
+
+#define FLEXACT_FP4_GEMM_KERNEL(name, epilogue, format)                                               \
+  extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                        \
+      name(const __grid_constant__ CUtensorMap map_input, const __grid_constant__ CUtensorMap map_codes, \
+           const __grid_constant__ flexact::cuda::Fp4GemmArguments arguments) {                       \
+    using namespace flexact::cuda;                                                                    \
+    sm90::fp4_gemm<Epilogue::epilogue, Fp4::format>(&map_input, &map_codes, arguments);               \
+  }

@@ -1,0 +1,111 @@
+// The arithmetic of FP4 weights in the CUDA kernels: every code under every scale, and the order of
+// columns.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <set>
+
+#include "cuda/kernels/fp4_layout.hpp"
+#include "moe/small_floats.hpp"
+
+namespace {
+
+namespace cuda = flexact::cuda;
+namespace moe = flexact::moe;
+
+double from_bf16(std::uint32_t bits) {
+  return std::bit_cast<float>(bits << 16);
+}
+
+// To nearest, ties to even, subnormals kept: what the kernels' multiplication does.
+double round_to_bf16(double value) {
+  if (!std::isfinite(value) || value == 0) return value;
+  const int unit = std::max(std::ilogb(value) - 7, -133);
+  return std::ldexp(std::nearbyint(std::ldexp(value, -unit)), unit);
+}
+
+// Calls check(code, bits) for each code in each of a word's eight places.
+template <typename Check>
+void for_each_place(Check check) {
+  for (std::uint32_t code = 0; code < 16; ++code) {
+    for (int place = 0; place < 8; ++place) {
+      // All other places hold what differs in every bit.
+      std::uint32_t word = 0;
+      for (int i = 0; i < 8; ++i) word |= (i == place ? code : ~code & 15u) << (4 * i);
+      const std::uint32_t pair = cuda::fp4_pair(word, place % 4);
+      check(static_cast<std::uint8_t>(code), place < 4 ? pair & 0xffffu : pair >> 16);
+    }
+  }
+}
+
+TEST(Fp4Layout, a_code_of_any_place_is_its_value_times_a_power_of_two) {
+  for_each_place([](std::uint8_t code, std::uint32_t bits) {
+    EXPECT_EQ(from_bf16(bits), std::ldexp(moe::decode_e2m1(code), -126));
+    EXPECT_EQ(std::signbit(from_bf16(bits)), code >= 8);
+  });
+}
+
+TEST(Fp4Layout, weights_of_mxfp4_are_exact_or_nan) {
+  for (int e8m0 = 0; e8m0 < 256; ++e8m0) {
+    const std::uint32_t factor =
+        cuda::mxfp4_factor(cuda::mxfp4_stored(static_cast<std::uint8_t>(e8m0)));
+    EXPECT_EQ(factor >> 16, factor & 0xffffu);
+    for_each_place([&](std::uint8_t code, std::uint32_t bits) {
+      const double product = round_to_bf16(from_bf16(bits) * from_bf16(factor & 0xffffu));
+      const double weight = std::ldexp(product, cuda::kMxfp4Shift);
+      const double exact = std::ldexp(moe::decode_e2m1(code), e8m0 - 127);
+      if (e8m0 > 127 + 33) {
+        EXPECT_TRUE(std::isnan(weight)) << e8m0;
+      } else if (std::abs(exact) >= 0x1p-100) {
+        EXPECT_EQ(weight, exact) << e8m0;
+      } else {
+        EXPECT_LT(std::abs(weight - exact), 0x1p-101) << e8m0;
+      }
+    });
+  }
+}
+
+TEST(Fp4Layout, weights_of_nvfp4_are_exact) {
+  for (int e4m3 = 0; e4m3 < 256; ++e4m3) {
+    const float scale = moe::decode_e4m3(static_cast<std::uint8_t>(e4m3));
+    const double factor = double{scale} * cuda::kNvfp4Factor;
+    if (!std::isnan(scale)) {
+      EXPECT_EQ(round_to_bf16(factor), factor);
+    }
+    for_each_place([&](std::uint8_t code, std::uint32_t bits) {
+      const double product = round_to_bf16(from_bf16(bits) * factor);
+      const double exact = double{moe::decode_e2m1(code)} * scale;
+      if (std::isnan(scale)) {
+        EXPECT_TRUE(std::isnan(product));
+      } else {
+        EXPECT_EQ(std::ldexp(product, cuda::kNvfp4Shift), exact) << e4m3;
+      }
+    });
+  }
+}
+
+TEST(Fp4Layout, a_position_has_a_column_and_a_thread_sixteen_bytes_of_a_row) {
+  std::set<int> columns;
+  for (int position = 0; position < cuda::kFp4Block; ++position) {
+    const int column = cuda::fp4_column(position);
+    columns.insert(column);
+    // wgmma gives columns 2t, 2t + 1, 2t + 8 and 2t + 9 of each sixteen to thread t.
+    EXPECT_EQ(column / 32, position % 8 / 2) << position;
+  }
+  EXPECT_EQ(columns.size(), static_cast<std::size_t>(cuda::kFp4Block));
+}
+
+TEST(Fp4Layout, warpgroups_share_the_rows_of_a_part) {
+  for (const bool permuted : {false, true}) {
+    std::set<int> rows;
+    for (int thread = 0; thread < cuda::kFp4ScaleThreads; ++thread) {
+      for (int half = 0; half < 2; ++half) rows.insert(cuda::fp4_row(thread, half, permuted));
+    }
+    EXPECT_EQ(rows.size(), 128u);
+    EXPECT_EQ(*rows.rbegin(), 127);
+  }
+}
+
+}  // namespace
