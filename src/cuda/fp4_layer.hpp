@@ -1,8 +1,8 @@
-// What the formats mxfp4 and nvfp4 add to a layer's launches: which kernels, rows in whole blocks of
-// columns, and the scales of weights in an order of their own.
+// What the formats mxfp4 and nvfp4 add to a layer's launches: which kernels, rows in whole blocks
+// of columns, and the scales of weights in an order of their own.
 //
-// Codes are read where the caller has them. Scales are put in order once, when the plan is made, and
-// the caller's are not read afterwards: a host that frees them holds each weight once.
+// Codes are read where the caller has them. Scales are put in order once, when the plan is made,
+// and the caller's are not read afterwards: a host that frees them holds each weight once.
 #pragma once
 
 #include <cstdint>
@@ -46,8 +46,8 @@ class Fp4Layer {
   Fp4GemmArguments gemm2(const GemmArguments& gemm, const void* scales, int box_rows) const;
 
  private:
-  Ordering order(const TensorView& scale, std::int64_t columns, std::int64_t depth,
-                 Pairing pairing, bool permuted) const;
+  Ordering order(const TensorView& scale, std::int64_t columns, std::int64_t depth, Pairing pairing,
+                 bool permuted) const;
 
   MoeProblem problem_;
   TensorView scale13_, scale2_, global13_, global2_;

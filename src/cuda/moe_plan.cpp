@@ -5,8 +5,8 @@
 // A few tokens may take the way of stream_layer.hpp instead; policy.hpp decides.
 //
 // What the FP8 formats have beside that is in fp8_layer.hpp: scales, a gather that rounds to codes,
-// and where scales are not given and not by groups, a launch before the gather or before GEMM2. What
-// the FP4 formats have is in fp4_layer.hpp: rows with their columns in another order, and the
+// and where scales are not given and not by groups, a launch before the gather or before GEMM2.
+// What the FP4 formats have is in fp4_layer.hpp: rows with their columns in another order, and the
 // weights' scales in memory of the plan.
 //
 // Weights stay where they are, in the caller's memory and layout. run() passes pointers on: it
@@ -300,8 +300,8 @@ DeviceMemory MoePlan::ordered_scales(Fp4Layer::Ordering ordering) const {
 std::string MoePlan::describe() const {
   return "cutlass, " + std::string(kArchitecture) + " " + std::string(to_string(problem_.format)) +
          ", tile " + std::to_string(kTileRows) + "x" + std::to_string(kTileColumns) + "x" +
-         std::to_string(fp8_ || fp4_ ? 128 : kTileDepth) + (stream_ ? ", few tokens stream, " : ", ") +
-         function_;
+         std::to_string(fp8_ || fp4_ ? 128 : kTileDepth) +
+         (stream_ ? ", few tokens stream, " : ", ") + function_;
 }
 
 std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {

@@ -26,8 +26,7 @@ bool is_packed(DType dtype) {
 }
 
 std::uint32_t box_depth(DType dtype) {
-  return static_cast<std::uint32_t>(is_packed(dtype) ? kFp4CodeBytes
-                                                     : kBoxBytes / size_of(dtype));
+  return static_cast<std::uint32_t>(is_packed(dtype) ? kFp4CodeBytes : kBoxBytes / size_of(dtype));
 }
 
 template <std::size_t kRank>
@@ -39,11 +38,11 @@ TensorMap encode(const Driver& driver, DType dtype, const void* data,
   steps.fill(1);
   TensorMap map;
   const int type = size_of(dtype) == 1 ? kBytes : kBFloat16;
-  driver.check(driver.tensor_map(&map, type, static_cast<int>(kRank), const_cast<void*>(data),
-                                 sizes.data(), strides.data(), box.data(), steps.data(),
-                                 kNoInterleave, is_packed(dtype) ? kNoSwizzle : kSwizzle128,
-                                 kPromote256, kFillZeros),
-               "describing a tensor to the copy engine");
+  driver.check(
+      driver.tensor_map(&map, type, static_cast<int>(kRank), const_cast<void*>(data), sizes.data(),
+                        strides.data(), box.data(), steps.data(), kNoInterleave,
+                        is_packed(dtype) ? kNoSwizzle : kSwizzle128, kPromote256, kFillZeros),
+      "describing a tensor to the copy engine");
   return map;
 }
 
@@ -53,7 +52,8 @@ TensorMap map_rows(const Driver& driver, DType dtype, const void* rows, std::int
                    std::int64_t depth, int box_rows) {
   const auto width = static_cast<std::uint64_t>(depth);
   return encode<2>(driver, dtype, rows, {width, static_cast<std::uint64_t>(count)},
-                   {width * static_cast<std::uint64_t>(size_of(dtype))}, {box_depth(dtype), static_cast<std::uint32_t>(box_rows)});
+                   {width * static_cast<std::uint64_t>(size_of(dtype))},
+                   {box_depth(dtype), static_cast<std::uint32_t>(box_rows)});
 }
 
 TensorMap map_weights(const Driver& driver, const char* name, const TensorView& weights,

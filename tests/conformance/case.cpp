@@ -152,10 +152,7 @@ MoeProblem Case::problem() const {
   p.experts = size.experts;
   p.top_k = size.top_k;
   // Rows of codes are whole 16-byte pieces too.
-  const std::int64_t piece = !gpu_cases        ? 1
-                             : is_fp4(format) ? 32
-                             : is_fp8(format) ? 16
-                                              : 1;
+  const std::int64_t piece = !gpu_cases ? 1 : is_fp4(format) ? 32 : is_fp8(format) ? 16 : 1;
   p.hidden = (size.hidden + piece - 1) / piece * piece;
   p.intermediate = (size.intermediate + piece - 1) / piece * piece;
   p.format = format;
@@ -207,8 +204,9 @@ const std::vector<Format>& all_formats() {
   static const std::vector<Format> list = {Format::Bf16,     Format::Fp16,      Format::Fp32,
                                            Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
                                            Format::Mxfp4,    Format::Nvfp4,     Format::Mxfp4Fp8};
-  static const std::vector<Format> on_gpu = {Format::Bf16, Format::Fp8Block, Format::Fp8Tensor,
-                                             Format::Fp8Channel, Format::Mxfp4, Format::Nvfp4};
+  static const std::vector<Format> on_gpu = {Format::Bf16,      Format::Fp8Block,
+                                             Format::Fp8Tensor, Format::Fp8Channel,
+                                             Format::Mxfp4,     Format::Nvfp4};
   return gpu_cases ? on_gpu : list;
 }
 

@@ -196,8 +196,8 @@ CaseData::CaseData(const Case& test)
     const std::int64_t halves = p.pairing == Pairing::None || test.row % 2 == 1 ? 1 : 2;
     std::tie(w13_, w13_scale_, w13_global_) =
         quantise_fp4(up, p.experts, rows13_, p.hidden, p.format, p.pairing, halves);
-    std::tie(w2_, w2_scale_, w2_global_) = quantise_fp4(
-        down, p.experts, p.hidden, p.intermediate, p.format, Pairing::None, 1);
+    std::tie(w2_, w2_scale_, w2_global_) =
+        quantise_fp4(down, p.experts, p.hidden, p.intermediate, p.format, Pairing::None, 1);
   } else {
     w13_ = Tensor(weight, {p.experts, rows13_, p.hidden}, up);
     w2_ = Tensor(weight, {p.experts, p.hidden, p.intermediate}, down);
@@ -306,9 +306,8 @@ std::int64_t CaseData::output_count() const {
 }
 
 void CaseData::destroy_weights() {
-  for (Tensor* tensor :
-       {&w13_, &w2_, &bias13_, &bias2_, &w13_scale_, &w2_scale_, &w13_global_, &w2_global_,
-        &a13_scale_, &a2_scale_}) {
+  for (Tensor* tensor : {&w13_, &w2_, &bias13_, &bias2_, &w13_scale_, &w2_scale_, &w13_global_,
+                         &w2_global_, &a13_scale_, &a2_scale_}) {
     std::fill(tensor->bytes.begin(), tensor->bytes.end(), std::byte{0xff});
   }
 }

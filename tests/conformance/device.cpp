@@ -73,10 +73,9 @@ TensorView Device::copy(TensorView view) {
 }
 
 MoeWeights Device::copy(MoeWeights weights) {
-  for (TensorView* view :
-       {&weights.w13, &weights.w2, &weights.w13_bias, &weights.w2_bias, &weights.w13_scale,
-        &weights.w2_scale, &weights.w13_global_scale, &weights.w2_global_scale, &weights.a13_scale,
-        &weights.a2_scale}) {
+  for (TensorView* view : {&weights.w13, &weights.w2, &weights.w13_bias, &weights.w2_bias,
+                           &weights.w13_scale, &weights.w2_scale, &weights.w13_global_scale,
+                           &weights.w2_global_scale, &weights.a13_scale, &weights.a2_scale}) {
     *view = copy(*view);
   }
   return weights;

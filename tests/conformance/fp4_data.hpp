@@ -1,5 +1,5 @@
-// The FP4 formats of a case whose inputs are bf16: weights as E2M1 codes, two to a byte, with scales.
-// docs/formats.md says how; it is written again here.
+// The FP4 formats of a case whose inputs are bf16: weights as E2M1 codes, two to a byte, with
+// scales. docs/formats.md says how; it is written again here.
 #pragma once
 
 #include <cstdint>

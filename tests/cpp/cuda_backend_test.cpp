@@ -40,7 +40,7 @@ TEST(CutlassBackend, is_in_the_table_and_works_on_a_gpu) {
 
 TEST(CutlassBackend, refuses_formats_types_and_sizes_it_has_no_kernel_for) {
   MoeProblem p = problem();
-  for (const Format format : {Format::Fp16, Format::Fp32, Format::Nvfp4}) {
+  for (const Format format : {Format::Fp16, Format::Fp32, Format::Mxfp4Fp8}) {
     p.format = format;
     EXPECT_THAT(reason(p), HasSubstr("no CUDA kernels for format"));
   }
@@ -75,6 +75,21 @@ TEST(CutlassBackend, takes_fp8_whose_rows_are_whole_pieces) {
   EXPECT_THAT(reason(p), HasSubstr("hidden 72 or intermediate 48 is not a multiple of 16"));
   p.io_dtype = DType::Float16;
   EXPECT_THAT(reason(p), HasSubstr("float16"));
+}
+
+TEST(CutlassBackend, refuses_fp4_until_it_has_run_on_hardware) {
+  MoeProblem p = problem();
+  p.hidden = p.intermediate = 64;
+  for (const Format format : {Format::Mxfp4, Format::Nvfp4}) {
+    p.format = format;
+    EXPECT_THAT(reason(p), HasSubstr("have not run on hardware"));
+  }
+  flexact::cuda::untried_formats() = true;
+  const auto machine = flexact::cuda::refuse_machine();
+  EXPECT_EQ(reason(p), machine ? machine->reason : "");
+  p.hidden = 48;  // whole groups, but no whole pieces
+  EXPECT_THAT(reason(p), HasSubstr("hidden 48 or intermediate 64 is not a multiple of 32"));
+  flexact::cuda::untried_formats() = false;
 }
 
 TEST(CutlassBackend, refuses_what_the_machine_lacks_and_plans_nothing_then) {

@@ -103,7 +103,8 @@ struct Fp4GemmArguments {
 
 // Scales of FP4 weights to the order in which a GEMM reads them, once a layer.
 struct Fp4ScaleArguments {
-  const std::uint8_t* scales;  // of expert e and output i: e·expert_step + i·row_step + offset[part]
+  const std::uint8_t*
+      scales;  // of expert e and output i: e·expert_step + i·row_step + offset[part]
   std::int64_t expert_step;
   std::int64_t row_step;
   std::int64_t group_step;
@@ -112,8 +113,8 @@ struct Fp4ScaleArguments {
   std::int32_t columns;    // outputs: I or H
   std::int32_t groups;     // of a row
   std::int32_t column_tiles;
-  std::int32_t steps;     // blocks of 128 along K
-  std::int32_t of_row;    // groups in a thread's 32 columns: 1 (E8M0) or 2 (E4M3)
+  std::int32_t steps;   // blocks of 128 along K
+  std::int32_t of_row;  // groups in a thread's 32 columns: 1 (E8M0) or 2 (E4M3)
   std::int32_t gated;
   std::int32_t permuted;  // outputs are ordered by fp4_column()
   std::int32_t padding;

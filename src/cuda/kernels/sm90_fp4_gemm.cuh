@@ -1,17 +1,20 @@
-// The grouped GEMM of a MoE layer on sm_90a with E2M1 weights and bf16 inputs, with the activation linked in
-// afterwards.
+// The grouped GEMM of a MoE layer on sm_90a with E2M1 weights and bf16 inputs, with the activation
+// linked in afterwards.
 //
 //   output[r, :] = epilogue(input[r, :] · weights[expert of r]^T)
 //
-// The skeleton is the BF16 kernel's (sm90_bf16_gemm.cuh): the same tiles of 128 rows × 256 weight rows, the same
-// producer and order of tiles. What differs:
+// The skeleton is the BF16 kernel's (sm90_bf16_gemm.cuh): the same tiles of 128 rows × 256 weight
+// rows, the same producer and order of tiles. What differs:
 //
-// - wgmma takes its first operand from registers, so weights are that one: the products are transposed, weight
-//   rows × input rows. Each thread decodes the codes that it multiplies, out of the checkpoint's own bytes
-//   (fp4_layout.hpp), while the tensor core works on those before.
-// - A warpgroup has 64 gates and their 64 ups (64 rows of each half of the tile), and all input rows.
+// - wgmma takes its first operand from registers, so weights are that one: the products are
+// transposed, weight
+//   rows × input rows. Each thread decodes the codes that it multiplies, out of the checkpoint's
+//   own bytes (fp4_layout.hpp), while the tensor core works on those before.
+// - A warpgroup has 64 gates and their 64 ups (64 rows of each half of the tile), and all input
+// rows.
 // - A tile of few rows takes a narrower wgmma: 16, 64 or 128 columns.
-// - Results are turned around on their way through shared memory, in the order of columns that the next GEMM
+// - Results are turned around on their way through shared memory, in the order of columns that the
+// next GEMM
 //   multiplies in.
 //
 // docs/cuda.md is the design note.
@@ -56,10 +59,10 @@ using Fp4Accumulators = float[2][kTileRows / 2];
 
 template <int kRows>
 struct Fp4Product;
-#define FLEXACT_FP4_PRODUCT(rows)                                                               \
-  template <>                                                                                   \
-  struct Fp4Product<rows> {                                                                     \
-    using Mma = gmma::MMA_64x##rows##x16_F32BF16BF16_RS<gmma::Major::K, gmma::Major::K>;        \
+#define FLEXACT_FP4_PRODUCT(rows)                                                        \
+  template <>                                                                            \
+  struct Fp4Product<rows> {                                                              \
+    using Mma = gmma::MMA_64x##rows##x16_F32BF16BF16_RS<gmma::Major::K, gmma::Major::K>; \
   };
 FLEXACT_FP4_PRODUCT(16)
 FLEXACT_FP4_PRODUCT(64)
@@ -67,9 +70,11 @@ FLEXACT_FP4_PRODUCT(128)
 #undef FLEXACT_FP4_PRODUCT
 
 template <typename Mma, std::size_t... kIndex>
-__device__ __forceinline__ void multiply_registers(float (&acc)[kTileRows / 2], std::uint32_t a0, std::uint32_t a1,
-                                                   std::uint32_t a2, std::uint32_t a3, std::uint64_t b,
-                                                   gmma::ScaleOut scale, std::index_sequence<kIndex...>) {
+__device__ __forceinline__ void multiply_registers(float (&acc)[kTileRows / 2], std::uint32_t a0,
+                                                   std::uint32_t a1, std::uint32_t a2,
+                                                   std::uint32_t a3, std::uint64_t b,
+                                                   gmma::ScaleOut scale,
+                                                   std::index_sequence<kIndex...>) {
   Mma::fma(a0, a1, a2, a3, b, acc[kIndex]..., scale);
 }
 
@@ -79,18 +84,23 @@ __device__ __forceinline__ std::uint32_t multiply_pairs(std::uint32_t a, std::ui
   return product;
 }
 
-// What the decoded bits of a row are multiplied by: one factor for all 32 columns, or one for each 16.
+// What the decoded bits of a row are multiplied by: one factor for all 32 columns, or one for
+// each 16.
 template <Fp4 kFormat>
 struct Factors {
   std::uint32_t of[kScalesOfRow<kFormat>];
-  __device__ __forceinline__ std::uint32_t at(int word) const { return of[kFormat == Fp4::Mx ? 0 : word / 2]; }
+  __device__ __forceinline__ std::uint32_t at(int word) const {
+    return of[kFormat == Fp4::Mx ? 0 : word / 2];
+  }
 };
 
 // Of the four rows: part 0, half 0 and 1, then part 1.
 template <Fp4 kFormat>
-__device__ __forceinline__ void load_factors(Factors<kFormat> (&factors)[4], const std::uint8_t* scales, int thread) {
+__device__ __forceinline__ void load_factors(Factors<kFormat> (&factors)[4],
+                                             const std::uint8_t* scales, int thread) {
   if constexpr (kFormat == Fp4::Mx) {
-    const std::uint32_t word = __float_as_uint(load_shared(reinterpret_cast<const float*>(scales) + thread));
+    const std::uint32_t word =
+        __float_as_uint(load_shared(reinterpret_cast<const float*>(scales) + thread));
     CUTE_UNROLL
     for (int i = 0; i < 4; ++i) factors[i].of[0] = mxfp4_factor(word >> 8 * i & 0xff);
   } else {
@@ -109,24 +119,25 @@ __device__ __forceinline__ void load_factors(Factors<kFormat> (&factors)[4], con
   }
 }
 
-// A word of 32 columns. The compiler sees it here and not before: it would decode all four at once, for which
-// there are not registers enough.
+// A word of 32 columns. The compiler sees it here and not before: it would decode all four at once,
+// for which there are not registers enough.
 __device__ __forceinline__ std::uint32_t word_of(const uint4& words, int i) {
   std::uint32_t word = i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
   asm volatile("" : "+r"(word)::"memory");
   return word;
 }
 
-// acc = weights · rows^T over `steps` stages, of the first kRows rows. `codes`: where the thread's first row lies
-// in a stage; `half_bytes`: from there to its second row.
+// acc = weights · rows^T over `steps` stages, of the first kRows rows. `codes`: where the thread's
+// first row lies in a stage; `half_bytes`: from there to its second row.
 template <Fp4 kFormat, int kRows>
 __device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<kFormat>& shared,
-                                               Ring<kStages>& ring, int steps, int thread, int codes,
-                                               int half_bytes) {
+                                               Ring<kStages>& ring, int steps, int thread,
+                                               int codes, int half_bytes) {
   using Mma = typename Fp4Product<kRows>::Mma;
   constexpr auto kSums = std::make_index_sequence<kRows / 2>{};
   const std::uint64_t first_input = tile_descriptor(&shared.input[0][0][0]);
-  const std::uint32_t first_codes = shared_address(&shared.codes[0][0]) + static_cast<std::uint32_t>(codes);
+  const std::uint32_t first_codes =
+      shared_address(&shared.codes[0][0]) + static_cast<std::uint32_t>(codes);
   const int lane = thread % 32;
   auto scale = gmma::ScaleOut::Zero;
   int previous = 0;
@@ -141,7 +152,8 @@ __device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<
                                i / 2 * (kTileColumns / 2 * kFp4CodeBytes) + i % 2 * half_bytes);
     }
     const std::uint64_t input = first_input + ring.slot * (sizeof(shared.input[0]) / 16);
-    // A word of each row is two steps of wgmma. The next word is decoded while this one's are at work.
+    // A word of each row is two steps of wgmma. The next word is decoded while this one's are at
+    // work.
     CUTE_UNROLL
     for (int word = 0; word < 4; ++word) {
       std::uint32_t a[4][4];
@@ -164,7 +176,8 @@ __device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<
         CUTE_UNROLL
         for (int part = 0; part < 2; ++part) {
           multiply_registers<Mma>(acc[part], a[part * 2][half * 2], a[part * 2 + 1][half * 2],
-                                  a[part * 2][half * 2 + 1], a[part * 2 + 1][half * 2 + 1], b, scale, kSums);
+                                  a[part * 2][half * 2 + 1], a[part * 2 + 1][half * 2 + 1], b,
+                                  scale, kSums);
         }
         scale = gmma::ScaleOut::One;
       }
@@ -192,11 +205,46 @@ __device__ __forceinline__ void meet(int warpgroup) {
   }
 }
 
-// What follows the products, and the way out: 64 input rows and a warpgroup's 64 places at a time are turned
-// around. Piece c of row r lies at c ^ (r % 8), so that neither side meets a bank twice.
+// What a thread must know of its two weight rows in a part of the tile.
+struct Fp4Rows {
+  float factor;  // what sums are short of
+  float bias[2];
+  bool inside[2];
+};
 template <Epilogue kEpilogue, Fp4 kFormat>
-__device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* staging, const Fp4GemmArguments& fp4,
-                                       const int4& tile, const float* parameters) {
+__device__ __forceinline__ Fp4Rows rows_of(const Fp4GemmArguments& fp4, const int4& tile,
+                                           int thread, int part) {
+  constexpr bool kGated = kEpilogue == Epilogue::Gated;
+  const GemmArguments& arguments = fp4.gemm;
+  const int first_column =
+      tile.w * kOutputColumns<kEpilogue> + (kGated ? 0 : part * (kTileColumns / 2));
+  Fp4Rows rows;
+  if constexpr (kFormat == Fp4::Mx) {
+    rows.factor = static_cast<float>(std::uint64_t{1} << kMxfp4Shift);
+  } else {
+    const float global =
+        __ldg(fp4.global + tile.x * fp4.global_step + (kGated ? part * fp4.up_step : 0));
+    rows.factor = static_cast<float>(1 << kNvfp4Shift) * global;
+  }
+  CUTE_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int column = first_column + fp4_row(thread, half, kEpilogue != Epilogue::Plain);
+    rows.inside[half] = column < arguments.columns;
+    rows.bias[half] = 0;
+    if (arguments.bias != nullptr && rows.inside[half]) {
+      const std::int64_t row = std::int64_t{tile.x} * (kGated ? 2 : 1) + (kGated ? part : 0);
+      rows.bias[half] = __ldg(arguments.bias + row * arguments.columns + column);
+    }
+  }
+  return rows;
+}
+
+// What follows the products, and the way out: 64 input rows and a warpgroup's 64 places at a time
+// are turned around. Piece c of row r lies at c ^ (r % 8), so that neither side meets a bank twice.
+template <Epilogue kEpilogue, Fp4 kFormat>
+__device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* staging,
+                                       const Fp4GemmArguments& fp4, const int4& tile,
+                                       const float* parameters) {
   constexpr bool kGated = kEpilogue == Epilogue::Gated;
   constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
   constexpr int kPassRows = 64;
@@ -209,42 +257,25 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
   const int lane = thread % 32;
   const int first_column = tile.w * kOutputColumns<kEpilogue>;
 
-  float factor[2], bias[2][2];
-  bool inside[2][2];
-  CUTE_UNROLL
-  for (int part = 0; part < 2; ++part) {
-    factor[part] = kFormat == Fp4::Mx
-                       ? static_cast<float>(std::uint64_t{1} << kMxfp4Shift)
-                       : static_cast<float>(1 << kNvfp4Shift) *
-                             __ldg(fp4.global + tile.x * fp4.global_step + (kGated ? part * fp4.up_step : 0));
-    CUTE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int column = first_column + (kGated ? 0 : part * (kTileColumns / 2)) + fp4_row(thread, half, kPermuted);
-      inside[part][half] = column < arguments.columns;
-      bias[part][half] = 0;
-      if (arguments.bias != nullptr && inside[part][half]) {
-        const std::int64_t row = std::int64_t{tile.x} * (kGated ? 2 : 1) + (kGated ? part : 0);
-        bias[part][half] = __ldg(arguments.bias + row * arguments.columns + column);
-      }
-    }
-  }
-
   const std::uint32_t memory = shared_address(staging);
   // Lane l of stmatrix names row l % 8 of matrix l / 8: halves, then blocks of eight input rows.
   const int piece = thread % 128 / 32 * 2 + lane / 8 % 2;
-  const std::uint32_t written =
-      memory + (lane / 16 * 8 + lane % 8) * 128 + static_cast<std::uint32_t>(piece ^ (lane % 8)) * 16;
+  const std::uint32_t written = memory + (lane / 16 * 8 + lane % 8) * 128 +
+                                static_cast<std::uint32_t>(piece ^ (lane % 8)) * 16;
   const int out_row = thread % 128 / 8;
   const int out_piece = thread % 8;
-  const std::uint32_t read = memory + out_row * 128 + static_cast<std::uint32_t>(out_piece ^ (out_row % 8)) * 16;
+  const std::uint32_t read =
+      memory + out_row * 128 + static_cast<std::uint32_t>(out_piece ^ (out_row % 8)) * 16;
 
   CUTE_UNROLL
-  for (int pass = 0; pass < kTileRows / kPassRows; ++pass) {
-    if (pass * kPassRows >= tile.z) break;
+  for (int part = 0; part < (kGated ? 1 : 2); ++part) {
+    const int column = first_column + part * (kTileColumns / 2) + warpgroup * 64;
+    if (column >= fp4.width) break;
+    const Fp4Rows own = rows_of<kEpilogue, kFormat>(fp4, tile, thread, part);
+    const Fp4Rows ups = rows_of<kEpilogue, kFormat>(fp4, tile, thread, 1);  // of a gated layer
     CUTE_UNROLL
-    for (int part = 0; part < (kGated ? 1 : 2); ++part) {
-      const int column = first_column + part * (kTileColumns / 2) + warpgroup * 64;
-      if (column >= fp4.width) break;
+    for (int pass = 0; pass < kTileRows / kPassRows; ++pass) {
+      if (pass * kPassRows >= tile.z) break;
       meet(warpgroup);
       CUTE_UNROLL
       for (int pair = 0; pair < kPassRows / 16; ++pair) {
@@ -262,20 +293,21 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
               scale[e] = __ldg(arguments.row_scale + tile.y + row);
             }
           }
-          const auto sum = [&](int of_part, int e) {
-            return acc[of_part][block * 4 + half * 2 + e] * factor[of_part] * scale[e] + bias[of_part][half];
+          const auto sum = [&](int of_part, const Fp4Rows& rows, int e) {
+            return acc[of_part][block * 4 + half * 2 + e] * rows.factor * scale[e] +
+                   rows.bias[half];
           };
-          float y[2] = {sum(part, 0), sum(part, 1)};
+          float y[2] = {sum(part, own, 0), sum(part, own, 1)};
           if constexpr (kEpilogue == Epilogue::Gated) {
             const float gate[2] = {y[0], y[1]};
-            const float up[2] = {sum(1, 0), sum(1, 1)};
+            const float up[2] = {sum(1, ups, 0), sum(1, ups, 1)};
             flexact_act2(gate, up, parameters, y);
           } else if constexpr (kEpilogue == Epilogue::Unary) {
             const float x[2] = {y[0], y[1]};
             flexact_act2_unary(x, parameters, y);
           }
           // What lies beyond the last column is multiplied by zeros.
-          word[i] = !kPermuted || inside[part][half] ? pack(y[0], y[1]) : 0;
+          word[i] = !kPermuted || own.inside[half] ? pack(y[0], y[1]) : 0;
         }
         store_matrices_turned(written + pair * 16 * 128, word);
       }
@@ -284,7 +316,8 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
       for (int i = 0; i < kPassRows; i += 16) {
         const int row = pass * kPassRows + i + out_row;
         if (row < tile.z && column + out_piece * 8 < fp4.width) {
-          auto* to = static_cast<__nv_bfloat16*>(arguments.output) + std::int64_t{tile.y + row} * fp4.width;
+          auto* to = static_cast<__nv_bfloat16*>(arguments.output) +
+                     std::int64_t{tile.y + row} * fp4.width;
           *reinterpret_cast<uint4*>(to + column + out_piece * 8) = load_shared16(read + i * 128);
         }
       }
@@ -294,7 +327,8 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
 
 // A consumer warpgroup.
 template <Epilogue kEpilogue, Fp4 kFormat>
-__device__ __forceinline__ void consume_codes(Fp4Storage<kFormat>& shared, const Fp4GemmArguments& fp4) {
+__device__ __forceinline__ void consume_codes(Fp4Storage<kFormat>& shared,
+                                              const Fp4GemmArguments& fp4) {
   constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
   const int thread = static_cast<int>(threadIdx.x) - 128;
   const int lane = thread % 32;
@@ -328,8 +362,10 @@ __device__ __forceinline__ void consume_codes(Fp4Storage<kFormat>& shared, const
 
 // One thread takes tiles and issues the copies of their stages.
 template <Epilogue kEpilogue, Fp4 kFormat>
-__device__ __forceinline__ void produce_codes(Fp4Storage<kFormat>& shared, const CUtensorMap* map_input,
-                                              const CUtensorMap* map_codes, const Fp4GemmArguments& fp4) {
+__device__ __forceinline__ void produce_codes(Fp4Storage<kFormat>& shared,
+                                              const CUtensorMap* map_input,
+                                              const CUtensorMap* map_codes,
+                                              const Fp4GemmArguments& fp4) {
   constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
   constexpr int kScaleBytes = sizeof(shared.scales[0]);
   const GemmArguments& arguments = fp4.gemm;
@@ -345,8 +381,8 @@ __device__ __forceinline__ void produce_codes(Fp4Storage<kFormat>& shared, const
       auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]);
       shared.full[ring.slot].arrive_and_expect_tx(boxes * fp4.box_rows * kFp4Block * 2 +
                                                   kTileColumns * kFp4CodeBytes + kScaleBytes);
-      cute::SM90_BULK_COPY_G2S::copy(scales + std::int64_t{step} * kScaleBytes, full, shared.scales[ring.slot],
-                                     kScaleBytes);
+      cute::SM90_BULK_COPY_G2S::copy(scales + std::int64_t{step} * kScaleBytes, full,
+                                     shared.scales[ring.slot], kScaleBytes);
       // Two boxes of 128 weight rows: gates and their ups, wherever the checkpoint has them.
       CUTE_UNROLL
       for (int part = 0; part < 2; ++part) {
@@ -401,10 +437,11 @@ __device__ __forceinline__ void fp4_gemm(const CUtensorMap* map_input, const CUt
 }  // namespace sm90
 }  // namespace flexact::cuda
 
-#define FLEXACT_FP4_GEMM_KERNEL(name, epilogue, format)                                               \
-  extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                        \
-      name(const __grid_constant__ CUtensorMap map_input, const __grid_constant__ CUtensorMap map_codes, \
-           const __grid_constant__ flexact::cuda::Fp4GemmArguments arguments) {                       \
-    using namespace flexact::cuda;                                                                    \
-    sm90::fp4_gemm<Epilogue::epilogue, Fp4::format>(&map_input, &map_codes, arguments);               \
+#define FLEXACT_FP4_GEMM_KERNEL(name, epilogue, format)                                 \
+  extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)          \
+      name(const __grid_constant__ CUtensorMap map_input,                               \
+           const __grid_constant__ CUtensorMap map_codes,                               \
+           const __grid_constant__ flexact::cuda::Fp4GemmArguments arguments) {         \
+    using namespace flexact::cuda;                                                      \
+    sm90::fp4_gemm<Epilogue::epilogue, Fp4::format>(&map_input, &map_codes, arguments); \
   }

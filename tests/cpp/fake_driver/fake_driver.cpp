@@ -436,16 +436,17 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
             bits = bits << 8 | code_byte(b, k, g.interleaved != 0 ? pair : output,
                                          g.interleaved != 0 ? output : pair, tile.expert);
           }
-          const std::uint8_t stored = scales[std::int64_t{step} * fp4_scale_bytes(of_row) +
-                                             scale_at(of_row, thread, part, half, mx ? 0 : word / 2)];
+          const std::uint8_t stored =
+              scales[std::int64_t{step} * fp4_scale_bytes(of_row) +
+                     scale_at(of_row, thread, part, half, mx ? 0 : word / 2)];
           const float factor = mx ? from_bf16(static_cast<std::uint16_t>(mxfp4_factor(stored)))
                                   : flexact::moe::decode_e4m3(stored) * kNvfp4Factor;
           for (int j = 0; j < 4; ++j) {
             // Registers 0 and 1 of the first wgmma are a0 and a2, then come those of the second.
             const int k = step * kFp4Block + (word * 2 + j / 2) * 16 + j % 2 * 8 + lane % 4 * 2;
             const std::uint32_t two = fp4_pair(bits, j);
-            float* to = &weights[static_cast<std::size_t>(
-                (part * 128 + position) * steps * kFp4Block + k)];
+            float* to =
+                &weights[static_cast<std::size_t>((part * 128 + position) * steps * kFp4Block + k)];
             to[0] = from_bf16(to_bf16(from_bf16(static_cast<std::uint16_t>(two)) * factor));
             to[1] = from_bf16(to_bf16(from_bf16(static_cast<std::uint16_t>(two >> 16)) * factor));
           }
@@ -455,13 +456,17 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
     for (std::int64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
       std::vector<float> x;
       for (int k = 0; k < steps * kFp4Block; ++k)
-        x.push_back(element(a, {static_cast<std::uint64_t>(k), static_cast<std::uint64_t>(row), 0, 0}));
+        x.push_back(
+            element(a, {static_cast<std::uint64_t>(k), static_cast<std::uint64_t>(row), 0, 0}));
       const auto sum_of = [&](int part, int position) {
         double sum = 0;
-        const float* w = &weights[static_cast<std::size_t>((part * 128 + position) * steps * kFp4Block)];
-        for (int k = 0; k < steps * kFp4Block; ++k) sum += double{x[static_cast<std::size_t>(k)]} * w[k];
+        const float* w =
+            &weights[static_cast<std::size_t>((part * 128 + position) * steps * kFp4Block)];
+        for (int k = 0; k < steps * kFp4Block; ++k)
+          sum += double{x[static_cast<std::size_t>(k)]} * w[k];
         sum *= mx ? 0x1p32
-                  : double{256} * f.global[tile.expert * f.global_step + (gated ? part * f.up_step : 0)];
+                  : double{256} *
+                        f.global[tile.expert * f.global_step + (gated ? part * f.up_step : 0)];
         if (g.row_scale != nullptr) sum *= g.row_scale[row];
         const int column = first + (gated ? 0 : part * 128) + row_at[position];
         if (g.bias != nullptr && column < g.columns)
@@ -776,7 +781,8 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     if (blocks > 4 || configuration->shared_bytes > 232448) return kInvalidValue;
     if (name.find("fp4_") != std::string::npos) {
       const auto& arguments = *static_cast<const Fp4GemmArguments*>(parameters[2]);
-      if (a.bytes != 2 || b.bytes != 1 || b.box[0] != kFp4CodeBytes || arguments.box_rows % 8 != 0 ||
+      if (a.bytes != 2 || b.bytes != 1 || b.box[0] != kFp4CodeBytes ||
+          arguments.box_rows % 8 != 0 ||
           a.box[1] != static_cast<std::uint32_t>(arguments.box_rows) ||
           configuration->shared_bytes != kFp4SharedBytes)
         return kInvalidValue;

@@ -318,7 +318,8 @@ TEST(CutlassPlan, no_tokens_launch_nothing) {
   EXPECT_NO_THROW(plan->run(inputs, layer.table(), nullptr, 0, nullptr));
 }
 
-// ---- FP8 and FP4: whole layers against fp64, with the conformance program's data, bounds and guards
+// ---- FP8 and FP4: whole layers against fp64, with the conformance program's data, bounds and
+// guards
 
 constexpr flexact::Format kFp8Formats[] = {flexact::Format::Fp8Block, flexact::Format::Fp8Tensor,
                                            flexact::Format::Fp8Channel};
@@ -444,7 +445,9 @@ TEST(CutlassPlan, fp4_plans_own_scales_in_an_order_of_their_own_and_no_codes) {
   Device device;
   const auto plan =
       flexact::cuda::make_moe_plan(without, test.function(), device.copy(weights), {});
-  const auto blocks = [](std::int64_t size, std::int64_t block) { return (size + block - 1) / block; };
+  const auto blocks = [](std::int64_t size, std::int64_t block) {
+    return (size + block - 1) / block;
+  };
   EXPECT_EQ(static_cast<std::int64_t>(plan->resident_bytes()),
             p.experts * 1024 *
                 (blocks(p.intermediate, 128) * blocks(p.hidden, 128) +
