@@ -40,6 +40,7 @@ TEST(CutlassBackend, is_in_the_table_and_works_on_a_gpu) {
 
 TEST(CutlassBackend, refuses_formats_types_and_sizes_it_has_no_kernel_for) {
   MoeProblem p = problem();
+  p.intermediate = 64;
   for (const Format format : {Format::Fp16, Format::Fp32, Format::Mxfp4Fp8}) {
     p.format = format;
     EXPECT_THAT(reason(p), HasSubstr("no CUDA kernels for format"));
