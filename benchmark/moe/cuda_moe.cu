@@ -5,7 +5,8 @@
 //            [--variants stream,rows]
 //
 // Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call),
-// fp8_tensor_given, mxfp4 and nvfp4. Variants are compared with the default in turns: those of variants_for() whose names begin so.
+// fp8_tensor_given, mxfp4, nvfp4 and mxfp4_fp8. Variants are compared with the default in turns: those of
+// variants_for() whose names begin so.
 // benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M
 // and variant.
 #include <cuda_bf16.h>
@@ -187,10 +188,10 @@ class Weights {
   Weights(flexact::Format format, std::int64_t experts, std::int64_t rows, std::int64_t k, std::int64_t halves,
           float size, unsigned seed)
       : shape_{experts, rows, k},
-        format_(format),
-        fp4_(format == flexact::Format::Mxfp4 || format == flexact::Format::Nvfp4),
+        mx_(format == flexact::Format::Mxfp4 || format == flexact::Format::Mxfp4Fp8),
+        fp4_(mx_ || format == flexact::Format::Nvfp4),
         fp8_(format != flexact::Format::Bf16 && !fp4_),
-        group_(format == flexact::Format::Mxfp4 ? 32 : 16),
+        group_(mx_ ? 32 : 16),
         values_(static_cast<std::size_t>(experts * rows * k) * (fp8_ ? 2 : fp4_ ? 1 : 4) / 2),
         scales_(static_cast<std::size_t>(experts * rows)),
         group_scales_(fp4_ ? static_cast<std::size_t>(experts * rows * k / group_) : 1) {
@@ -204,7 +205,7 @@ class Weights {
       stored_.group_scales = group_scales_.get();
       shape_[2] = k / 2;
       scale_shape_ = {experts, rows, k / group_};
-      if (format == flexact::Format::Mxfp4) {
+      if (mx_) {
         const int exponent = static_cast<int>(std::floor(std::log2(scale)));
         fill_bytes<<<1024, 256>>>(group_scales_.get(), group_scales_.size(), static_cast<unsigned>(127 + exponent), 2,
                                   seed + 7);
@@ -257,7 +258,7 @@ class Weights {
   flexact::TensorView scale() const {
     if (fp4_) {
       return view(group_scales_.get(),
-                  format_ == flexact::Format::Mxfp4 ? flexact::DType::UInt8 : flexact::DType::Float8E4M3,
+                  mx_ ? flexact::DType::UInt8 : flexact::DType::Float8E4M3,
                   scale_shape_);
     }
     return fp8_ ? view(scales_.get(), flexact::DType::Float32, scale_shape_) : flexact::TensorView{};
@@ -265,8 +266,7 @@ class Weights {
 
  private:
   std::vector<std::int64_t> shape_, scale_shape_, global_shape_;
-  flexact::Format format_;
-  bool fp4_, fp8_;
+  bool mx_, fp4_, fp8_;
   std::int64_t group_;
   Array<std::uint8_t> values_;
   Array<float> scales_;  // of rows, which are more than blocks; or global ones

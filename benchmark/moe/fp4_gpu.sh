@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proves and times the FP4 kernels of the backend "cutlass" on a GPU of compute capability 9.0:
 #
-#   benchmark/moe/fp4_gpu.sh FOLDER [BUILD]
+#   [FORMATS="mxfp4_fp8"] benchmark/moe/fp4_gpu.sh FOLDER [BUILD]
 #
 # First one case of each pairing against fp64, then every pairing and format with several functions, then time of whole
 # layers and of each launch. Stops at the first failure; FOLDER gets a JSON file for each step as it ends. BUILD (default
@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=$1
 CONFORMANCE=${2:-build/developer}/tests/conformance/conformance
+FORMATS=${FORMATS:-mxfp4 nvfp4 mxfp4_fp8}
 mkdir -p "$OUT"
 
 # FUNCTION PAIRING/FORMAT ROWS
@@ -17,16 +18,16 @@ check() {
   timeout 60 "$CONFORMANCE" test --gpu --rows "$3" --only "cutlass/sm_90a/$1/$2" --json "$OUT/conformance_$1_${2/\//_}.json"
 }
 
-for format in mxfp4 nvfp4; do
+for format in $FORMATS; do
   for pairing in concat none; do check relu2 $pairing/$format 2; done
 done
-for format in mxfp4 nvfp4; do
+for format in $FORMATS; do
   for pairing in concat up_first interleaved; do
     for function in swiglu situ xielu; do check $function $pairing/$format 8; done
   done
   check xielu none/$format 12
 done
-for format in mxfp4 nvfp4; do
+for format in $FORMATS; do
   build/gpu/cuda_moe "$OUT/cuda_moe_$format.json" --format $format --shapes mixtral,qwen3_30b,gptoss20b \
     --tokens 1,16,128,1024,4096 --seconds 35
 done

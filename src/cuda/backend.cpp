@@ -5,11 +5,11 @@
 #include <string>
 
 #include "cuda/driver.hpp"
-#include "cuda/fp4_layer.hpp"
 #include "cuda/fp8_layer.hpp"
 #include "cuda/jit/kernel_images.hpp"
 #include "flexact/error.hpp"
 #include "moe/problem.hpp"
+#include "moe/quantised.hpp"
 
 namespace flexact::cuda {
 
@@ -28,7 +28,7 @@ class CutlassBackend final : public Backend {
     moe::validate(problem);
     if (auto refusal = moe::refuse_meaningless(problem, function)) return refusal;
     const bool fp8 = is_fp8(problem.format);
-    const bool fp4 = is_fp4_with_bf16(problem.format);
+    const bool fp4 = moe::is_fp4(problem.format);
     if (problem.format != Format::Bf16 && !fp8 && !fp4) {
       return Refusal{
           "there are no CUDA kernels for format " + std::string(to_string(problem.format)),

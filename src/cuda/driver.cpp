@@ -29,6 +29,7 @@ Driver::Driver() : library_(load_library("libcuda.so.1")) {
   library_.load("cuTensorMapEncodeTiled", tensor_map);
   library_.load("cuMemAlloc_v2", allocate);
   library_.load("cuMemFree_v2", release);
+  library_.load("cuMemcpyDtoH_v2", copy_to_host);
   library_.load("cuStreamSynchronize", stream_synchronize);
   check(start(0), "the driver starts");
 }

@@ -74,6 +74,7 @@ class Driver {
                     int);
   int (*allocate)(DevicePointer*, std::size_t);
   int (*release)(DevicePointer);
+  int (*copy_to_host)(void*, DevicePointer, std::size_t);
   int (*stream_synchronize)(Stream);
 
  private:

@@ -56,9 +56,11 @@ Fp4Layer::Ordering Fp4Layer::order(const TensorView& scale, std::int64_t columns
   arguments.column_tiles =
       static_cast<std::int32_t>(ceil_div(columns, gated ? kTileColumns / 2 : kTileColumns));
   arguments.steps = static_cast<std::int32_t>(ceil_div(depth, kFp4Block));
-  arguments.of_row = problem_.format == Format::Mxfp4 ? 1 : 2;
+  arguments.of_row = problem_.format == Format::Nvfp4 ? 2 : 1;
   arguments.gated = gated;
   arguments.permuted = permuted;
+  arguments.e4m3 = rounds_inputs();
+  ordering.parts = problem_.experts * (gated ? 2 : 1);
   ordering.blocks = problem_.experts * arguments.column_tiles;
   ordering.bytes = ordering.blocks * arguments.steps * fp4_scale_bytes(arguments.of_row);
   return ordering;
@@ -76,11 +78,39 @@ Fp4GatherArguments Fp4Layer::gather(const GatherArguments& gather) const {
   return {gather, static_cast<std::int32_t>(input_width_), 0};
 }
 
-Fp4GemmArguments Fp4Layer::gemm1(const GemmArguments& gemm, const void* scales,
+Fp8GatherArguments Fp4Layer::gather_codes(const GatherArguments& gather,
+                                          const Memory& memory) const {
+  Fp8GatherArguments arguments{};
+  arguments.gather = gather;
+  arguments.scaling = InputScaling::Groups;
+  arguments.row_bytes = static_cast<std::int32_t>(input_width_);
+  arguments.ordered = 1;
+  arguments.scales = memory.input_scales;
+  arguments.group_step = memory.rows;
+  return arguments;
+}
+
+std::int64_t Fp4Layer::input_scale_bytes(std::int64_t rows) const {
+  return rounds_inputs() ? input_width_ / kGroup * rows * 4 : 0;
+}
+
+std::int64_t Fp4Layer::activated_bytes(std::int64_t rows) const {
+  return rows * activated_width_ * (rounds_inputs() ? 1 : 2);
+}
+
+std::int64_t Fp4Layer::activated_scale_bytes(std::int64_t rows) const {
+  return rounds_inputs() ? activated_width_ / kGroup * rows * 4 : 0;
+}
+
+std::int64_t Fp4Layer::bytes_of_row() const {
+  return activated_bytes(1) + input_scale_bytes(1) + activated_scale_bytes(1);
+}
+
+Fp4GemmArguments Fp4Layer::gemm1(const GemmArguments& gemm, const Memory& memory,
                                  int box_rows) const {
   Fp4GemmArguments arguments{};
   arguments.gemm = gemm;
-  arguments.scales = static_cast<const std::uint8_t*>(scales);
+  arguments.scales = static_cast<const std::uint8_t*>(memory.scales13);
   arguments.global = static_cast<const float*>(global13_.data);
   if (global13_) {
     // [E] or [E, 2]: the gate's, then the up's, wherever their rows are.
@@ -89,18 +119,25 @@ Fp4GemmArguments Fp4Layer::gemm1(const GemmArguments& gemm, const void* scales,
   }
   arguments.width = static_cast<std::int32_t>(activated_width_);
   arguments.box_rows = box_rows;
+  arguments.largest = memory.largest13;
+  arguments.input_scales = memory.input_scales;
+  arguments.group_scales = memory.activated_scales;
+  arguments.group_step = memory.rows;
   return arguments;
 }
 
-Fp4GemmArguments Fp4Layer::gemm2(const GemmArguments& gemm, const void* scales,
+Fp4GemmArguments Fp4Layer::gemm2(const GemmArguments& gemm, const Memory& memory,
                                  int box_rows) const {
   Fp4GemmArguments arguments{};
   arguments.gemm = gemm;
-  arguments.scales = static_cast<const std::uint8_t*>(scales);
+  arguments.scales = static_cast<const std::uint8_t*>(memory.scales2);
   arguments.global = static_cast<const float*>(global2_.data);
   if (global2_) arguments.global_step = global2_.strides[0];
   arguments.width = static_cast<std::int32_t>(problem_.hidden);
   arguments.box_rows = box_rows;
+  arguments.largest = memory.largest2;
+  arguments.input_scales = memory.activated_scales;
+  arguments.group_step = memory.rows;
   return arguments;
 }
 

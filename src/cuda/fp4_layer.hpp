@@ -1,5 +1,5 @@
-// What the formats mxfp4 and nvfp4 add to a layer's launches: which kernels, rows in whole blocks
-// of columns, and the scales of weights in an order of their own.
+// What the FP4 formats add to a layer's launches: which kernels, rows in whole blocks of columns,
+// and the scales of weights in an order of their own; in mxfp4_fp8 also scales of rows.
 //
 // Codes are read where the caller has them. Scales are put in order once, when the plan is made,
 // and the caller's are not read afterwards: a host that frees them holds each weight once.
@@ -13,15 +13,18 @@
 
 namespace flexact::cuda {
 
-inline bool is_fp4_with_bf16(Format format) {
-  return format == Format::Mxfp4 || format == Format::Nvfp4;
-}
-
 class Fp4Layer {
  public:
   // The weights are valid for the problem.
   Fp4Layer(const MoeProblem& problem, const MoeWeights& weights);
 
+  // mxfp4_fp8: whether rows are E4M3, with a scale for each 128 values.
+  bool rounds_inputs() const { return problem_.format == Format::Mxfp4Fp8; }
+
+  // The image of what surrounds GEMM1 and the kernel that gathers rows.
+  std::string rows() const { return rounds_inputs() ? "mxfp4_fp8_layer" : "fp4_layer"; }
+  std::string gather_kernel() const { return rounds_inputs() ? "fp8_gather" : "fp4_gather"; }
+  int gemm_shared() const { return rounds_inputs() ? kMxfp4Fp8SharedBytes : kFp4SharedBytes; }
   // The variant of GEMM1's image and kernel ("sm90_" variant, "flexact_gemm_" variant), and of
   // GEMM2's kernel.
   std::string gemm1() const;
@@ -31,19 +34,38 @@ class Fp4Layer {
   std::int64_t input_width() const { return input_width_; }
   std::int64_t activated_width() const { return activated_width_; }
 
-  // How scales are put in order. `output` is set by whoever has the memory.
+  // Bytes of the workspace for so many sorted rows.
+  std::int64_t input_scale_bytes(std::int64_t rows) const;
+  std::int64_t activated_bytes(std::int64_t rows) const;
+  std::int64_t activated_scale_bytes(std::int64_t rows) const;
+  // Scratch of a row in all, beside the input's and the result's memory.
+  std::int64_t bytes_of_row() const;
+
+  // How scales are put in order. `output` is set by whoever has the memory, and in mxfp4_fp8
+  // `largest` and `outside`.
   struct Ordering {
     Fp4ScaleArguments arguments;
     std::int64_t blocks;
     std::int64_t bytes;
+    std::int64_t parts;  // of experts, of so many columns: mxfp4_fp8 looks for each row's largest
   };
   Ordering order13() const;
   Ordering order2() const;
 
+  // Weight scales as ordering left them, and where scales of rows are in one call.
+  struct Memory {
+    const void* scales13;
+    const void* scales2;
+    const std::uint8_t* largest13;
+    const std::uint8_t* largest2;
+    std::int64_t rows;
+    float* input_scales;
+    float* activated_scales;
+  };
   Fp4GatherArguments gather(const GatherArguments& gather) const;
-  // `scales`: what order13() and order2() left.
-  Fp4GemmArguments gemm1(const GemmArguments& gemm, const void* scales, int box_rows) const;
-  Fp4GemmArguments gemm2(const GemmArguments& gemm, const void* scales, int box_rows) const;
+  Fp8GatherArguments gather_codes(const GatherArguments& gather, const Memory& memory) const;
+  Fp4GemmArguments gemm1(const GemmArguments& gemm, const Memory& memory, int box_rows) const;
+  Fp4GemmArguments gemm2(const GemmArguments& gemm, const Memory& memory, int box_rows) const;
 
  private:
   Ordering order(const TensorView& scale, std::int64_t columns, std::int64_t depth, Pairing pairing,

@@ -135,6 +135,7 @@ Fp8GatherArguments Fp8Layer::gather(const GatherArguments& gather, const Memory&
   Fp8GatherArguments arguments{};
   arguments.gather = gather;
   arguments.scaling = input_;
+  arguments.row_bytes = static_cast<std::int32_t>(hidden_);
   arguments.scales = memory.input_scales;
   arguments.group_step = memory.rows;
   arguments.given = given13_;

@@ -32,6 +32,7 @@
 #include "cuda/tensor_map.hpp"
 #include "flexact/error.hpp"
 #include "moe/problem.hpp"
+#include "moe/quantised.hpp"
 
 namespace flexact::cuda {
 
@@ -70,6 +71,7 @@ class DeviceMemory {
       // The context is gone, and its memory with it.
     }
   }
+  DevicePointer address() const { return pointer_; }
   float* get() const { return reinterpret_cast<float*>(static_cast<std::uintptr_t>(pointer_)); }
   std::size_t bytes() const { return bytes_; }
 
@@ -113,7 +115,8 @@ class MoePlan final : public Plan {
     return tokens == 0 ? 0 : layout(std::min(tokens, chunk_tokens(tokens))).bytes + 255;
   }
   std::size_t resident_bytes() const override {
-    return bias13_.bytes() + bias2_.bytes() + scales13_.bytes() + scales2_.bytes();
+    return bias13_.bytes() + bias2_.bytes() + scales13_.bytes() + scales2_.bytes() +
+           largest13_.bytes() + largest2_.bytes();
   }
   std::string describe() const override;
   void run(const MoeInputs& inputs, const ParameterTable& values, void* workspace,
@@ -121,7 +124,7 @@ class MoePlan final : public Plan {
 
  private:
   DeviceMemory ordered_bias(const TensorView& bias, Pairing pairing) const;
-  DeviceMemory ordered_scales(Fp4Layer::Ordering ordering) const;
+  DeviceMemory ordered_scales(Fp4Layer::Ordering ordering, DeviceMemory& largest);
   void link(const Function& function, moe::Numerics numerics);
   // Elements of a row in the workspace.
   std::int64_t input_width() const { return fp4_ ? fp4_->input_width() : problem_.hidden; }
@@ -166,11 +169,14 @@ class MoePlan final : public Plan {
   int gemm_shared_;
   Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
          combine_ = nullptr, order_bias_ = nullptr;
-  Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr, order_scales_ = nullptr;
+  Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr, order_scales_ = nullptr,
+         largest_scales_ = nullptr;
   Kernel stream_up_ = nullptr, stream_down_ = nullptr;
   TensorMap map13_, map2_;
   DeviceMemory bias13_, bias2_;
-  DeviceMemory scales13_, scales2_;  // of FP4 weights
+  DeviceMemory scales13_, scales2_;    // of FP4 weights
+  DeviceMemory largest13_, largest2_;  // of their rows, in mxfp4_fp8
+  std::int64_t rounded_groups_ = 0;    // mxfp4_fp8: groups of weights that E4M3 does not hold
 };
 
 MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeWeights& weights,
@@ -181,10 +187,8 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
       wish_(options.wish),
       launches_(options.launches),
       most_scratch_(options.most_scratch),
-      element_(is_fp8(problem.format) ? DType::Float8E4M3 : DType::BFloat16),
-      gemm_shared_(is_fp8(problem.format)             ? kFp8SharedBytes
-                   : is_fp4_with_bf16(problem.format) ? kFp4SharedBytes
-                                                      : kGemmSharedBytes) {
+      element_(is_fp8(problem.format) || problem.format == Format::Mxfp4Fp8 ? DType::Float8E4M3
+                                                                            : DType::BFloat16) {
   moe::validate_weights(problem, weights);
   location_ = location_of(driver_, "w13", weights.w13.data);
   for (const auto& [name, view] :
@@ -203,7 +207,8 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
                 "counting multiprocessors");
 
   if (is_fp8(problem.format)) fp8_.emplace(problem, weights);
-  if (is_fp4_with_bf16(problem.format)) fp4_.emplace(problem, weights);
+  if (moe::is_fp4(problem.format)) fp4_.emplace(problem, weights);
+  gemm_shared_ = fp8_ ? kFp8SharedBytes : fp4_ ? fp4_->gemm_shared() : kGemmSharedBytes;
   if (may_take(Path::Stream, problem, wish_)) stream_.emplace(problem, weights);
   link(function, options.numerics);
   map13_ = map_weights(driver_, "w13", weights.w13, problem.pairing);
@@ -211,8 +216,8 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
   if (problem.bias13) bias13_ = ordered_bias(weights.w13_bias, problem.pairing);
   if (problem.bias2) bias2_ = ordered_bias(weights.w2_bias, Pairing::None);
   if (fp4_) {
-    scales13_ = ordered_scales(fp4_->order13());
-    scales2_ = ordered_scales(fp4_->order2());
+    scales13_ = ordered_scales(fp4_->order13(), largest13_);
+    scales2_ = ordered_scales(fp4_->order2(), largest2_);
   }
 }
 
@@ -235,7 +240,7 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   };
   using Linking = std::future<std::shared_ptr<const LinkedKernel>>;
   Linking gemm1 = linked(fp8_ || fp4_ ? variant : "bf16_" + variant, true);
-  Linking layer = linked(fp8_ ? "fp8_layer" : fp4_ ? "fp4_layer" : "bf16_layer", false);
+  Linking layer = linked(fp8_ ? "fp8_layer" : fp4_ ? fp4_->rows() : "bf16_layer", false);
   Linking stream_up, stream_down;
   if (stream_) {
     stream_up = linked("bf16_stream_" + variant, true);
@@ -252,7 +257,7 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
   gather_ = kernel(*rows,
                    fp8_   ? "flexact_fp8_gather"
-                   : fp4_ ? "flexact_fp4_gather"
+                   : fp4_ ? "flexact_" + fp4_->gather_kernel()
                           : "flexact_gather",
                    0);
   combine_ = kernel(*rows, "flexact_combine", 0);
@@ -261,7 +266,10 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
     fp8_largest_ = kernel(*rows, "flexact_fp8_largest", 0);
     fp8_round_ = kernel(*rows, "flexact_fp8_round", 0);
   }
-  if (fp4_) order_scales_ = kernel(*rows, "flexact_fp4_order_scales", 0);
+  if (fp4_) {
+    order_scales_ = kernel(*rows, "flexact_fp4_order_scales", 0);
+    largest_scales_ = kernel(*rows, "flexact_fp4_largest_scales", 0);
+  }
   if (stream_) {
     stream_up_ = kernel(*stream_up.get(), "flexact_stream_" + variant, 0);
     stream_down_ = kernel(*stream_down.get(), "flexact_stream_down", 0);
@@ -287,13 +295,31 @@ DeviceMemory MoePlan::ordered_bias(const TensorView& bias, Pairing pairing) cons
   return memory;
 }
 
-DeviceMemory MoePlan::ordered_scales(Fp4Layer::Ordering ordering) const {
+DeviceMemory MoePlan::ordered_scales(Fp4Layer::Ordering ordering, DeviceMemory& largest) {
   DeviceMemory memory(driver_, location_.context, static_cast<std::size_t>(ordering.bytes));
-  ordering.arguments.output = reinterpret_cast<std::uint8_t*>(memory.get());
-  launch(order_scales_, ordering.arguments,
-         {static_cast<unsigned>(ordering.blocks), 1, kFp4ScaleThreads}, nullptr,
-         "ordering weight scales");
+  Fp4ScaleArguments& arguments = ordering.arguments;
+  arguments.output = reinterpret_cast<std::uint8_t*>(memory.get());
+  DeviceMemory outside;
+  if (fp4_->rounds_inputs()) {
+    largest = DeviceMemory(driver_, location_.context,
+                           static_cast<std::size_t>(ordering.parts * arguments.columns));
+    outside = DeviceMemory(driver_, location_.context, sizeof(std::uint32_t));
+    arguments.largest = reinterpret_cast<std::uint8_t*>(largest.get());
+    arguments.outside = reinterpret_cast<std::uint32_t*>(outside.get());
+    const std::int64_t blocks = ceil_div(arguments.columns, kFp4ScaleThreads);
+    launch(largest_scales_, arguments,
+           {static_cast<unsigned>(blocks), static_cast<unsigned>(ordering.parts), kFp4ScaleThreads},
+           nullptr, "looking for the largest scales");
+  }
+  launch(order_scales_, arguments, {static_cast<unsigned>(ordering.blocks), 1, kFp4ScaleThreads},
+         nullptr, "ordering weight scales");
   driver_.check(driver_.stream_synchronize(nullptr), "ordering weight scales");
+  if (fp4_->rounds_inputs()) {
+    std::uint32_t count = 0;
+    driver_.check(driver_.copy_to_host(&count, outside.address(), sizeof count),
+                  "counting scales out of range");
+    rounded_groups_ += count;
+  }
   return memory;
 }
 
@@ -301,13 +327,17 @@ std::string MoePlan::describe() const {
   return "cutlass, " + std::string(kArchitecture) + " " + std::string(to_string(problem_.format)) +
          ", tile " + std::to_string(kTileRows) + "x" + std::to_string(kTileColumns) + "x" +
          std::to_string(fp8_ || fp4_ ? 128 : kTileDepth) +
+         (rounded_groups_ != 0
+              ? ", " + std::to_string(rounded_groups_) + " groups of weights out of E4M3's range"
+              : "") +
          (stream_ ? ", few tokens stream, " : ", ") + function_;
 }
 
 std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {
   // The result takes the input's memory, which is bf16 in every format.
-  const std::int64_t of_row =
-      input_width() * 2 + (fp8_ ? fp8_->bytes_of_row() : activated_width() * 2);
+  const std::int64_t of_row = input_width() * 2 + (fp8_   ? fp8_->bytes_of_row()
+                                                   : fp4_ ? fp4_->bytes_of_row()
+                                                          : activated_width() * 2);
   const std::int64_t each = problem_.top_k * of_row;
   const std::int64_t most = std::max<std::int64_t>(1, most_scratch_ / each);
   return ceil_div(tokens, ceil_div(tokens, most));
@@ -328,7 +358,12 @@ Layout MoePlan::layout(std::int64_t tokens) const {
   const std::int64_t rows = tokens * problem_.top_k;
   layout.rows = take(rows * input_width() * 2);
   const bool wide = !fp8_ || fp8_->rounds_later();
-  layout.activated = take(rows * activated_width() * (wide ? 2 : 1));
+  layout.activated =
+      take(fp4_ ? fp4_->activated_bytes(rows) : rows * activated_width() * (wide ? 2 : 1));
+  if (fp4_) {
+    layout.input_scales = take(fp4_->input_scale_bytes(rows));
+    layout.activated_scales = take(fp4_->activated_scale_bytes(rows));
+  }
   if (fp8_) {
     layout.codes = fp8_->rounds_later() ? take(rows * problem_.intermediate) : layout.activated;
     layout.input_scales = take(fp8_->input_scale_bytes(rows));
@@ -436,6 +471,13 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
                                 reinterpret_cast<float*>(workspace + at.activated_scales),
                                 reinterpret_cast<std::uint32_t*>(workspace + at.largest),
                                 taken + 4};
+  const Fp4Layer::Memory fp4_memory{scales13_.get(),
+                                    scales2_.get(),
+                                    reinterpret_cast<const std::uint8_t*>(largest13_.get()),
+                                    reinterpret_cast<const std::uint8_t*>(largest2_.get()),
+                                    rows,
+                                    memory.input_scales,
+                                    memory.activated_scales};
   const auto* const weights = reinterpret_cast<const float*>(row_of(inputs.topk_weights, first));
 
   // Blocks of one token, and of as many as gather and combine take.
@@ -531,7 +573,11 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
     } else if (fp4_) {
       Grid grid = of_tokens;
       grid.y = static_cast<unsigned>(ceil_div(input_width(), 8 * kRowThreads));
-      launch(gather_, fp4_->gather(gather), grid, stream, "gathering rows");
+      if (fp4_->rounds_inputs()) {
+        launch(gather_, fp4_->gather_codes(gather, fp4_memory), grid, stream, "gathering rows");
+      } else {
+        launch(gather_, fp4_->gather(gather), grid, stream, "gathering rows");
+      }
     } else {
       launch(gather_, gather, of_rows, stream, "gathering rows");
     }
@@ -569,7 +615,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
         launch_fp8_round(gemm, workspace, at, memory, choice.dependent_launches, stream);
       }
     } else if (fp4_) {
-      launch_gemm(gemm1_, input, map13_, fp4_->gemm1(gemm, scales13_.get(), choice.box_rows), gemm,
+      launch_gemm(gemm1_, input, map13_, fp4_->gemm1(gemm, fp4_memory, choice.box_rows), gemm,
                   most_tiles(tokens), choice, stream, doing);
     } else {
       launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), choice, stream, doing);
@@ -596,7 +642,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
       launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens), choice,
                   stream, "computing down");
     } else if (fp4_) {
-      launch_gemm(gemm2_, input, map2_, fp4_->gemm2(down, scales2_.get(), choice.box_rows), down,
+      launch_gemm(gemm2_, input, map2_, fp4_->gemm2(down, fp4_memory, choice.box_rows), down,
                   most_tiles(tokens), choice, stream, "computing down");
     } else {
       launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), choice, stream,

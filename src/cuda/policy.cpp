@@ -2,6 +2,8 @@
 // cuda_moe_h100.json).
 #include "cuda/policy.hpp"
 
+#include "moe/quantised.hpp"
+
 namespace flexact::cuda {
 
 namespace {
@@ -80,7 +82,7 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
                                                : block_tokens_for(problem, tokens, multiprocessors);
 
   // FP4 kernels read no more rows than tiles have, or little more.
-  if (problem.format == Format::Mxfp4 || problem.format == Format::Nvfp4) {
+  if (moe::is_fp4(problem.format)) {
     const std::int64_t mean = tokens * problem.top_k / problem.experts;
     choice.box_rows = mean >= 48 ? 64 : mean >= 24 ? 32 : mean >= 12 ? 16 : 8;
   }

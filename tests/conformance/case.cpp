@@ -204,9 +204,9 @@ const std::vector<Format>& all_formats() {
   static const std::vector<Format> list = {Format::Bf16,     Format::Fp16,      Format::Fp32,
                                            Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
                                            Format::Mxfp4,    Format::Nvfp4,     Format::Mxfp4Fp8};
-  static const std::vector<Format> on_gpu = {Format::Bf16,      Format::Fp8Block,
-                                             Format::Fp8Tensor, Format::Fp8Channel,
-                                             Format::Mxfp4,     Format::Nvfp4};
+  static const std::vector<Format> on_gpu = {
+      Format::Bf16,  Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
+      Format::Mxfp4, Format::Nvfp4,    Format::Mxfp4Fp8};
   return gpu_cases ? on_gpu : list;
 }
 

@@ -231,7 +231,7 @@ CaseData::CaseData(const Case& test)
     }
   }
   input_ = hidden_.exact;
-  if (is_fp8(p.format)) {
+  if (rounds_to_fp8(p.format)) {
     std::vector<bool> read(static_cast<std::size_t>(tokens_));
     for (std::size_t i = 0; i < ids_.size(); ++i) {
       if (ids_[i] >= 0 && ids_[i] < p.experts) read[i / static_cast<std::size_t>(p.top_k)] = true;
@@ -351,10 +351,10 @@ Expected CaseData::expected(const Formula& formula) const {
   Expected result;
   result.value.assign(count, 0.0);
   std::vector<double> squares(count, 0.0), magnitudes(count, 0.0);
-  const bool fp8 = is_fp8(p.format);
+  const bool fp8 = rounds_to_fp8(p.format);
   // How far sums may be off, in parts of what is added up: fp32, or the tensor core's sums of E4M3
   // products, which keep some 14 bits.
-  const double accuracy = !fp8 ? 0x1p-20 : p.format == Format::Fp8Block ? 0x1p-11 : 0x1p-9;
+  const double accuracy = !fp8 ? 0x1p-20 : scales_groups(p.format) ? 0x1p-11 : 0x1p-9;
   std::vector<Term> terms(static_cast<std::size_t>(tokens_ * p.top_k * p.intermediate));
   std::vector<double> largest(count, 0.0);
   std::vector<double> parameters(static_cast<std::size_t>(value_columns_));
@@ -421,7 +421,7 @@ Expected CaseData::expected(const Formula& formula) const {
     std::vector<double> rounded(terms.size());
     for (std::size_t i = 0; i < terms.size(); ++i) rounded[i] = terms[i].value;
     // Where the scale waits for all values, they wait as the io type.
-    const bool later = p.format != Format::Fp8Block && a2_scale_.exact.empty();
+    const bool later = !scales_groups(p.format) && a2_scale_.exact.empty();
     if (later) {
       for (double& value : rounded) value = round_to(value, p.io_dtype);
     }
@@ -476,7 +476,7 @@ Expected CaseData::expected(const Formula& formula) const {
       largest[out] = std::max(largest[out], std::abs(factor) * step);
     }
   }
-  const double of_sums = !fp8 ? 0x1p-21 : p.format == Format::Fp8Block ? 0x1p-12 : 0x1p-11;
+  const double of_sums = !fp8 ? 0x1p-21 : scales_groups(p.format) ? 0x1p-12 : 0x1p-11;
   double total = 0;
   for (std::size_t i = 0; i < count; ++i) {
     result.bound.push_back(1.01 * half_ulp(result.value[i], p.io_dtype) +

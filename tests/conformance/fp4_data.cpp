@@ -37,13 +37,13 @@ Tensor bytes_of(std::vector<std::int64_t> shape, const std::vector<std::uint8_t>
 }  // namespace
 
 bool is_fp4(Format format) {
-  return format == Format::Mxfp4 || format == Format::Nvfp4;
+  return format == Format::Mxfp4 || format == Format::Nvfp4 || format == Format::Mxfp4Fp8;
 }
 
 std::tuple<Tensor, Tensor, Tensor> quantise_fp4(std::vector<double> values, std::int64_t experts,
                                                 std::int64_t rows, std::int64_t k, Format format,
                                                 Pairing pairing, std::int64_t halves) {
-  const bool mx = format == Format::Mxfp4;
+  const bool mx = format != Format::Nvfp4;
   const std::int64_t group = mx ? 32 : 16, groups = k / group;
   std::vector<double> scales, globals;
   std::vector<std::uint8_t> exponents, codes(values.size() / 2);

@@ -1,5 +1,5 @@
-// The FP4 formats of a case whose inputs are bf16: weights as E2M1 codes, two to a byte, with
-// scales. docs/formats.md says how; it is written again here.
+// The FP4 formats of a case: weights as E2M1 codes, two to a byte, with scales. docs/formats.md
+// says how; it is written again here.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace flexact::conformance {
 
-bool is_fp4(Format format);  // mxfp4 or nvfp4
+bool is_fp4(Format format);  // mxfp4, nvfp4 or mxfp4_fp8
 
 // Codes, scales and (nvfp4) global scales of `values` [experts, rows, k]: one global scale for each
 // expert, or for each of `halves` of its rows as the pairing has them. Neighbouring scales differ

@@ -23,6 +23,14 @@ bool is_fp8(Format format) {
   return format == Format::Fp8Block || format == Format::Fp8Tensor || format == Format::Fp8Channel;
 }
 
+bool rounds_to_fp8(Format format) {
+  return is_fp8(format) || format == Format::Mxfp4Fp8;
+}
+
+bool scales_groups(Format format) {
+  return format == Format::Fp8Block || format == Format::Mxfp4Fp8;
+}
+
 ScaleLayout scales_of_w13(const MoeProblem& p) {
   const std::int64_t inner = p.intermediate, columns = blocks_of(p.hidden);
   const Pairing pairing = p.pairing;
@@ -102,7 +110,7 @@ std::vector<double> round_rows_to_fp8(std::vector<double>& values, std::int64_t 
   for (std::size_t row = 0; row < used.size(); ++row) {
     if (used[row]) of_all = std::max(of_all, largest_of(row * step, step));
   }
-  const std::size_t group = format == Format::Fp8Block ? kBlock : step;
+  const std::size_t group = scales_groups(format) ? kBlock : step;
   for (std::size_t row = 0; row < used.size(); ++row) {
     if (!used[row]) continue;
     for (std::size_t from = 0; from < step; from += group) {

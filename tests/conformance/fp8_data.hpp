@@ -1,5 +1,5 @@
 // The FP8 formats of a case: weights as E4M3 codes with scales, and rows rounded as kernels must
-// round them. docs/formats.md says how; it is written again here.
+// round them, beside FP4 weights too. docs/formats.md says how; it is written again here.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,8 @@
 namespace flexact::conformance {
 
 bool is_fp8(Format format);
+bool rounds_to_fp8(Format format);  // inputs and activated values: is_fp8(), or mxfp4_fp8
+bool scales_groups(Format format);  // of 128 of them
 
 // How the scales of an expert's matrix are stored, and which one an element has.
 struct ScaleLayout {

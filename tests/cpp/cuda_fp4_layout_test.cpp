@@ -108,4 +108,71 @@ TEST(Fp4Layout, warpgroups_share_the_rows_of_a_part) {
   }
 }
 
+// Code `code` in each of a word's eight places, decoded with the table `stored`; check(E4M3 code).
+template <typename Check>
+void for_each_decoded(int stored, Check check) {
+  const std::uint64_t table = cuda::mxfp4_fp8_magnitudes(stored);
+  for (std::uint32_t code = 0; code < 16; ++code) {
+    for (int place = 0; place < 8; ++place) {
+      std::uint32_t word = 0;
+      for (int i = 0; i < 8; ++i) word |= (i == place ? code : ~code & 15u) << (4 * i);
+      const auto both = cuda::mxfp4_fp8_codes(word, static_cast<std::uint32_t>(table),
+                                              static_cast<std::uint32_t>(table >> 32));
+      const std::uint32_t four = place < 4 ? both.first : both.last;
+      check(static_cast<std::uint8_t>(code), static_cast<std::uint8_t>(four >> place % 4 * 8));
+    }
+  }
+}
+
+TEST(Fp4Layout, weights_of_mxfp4_fp8_are_exact_under_fifteen_scales_and_rounded_below) {
+  for (int largest = 0; largest < 255; ++largest) {
+    const double factor =
+        std::bit_cast<float>(cuda::mxfp4_fp8_factor(static_cast<std::uint8_t>(largest)));
+    EXPECT_EQ(factor, std::ldexp(1.0, largest - 133));
+    for (int e8m0 = 0; e8m0 <= largest; ++e8m0) {
+      const int stored = cuda::mxfp4_fp8_stored(static_cast<std::uint8_t>(e8m0),
+                                                static_cast<std::uint8_t>(largest));
+      for_each_decoded(stored, [&](std::uint8_t code, std::uint8_t e4m3) {
+        const double value = moe::decode_e4m3(e4m3);
+        const double exact = std::ldexp(moe::decode_e2m1(code), e8m0 - largest + 6);
+        EXPECT_EQ(e4m3 >> 7, code >> 3);
+        if (largest - e8m0 <= cuda::kMxfp4Fp8Exact) {
+          EXPECT_EQ(value, exact) << largest << " " << e8m0;
+        } else {
+          EXPECT_EQ(value, std::ldexp(std::nearbyint(std::ldexp(exact, 9)), -9));
+          EXPECT_LE(std::abs(value - exact), 0x1p-16 * 0x1p6);
+        }
+      });
+    }
+  }
+  const int nan = cuda::mxfp4_fp8_stored(255, 130);
+  for_each_decoded(nan, [](std::uint8_t, std::uint8_t e4m3) {
+    EXPECT_TRUE(std::isnan(moe::decode_e4m3(e4m3)));
+  });
+}
+
+TEST(Fp4Layout, columns_of_mxfp4_fp8_are_where_a_thread_s_bytes_are) {
+  std::set<int> columns;
+  for (int position = 0; position < cuda::kFp4Block; ++position) {
+    const int column = cuda::mxfp4_fp8_column(position);
+    columns.insert(column);
+    // m64k32: thread t has columns 4t to 4t + 3 of each sixteen, and a word a step.
+    EXPECT_EQ(column / 32, position % 16 / 4);
+    EXPECT_EQ(column % 32 / 8, position / 32);
+    EXPECT_EQ(column % 8, position / 16 % 2 * 4 + position % 4);
+  }
+  EXPECT_EQ(columns.size(), static_cast<std::size_t>(cuda::kFp4Block));
+  for (const bool permuted : {false, true}) {
+    std::set<int> rows;
+    for (int thread = 0; thread < cuda::kFp4ScaleThreads; ++thread) {
+      const int first = cuda::mxfp4_fp8_row(thread, 0, permuted);
+      EXPECT_EQ(cuda::mxfp4_fp8_row(thread, 1, permuted) - first, permuted ? 2 : 8);
+      rows.insert(first);
+      rows.insert(cuda::mxfp4_fp8_row(thread, 1, permuted));
+    }
+    EXPECT_EQ(rows.size(), 128u);
+    EXPECT_EQ(*rows.rbegin(), 127);
+  }
+}
+
 }  // namespace

@@ -285,7 +285,8 @@ TEST(ShippedKernels, of_fp4_link_without_spills_stack_or_serialised_wgmma) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
   expect_clean("sm90_fp4_layer", "", "no function");
-  for (const std::string format : {"mxfp4", "nvfp4"}) {
+  expect_clean("sm90_mxfp4_fp8_layer", "", "no function");
+  for (const std::string format : {"mxfp4", "nvfp4", "mxfp4_fp8"}) {
     const std::string gated = "sm90_" + format + "_gated";
     expect_clean(gated.c_str(), cuda::function_source(Function::named("situ"), Numerics::Fast),
                  "situ");

@@ -35,6 +35,12 @@ inline constexpr int kFp4StagingBytes = 64 * 64 * 2;
 inline constexpr int kFp4SharedBytes =
     kStages * (kTileRows * 256 + kTileColumns * 64 + 2048) + 2 * kFp4StagingBytes + 256 + 1024;
 
+// The same with E4M3 inputs: a stage's rows are half as long and have scales; groups of results
+// meet their largest magnitude in shared memory.
+inline constexpr int kMxfp4Fp8SharedBytes =
+    kStages * (kTileRows * (128 + 4) + kTileColumns * 64 + 1024) + 2 * kFp4StagingBytes +
+    (8 + 1) * kTileRows * 4 + 256 + 256 + 1024;
+
 inline constexpr int kRouteThreads = 1024;
 inline constexpr int kRowThreads = 128;  // of gather and combine, eight elements each
 inline constexpr int kBlockSlots = 256;  // of the tokens that one of their blocks works on, at most
@@ -90,15 +96,21 @@ struct Fp8GemmArguments {
   std::uint32_t* largest;    // raised to the bits of the results' largest magnitude
 };
 
-// A GEMM of bf16 rows, whose columns are ordered by fp4_column(), with E2M1 codes.
+// A GEMM of bf16 rows, whose columns are ordered by fp4_column(), with E2M1 codes; in mxfp4_fp8, of
+// E4M3 rows whose columns are ordered by mxfp4_fp8_column().
 struct Fp4GemmArguments {
-  GemmArguments gemm;          // output: bf16 [rows, width]
+  GemmArguments gemm;          // output: bf16 [rows, width], or codes for the next GEMM
   const std::uint8_t* scales;  // as Fp4ScaleArguments leave them
   const float* global;         // nvfp4: of expert e and part p at e·global_step + p·up_step
   std::int64_t global_step;
   std::int64_t up_step;
   std::int32_t width;     // of an output row: whole blocks where the next GEMM reads it
   std::int32_t box_rows;  // of the input's tensor map: 8 to 64
+  // mxfp4_fp8:
+  const std::uint8_t* largest;  // scale (E8M0) of each weight row, in the order of the bias
+  const float* input_scales;    // [groups of 128, group_step], of sorted rows
+  float* group_scales;          // the output's, written; as the next GEMM's input
+  std::int64_t group_step;
 };
 
 // Scales of FP4 weights to the order in which a GEMM reads them, once a layer.
@@ -116,8 +128,10 @@ struct Fp4ScaleArguments {
   std::int32_t steps;   // blocks of 128 along K
   std::int32_t of_row;  // groups in a thread's 32 columns: 1 (E8M0) or 2 (E4M3)
   std::int32_t gated;
-  std::int32_t permuted;  // outputs are ordered by fp4_column()
-  std::int32_t padding;
+  std::int32_t permuted;  // outputs are ordered by fp4_column(), in mxfp4_fp8 mxfp4_fp8_column()
+  std::int32_t e4m3;      // mxfp4_fp8: scales become places in a table, by the largest of their row
+  std::uint8_t* largest;  // [experts, gated ? 2 : 1, columns]
+  std::uint32_t* outside;  // counts scales under which weights were rounded
 };
 
 // A bias of any floating type in the order that the GEMM reads.
@@ -182,12 +196,14 @@ enum class InputScaling : std::int32_t {
 struct Fp8GatherArguments {
   GatherArguments gather;
   InputScaling scaling;
-  std::int32_t padding;
+  std::int32_t row_bytes;   // of a written row: the width, or whole blocks
   float* scales;            // written: [groups, rows], [rows] or [1]
   std::int64_t group_step;  // between groups: how many rows there are
   const float* given;
   std::uint32_t* largest;            // All: bits of the largest magnitude
   std::uint32_t* activated_largest;  // [rows] to clear for GEMM1, or null
+  std::int32_t ordered;  // mxfp4_fp8: columns are ordered by mxfp4_fp8_column(), rows whole blocks
+  std::int32_t padding;
 };
 
 // GEMM1's bf16 results to codes.

@@ -65,4 +65,107 @@ constexpr int fp4_row(int thread, int half, bool permuted) {
   return permuted ? fp4_column(position) : position;
 }
 
+// ---- mxfp4_fp8: the same codes beside E4M3 inputs
+//
+// A row's groups are brought to the largest of its scales: the weight 6 under it becomes 384. So 15
+// scales are exact, down to 2^-14 of the largest, where 0.5 is E4M3's smallest number. Below them
+// weights are rounded to nearest even, and at most 2^-16 of the largest scale is lost.
+
+// A register of wgmma holds four neighbouring columns; a word, one step's two.
+constexpr int mxfp4_fp8_column(int position) {
+  const int step = position / 32;
+  const int half = position / 16 % 2;
+  const int thread = position % 16 / 4;
+  return 32 * thread + 8 * step + 4 * half + position % 4;
+}
+// As fp4_row(). Codes leave in pairs of neighbouring lanes, so `half` is the place's second bit.
+constexpr int mxfp4_fp8_row(int thread, int half, bool permuted) {
+  const int eighth = thread % 32 / 4;
+  return permuted ? mxfp4_fp8_column(thread / 32 * 16 + eighth / 2 * 4 + half * 2 + eighth % 2)
+                  : fp4_row(thread, half, false);
+}
+
+inline constexpr int kMxfp4Fp8Exact = 14;    // powers of two below a row's largest scale
+inline constexpr int kMxfp4Fp8Nothing = 19;  // from here on all weights are zeros
+inline constexpr int kMxfp4Fp8Nan = 20;
+
+// A group's scale as a place in a table, by the largest scale of its row.
+constexpr std::uint8_t mxfp4_fp8_stored(std::uint8_t e8m0, std::uint8_t largest) {
+  const int below = largest - e8m0;
+  return static_cast<std::uint8_t>(e8m0 == 255                ? kMxfp4Fp8Nan
+                                   : below > kMxfp4Fp8Nothing ? kMxfp4Fp8Nothing
+                                                              : below);
+}
+
+// The table: E4M3 of the eight magnitudes, the first in the lowest byte.
+constexpr std::uint64_t mxfp4_fp8_magnitudes(int stored) {
+  std::uint64_t all = 0;
+  for (int i = 7; i >= 0; --i) {
+    // In halves, then in units of 2^-9, E4M3's smallest number.
+    const int halves = i < 5 ? i : i == 5 ? 6 : i == 6 ? 8 : 12;
+    int units = halves << kMxfp4Fp8Exact;
+    if (stored <= kMxfp4Fp8Exact) {
+      units >>= stored;
+    } else {
+      // To nearest, ties to even; what is rounded is below 2^-7 and a subnormal.
+      const int digits = stored - kMxfp4Fp8Exact;
+      units = (halves + (1 << (digits - 1)) - 1 + (halves >> digits & 1)) >> digits;
+    }
+    int exponent = 0;
+    while (units >= 16) {
+      units >>= 1;
+      ++exponent;
+    }
+    // Eight units and more have an exponent, whose implied bit is the eight.
+    const int code = stored == kMxfp4Fp8Nan ? 0x7f : exponent * 8 + units;
+    all = all << 8 | static_cast<std::uint64_t>(code);
+  }
+  return all;
+}
+
+// The bits of what a row's sums are multiplied by: 2^-6 of its largest scale, a subnormal at the
+// end.
+constexpr std::uint32_t mxfp4_fp8_factor(std::uint8_t largest) {
+  return largest > 6 ? (largest - 6u) << 23 : 1u << (largest + 16u);
+}
+
+#ifdef __CUDACC__
+#define FLEXACT_ON_BOTH_SIDES __host__ __device__
+#else
+#define FLEXACT_ON_BOTH_SIDES
+#endif
+
+// PTX's prmt: byte i of the result is the one of {low, high} that the selector's i-th four bits
+// name.
+FLEXACT_ON_BOTH_SIDES inline std::uint32_t select_bytes(std::uint32_t low, std::uint32_t high,
+                                                        std::uint32_t selector) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(low, high, selector);
+#else
+  const std::uint64_t both = std::uint64_t{high} << 32 | low;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const auto byte = static_cast<std::uint32_t>(both >> (selector >> 4 * i & 7) * 8 & 0xff);
+    result |= byte << 8 * i;
+  }
+  return result;
+#endif
+}
+
+// Eight codes of a word, whose magnitudes are a table's two words: its first four and its last
+// four.
+struct Mxfp4Fp8Codes {
+  std::uint32_t first, last;
+};
+FLEXACT_ON_BOTH_SIDES inline Mxfp4Fp8Codes mxfp4_fp8_codes(std::uint32_t word, std::uint32_t low,
+                                                           std::uint32_t high) {
+  constexpr std::uint32_t kSigns = 0x80808080u;
+  const std::uint32_t magnitudes = word & 0x77777777u;
+  // Bytes whose highest bits are the signs of even codes; those of odd ones are in the word itself.
+  const std::uint32_t even = word << 4;
+  return {select_bytes(low, high, magnitudes) | (select_bytes(even, word, 0x5140) & kSigns),
+          select_bytes(low, high, magnitudes >> 16) | (select_bytes(even, word, 0x7362) & kSigns)};
+}
+#undef FLEXACT_ON_BOTH_SIDES
+
 }  // namespace flexact::cuda

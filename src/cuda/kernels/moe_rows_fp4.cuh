@@ -40,6 +40,24 @@ __device__ inline void gather_fp4(const Fp4GatherArguments& f) {
   }
 }
 
+// mxfp4_fp8: the largest scale of a weight row, a thread for each. NaNs have no part in it.
+__device__ inline void find_largest_scales(const Fp4ScaleArguments& s) {
+  const int parts = s.gated != 0 ? 2 : 1;
+  const std::int64_t row = std::int64_t{blockIdx.y} * s.columns + blockIdx.x * blockDim.x + threadIdx.x;
+  if (row == 0) *s.outside = 0;
+  if (row >= std::int64_t{blockIdx.y + 1} * s.columns) return;
+  const int expert = static_cast<int>(blockIdx.y) / parts;
+  const int part = static_cast<int>(blockIdx.y) % parts;
+  const std::uint8_t* scales = s.scales + expert * s.expert_step + (s.gated != 0 ? s.offset[part] : 0) +
+                               row % s.columns * s.row_step;
+  std::uint8_t largest = 0;
+  for (int group = 0; group < s.groups; ++group) {
+    const std::uint8_t scale = scales[group * s.group_step];
+    if (scale != 255 && scale > largest) largest = scale;
+  }
+  s.largest[row] = largest;
+}
+
 // A block of threads has a tile of an expert's weight rows, a thread what a thread of the GEMM reads.
 __device__ inline void order_scales(const Fp4ScaleArguments& s) {
   const int expert = static_cast<int>(blockIdx.x) / s.column_tiles;
@@ -51,7 +69,9 @@ __device__ inline void order_scales(const Fp4ScaleArguments& s) {
   for (int step = 0; step < s.steps; ++step, to += bytes) {
     for (int i = 0; i < 4; ++i) {
       const int part = i / 2;
-      const int row = tile * (gated ? 128 : 256) + (gated ? 0 : part * 128) + fp4_row(thread, i % 2, s.permuted != 0);
+      const int row = tile * (gated ? 128 : 256) + (gated ? 0 : part * 128) +
+                      (s.e4m3 != 0 ? mxfp4_fp8_row(thread, i % 2, s.permuted != 0)
+                                   : fp4_row(thread, i % 2, s.permuted != 0));
       const std::uint8_t* of_expert = s.scales + expert * s.expert_step + (gated ? s.offset[part] : 0);
       for (int j = 0; j < s.of_row; ++j) {
         const int group = (step * 4 + thread % 4) * s.of_row + j;
@@ -59,7 +79,15 @@ __device__ inline void order_scales(const Fp4ScaleArguments& s) {
         // What lies beyond the weights is zeros times one.
         std::uint8_t scale = s.of_row == 1 ? 127 : 0x38;
         if (inside) scale = of_expert[row * s.row_step + group * s.group_step];
-        to[i * s.of_row + j] = s.of_row == 1 ? mxfp4_stored(scale) : scale;
+        if (s.e4m3 != 0) {
+          const std::int64_t of_row = gated ? expert * 2 + part : expert;
+          scale = inside ? mxfp4_fp8_stored(scale, s.largest[of_row * s.columns + row])
+                         : std::uint8_t{kMxfp4Fp8Nothing};
+          if (scale > kMxfp4Fp8Exact && scale != kMxfp4Fp8Nan && inside) atomicAdd(s.outside, 1u);
+          to[i] = scale;
+        } else {
+          to[i * s.of_row + j] = s.of_row == 1 ? mxfp4_stored(scale) : scale;
+        }
       }
     }
   }
@@ -70,6 +98,11 @@ __device__ inline void order_scales(const Fp4ScaleArguments& s) {
 extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
     flexact_fp4_gather(const __grid_constant__ flexact::cuda::Fp4GatherArguments arguments) {
   flexact::cuda::gather_fp4(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kFp4ScaleThreads)
+    flexact_fp4_largest_scales(const __grid_constant__ flexact::cuda::Fp4ScaleArguments arguments) {
+  flexact::cuda::find_largest_scales(arguments);
 }
 
 extern "C" __global__ void __launch_bounds__(flexact::cuda::kFp4ScaleThreads)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "e4m3.cuh"
+#include "fp4_layout.hpp"
 #include "moe_rows.cuh"
 
 namespace flexact::cuda {
@@ -110,7 +111,7 @@ __device__ inline void gather_fp8(const Fp8GatherArguments& g) {
 
   auto* codes = static_cast<std::uint8_t*>(rows.rows);
   const int ahead = static_cast<int>(gridDim.y) * kRowThreads;
-  for (int first = static_cast<int>(blockIdx.y) * kRowThreads; first < pieces; first += ahead) {
+  for (int first = static_cast<int>(blockIdx.y) * kRowThreads; first < g.row_bytes / 8; first += ahead) {
     const int piece = first + static_cast<int>(threadIdx.x);
     const bool inside = piece < pieces;
     const Piece x = inside ? load_piece(from, piece, aligned) : Piece{};
@@ -122,14 +123,24 @@ __device__ inline void gather_fp8(const Fp8GatherArguments& g) {
       }
       scale = fp8_scale(__uint_as_float(bits));
     }
-    if (!inside) continue;
+    if (piece >= g.row_bytes / 8) continue;
     const uint2 result = x.codes(reciprocal(scale));
+    // Beside FP4 weights eight columns are two words of their block, and zeros fill up the last block.
+    const int block = piece / 16, thread = piece % 16 / 4, step = piece % 4;
+    const int word = block * 32 + step * 8 + thread;
+    static_assert(mxfp4_fp8_column(2 * 32 + 3 * 4) == 3 * 32 + 2 * 8 && mxfp4_fp8_column(16) == 4);
     for (int i = 0; i < rows.top_k; ++i) {
       const std::int64_t row = slot_row[i];
       if (row < 0) continue;
-      reinterpret_cast<uint2*>(codes + row * rows.width)[piece] = result;
+      if (g.ordered) {
+        auto* to = reinterpret_cast<std::uint32_t*>(codes + row * g.row_bytes) + word;
+        to[0] = result.x;
+        to[4] = result.y;
+      } else {
+        reinterpret_cast<uint2*>(codes + row * g.row_bytes)[piece] = result;
+      }
       if (g.scaling == InputScaling::Groups && threadIdx.x % 16 == 0) {
-        g.scales[piece / 16 * g.group_step + row] = scale;
+        g.scales[block * g.group_step + row] = scale;
       }
     }
   }

@@ -45,6 +45,10 @@ __device__ __forceinline__ uint4 load_shared16(std::uint32_t address) {
 __device__ __forceinline__ void store_shared(float* at, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared_address(at)), "f"(value) : "memory");
 }
+__device__ __forceinline__ void store_shared(float2* at, float2 value) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared_address(at)), "f"(value.x), "f"(value.y)
+               : "memory");
+}
 __device__ __forceinline__ void store_shared(std::uint32_t address, std::uint16_t value) {
   asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
 }

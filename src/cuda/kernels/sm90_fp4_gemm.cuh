@@ -31,7 +31,7 @@
 
 namespace flexact::cuda {
 
-enum class Fp4 { Mx, Nv };
+enum class Fp4 { Mx, Nv, MxFp8 };  // MxFp8: sm90_mxfp4_fp8_gemm.cuh
 
 namespace sm90 {
 
@@ -40,7 +40,7 @@ inline constexpr int kFp4ConsumerRegisters = 232;
 
 // Scales of a weight row in a block that one thread needs.
 template <Fp4 kFormat>
-inline constexpr int kScalesOfRow = kFormat == Fp4::Mx ? 1 : 2;
+inline constexpr int kScalesOfRow = kFormat == Fp4::Nv ? 2 : 1;
 
 template <Fp4 kFormat>
 struct Fp4Storage {
@@ -207,7 +207,7 @@ __device__ __forceinline__ void meet(int warpgroup) {
 
 // What a thread must know of its two weight rows in a part of the tile.
 struct Fp4Rows {
-  float factor;  // what sums are short of
+  float factor[2];  // what sums are short of
   float bias[2];
   bool inside[2];
 };
@@ -220,20 +220,27 @@ __device__ __forceinline__ Fp4Rows rows_of(const Fp4GemmArguments& fp4, const in
       tile.w * kOutputColumns<kEpilogue> + (kGated ? 0 : part * (kTileColumns / 2));
   Fp4Rows rows;
   if constexpr (kFormat == Fp4::Mx) {
-    rows.factor = static_cast<float>(std::uint64_t{1} << kMxfp4Shift);
-  } else {
+    rows.factor[0] = static_cast<float>(std::uint64_t{1} << kMxfp4Shift);
+  } else if constexpr (kFormat == Fp4::Nv) {
     const float global =
         __ldg(fp4.global + tile.x * fp4.global_step + (kGated ? part * fp4.up_step : 0));
-    rows.factor = static_cast<float>(1 << kNvfp4Shift) * global;
+    rows.factor[0] = static_cast<float>(1 << kNvfp4Shift) * global;
   }
+  if constexpr (kFormat != Fp4::MxFp8) rows.factor[1] = rows.factor[0];
   CUTE_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int column = first_column + fp4_row(thread, half, kEpilogue != Epilogue::Plain);
+    constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
+    const int column = first_column + (kFormat == Fp4::MxFp8 ? mxfp4_fp8_row(thread, half, kPermuted)
+                                                             : fp4_row(thread, half, kPermuted));
+    const std::int64_t row = std::int64_t{tile.x} * (kGated ? 2 : 1) + (kGated ? part : 0);
     rows.inside[half] = column < arguments.columns;
     rows.bias[half] = 0;
     if (arguments.bias != nullptr && rows.inside[half]) {
-      const std::int64_t row = std::int64_t{tile.x} * (kGated ? 2 : 1) + (kGated ? part : 0);
       rows.bias[half] = __ldg(arguments.bias + row * arguments.columns + column);
+    }
+    if constexpr (kFormat == Fp4::MxFp8) {
+      const std::int64_t at = row * arguments.columns + min(column, arguments.columns - 1);
+      rows.factor[half] = __uint_as_float(mxfp4_fp8_factor(__ldg(fp4.largest + at)));
     }
   }
   return rows;
@@ -294,7 +301,7 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
             }
           }
           const auto sum = [&](int of_part, const Fp4Rows& rows, int e) {
-            return acc[of_part][block * 4 + half * 2 + e] * rows.factor * scale[e] +
+            return acc[of_part][block * 4 + half * 2 + e] * rows.factor[half] * scale[e] +
                    rows.bias[half];
           };
           float y[2] = {sum(part, own, 0), sum(part, own, 1)};

@@ -193,7 +193,8 @@ void gather_fp8(const Fp8GatherArguments& f, unsigned tokens) {
       if (g.weights != nullptr)
         g.row_scale[row] = g.weights[m * g.weight_stride + slot * g.weight_step];
       if (f.activated_largest != nullptr) f.activated_largest[row] = 0;
-      auto* codes = static_cast<std::uint8_t*>(g.rows) + row * g.width;
+      auto* codes = static_cast<std::uint8_t*>(g.rows) + row * f.row_bytes;
+      std::vector<std::uint8_t> plain(static_cast<std::size_t>(f.row_bytes));
       const int group = f.scaling == InputScaling::Groups ? kGroup : g.width;
       for (int from = 0; from < g.width; from += group) {
         const int count = std::min(group, g.width - from);
@@ -203,7 +204,12 @@ void gather_fp8(const Fp8GatherArguments& f, unsigned tokens) {
         if (f.scaling == InputScaling::Rows) f.scales[row] = own;
         if (f.scaling == InputScaling::All) *f.scales = scale = scale_of(*f.largest);
         if (f.scaling == InputScaling::Given) scale = *f.given;
-        to_codes(x.data() + from, count, scale, codes + from);
+        to_codes(x.data() + from, count, scale, plain.data() + from);
+      }
+      for (int i = 0; i < f.row_bytes; ++i) {
+        const int column =
+            f.ordered == 0 ? i : i / kFp4Block * kFp4Block + mxfp4_fp8_column(i % kFp4Block);
+        codes[i] = plain[static_cast<std::size_t>(column)];
       }
     }
   }
@@ -363,6 +369,28 @@ std::int64_t scale_at(int of_row, int thread, int part, int half, int j) {
   return thread * 4 * of_row + (part * 2 + half) * of_row + j;
 }
 
+int place_of(const Fp4ScaleArguments& s, int thread, int half) {
+  return s.e4m3 != 0 ? mxfp4_fp8_row(thread, half, s.permuted != 0)
+                     : fp4_row(thread, half, s.permuted != 0);
+}
+
+void find_largest_scales(const Fp4ScaleArguments& s, unsigned parts) {
+  *s.outside = 0;
+  for (unsigned i = 0; i < parts; ++i) {
+    const unsigned expert = s.gated != 0 ? i / 2 : i;
+    const std::uint8_t* scales =
+        s.scales + expert * s.expert_step + (s.gated != 0 ? s.offset[i % 2] : 0);
+    for (int row = 0; row < s.columns; ++row) {
+      std::uint8_t largest = 0;
+      for (int group = 0; group < s.groups; ++group) {
+        const std::uint8_t scale = scales[row * s.row_step + group * s.group_step];
+        if (scale != 255) largest = std::max(largest, scale);
+      }
+      s.largest[std::int64_t{i} * s.columns + row] = largest;
+    }
+  }
+}
+
 void order_scales(const Fp4ScaleArguments& s, unsigned blocks) {
   for (unsigned block = 0; block < blocks; ++block) {
     const int expert = static_cast<int>(block) / s.column_tiles;
@@ -373,14 +401,23 @@ void order_scales(const Fp4ScaleArguments& s, unsigned blocks) {
       for (int thread = 0; thread < kFp4ScaleThreads; ++thread) {
         for (int part = 0; part < 2; ++part) {
           for (int half = 0; half < 2; ++half) {
-            const int row = (s.gated != 0 ? tile * 128 : tile * 256 + part * 128) +
-                            fp4_row(thread, half, s.permuted != 0);
+            const int row =
+                (s.gated != 0 ? tile * 128 : tile * 256 + part * 128) + place_of(s, thread, half);
             for (int j = 0; j < s.of_row; ++j) {
               const int group = step * 4 * s.of_row + thread % 4 * s.of_row + j;
               std::uint8_t scale = s.of_row == 1 ? 127 : 0x38;
               if (row < s.columns && group < s.groups)
                 scale = s.scales[expert * s.expert_step + row * s.row_step + group * s.group_step +
                                  (s.gated != 0 ? s.offset[part] : 0)];
+              if (s.e4m3 != 0) {
+                const bool inside = row < s.columns && group < s.groups;
+                const int of_row = s.gated != 0 ? expert * 2 + part : expert;
+                const std::uint8_t largest =
+                    inside ? s.largest[std::int64_t{of_row} * s.columns + row] : scale;
+                if (inside && scale < largest - kMxfp4Fp8Exact) ++*s.outside;
+                to[scale_at(1, thread, part, half, 0)] = mxfp4_fp8_stored(scale, largest);
+                continue;
+              }
               to[scale_at(s.of_row, thread, part, half, j)] =
                   s.of_row == 1 ? mxfp4_stored(scale) : scale;
             }
@@ -403,12 +440,20 @@ std::uint8_t code_byte(const Map& map, std::int64_t first, std::int64_t second, 
   return static_cast<const std::uint8_t*>(map.data)[offset];
 }
 
+double factor_of(std::uint8_t largest) {
+  const std::uint32_t bits = mxfp4_fp8_factor(largest);
+  float factor;
+  std::memcpy(&factor, &bits, sizeof factor);
+  return factor;
+}
+
 // As wgmma takes them: which thread decodes what into which of its registers, and which columns of
 // the inputs those registers stand for, is the PTX manual's layout of m64k16.
 void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4GemmArguments& f) {
   const GemmArguments& g = f.gemm;
   const bool gated = name.ends_with("_gated"), unary = name.ends_with("_unary");
   const bool mx = name.find("mxfp4") != std::string::npos, permuted = gated || unary;
+  const bool e4m3 = name.find("mxfp4_fp8") != std::string::npos;
   const int of_row = mx ? 1 : 2;
   const int steps = (g.depth + kFp4Block - 1) / kFp4Block;
   const int columns_of_tile = gated ? 128 : 256;
@@ -424,7 +469,8 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
     for (int thread = 0; thread < 256; ++thread) {
       for (int i = 0; i < 4 * steps; ++i) {
         const int step = i / 4, part = i / 2 % 2, half = i % 2, lane = thread % 32;
-        const int row = fp4_row(thread, half, permuted);
+        const int row =
+            e4m3 ? mxfp4_fp8_row(thread, half, permuted) : fp4_row(thread, half, permuted);
         const int position = thread / 32 * 16 + half * 8 + lane / 4;
         row_at[position] = row;
         const int pair = gated ? part ^ g.gate_pair : 0;
@@ -439,14 +485,26 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
           const std::uint8_t stored =
               scales[std::int64_t{step} * fp4_scale_bytes(of_row) +
                      scale_at(of_row, thread, part, half, mx ? 0 : word / 2)];
+          float* const of_step = &weights[static_cast<std::size_t>(
+              (part * 128 + position) * steps * kFp4Block + step * kFp4Block)];
+          if (e4m3) {
+            // A step of m64k32: registers 0 and 2 of the row, four columns each.
+            const std::uint64_t table = mxfp4_fp8_magnitudes(stored);
+            const Mxfp4Fp8Codes codes = mxfp4_fp8_codes(bits, static_cast<std::uint32_t>(table),
+                                                        static_cast<std::uint32_t>(table >> 32));
+            for (int byte = 0; byte < 8; ++byte) {
+              const std::uint32_t four = byte < 4 ? codes.first : codes.last;
+              of_step[word * 32 + byte / 4 * 16 + lane % 4 * 4 + byte % 4] =
+                  static_cast<float>(value_of(static_cast<std::uint8_t>(four >> byte % 4 * 8)));
+            }
+            continue;
+          }
           const float factor = mx ? from_bf16(static_cast<std::uint16_t>(mxfp4_factor(stored)))
                                   : flexact::moe::decode_e4m3(stored) * kNvfp4Factor;
           for (int j = 0; j < 4; ++j) {
             // Registers 0 and 1 of the first wgmma are a0 and a2, then come those of the second.
-            const int k = step * kFp4Block + (word * 2 + j / 2) * 16 + j % 2 * 8 + lane % 4 * 2;
             const std::uint32_t two = fp4_pair(bits, j);
-            float* to =
-                &weights[static_cast<std::size_t>((part * 128 + position) * steps * kFp4Block + k)];
+            float* to = of_step + (word * 2 + j / 2) * 16 + j % 2 * 8 + lane % 4 * 2;
             to[0] = from_bf16(to_bf16(from_bf16(static_cast<std::uint16_t>(two)) * factor));
             to[1] = from_bf16(to_bf16(from_bf16(static_cast<std::uint16_t>(two >> 16)) * factor));
           }
@@ -455,25 +513,34 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
     }
     for (std::int64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
       std::vector<float> x;
-      for (int k = 0; k < steps * kFp4Block; ++k)
-        x.push_back(
-            element(a, {static_cast<std::uint64_t>(k), static_cast<std::uint64_t>(row), 0, 0}));
+      for (int k = 0; k < steps * kFp4Block; ++k) {
+        if (e4m3) {
+          const std::uint8_t* codes = codes_of(a, {0, static_cast<std::uint64_t>(row), 0, 0});
+          x.push_back(static_cast<float>(value_of(codes[k])) *
+                      f.input_scales[k / kGroup * f.group_step + row]);
+        } else {
+          x.push_back(
+              element(a, {static_cast<std::uint64_t>(k), static_cast<std::uint64_t>(row), 0, 0}));
+        }
+      }
       const auto sum_of = [&](int part, int position) {
         double sum = 0;
         const float* w =
             &weights[static_cast<std::size_t>((part * 128 + position) * steps * kFp4Block)];
         for (int k = 0; k < steps * kFp4Block; ++k)
           sum += double{x[static_cast<std::size_t>(k)]} * w[k];
-        sum *= mx ? 0x1p32
-                  : double{256} *
-                        f.global[tile.expert * f.global_step + (gated ? part * f.up_step : 0)];
-        if (g.row_scale != nullptr) sum *= g.row_scale[row];
         const int column = first + (gated ? 0 : part * 128) + row_at[position];
-        if (g.bias != nullptr && column < g.columns)
-          sum += g.bias[(tile.expert * (gated ? 2 : 1) + (gated ? part : 0)) * g.columns + column];
+        const std::int64_t of_rows = tile.expert * (gated ? 2 : 1) + (gated ? part : 0);
+        sum *= e4m3 ? factor_of(f.largest[of_rows * g.columns + std::min(column, g.columns - 1)])
+               : mx ? 0x1p32
+                    : double{256} *
+                          f.global[tile.expert * f.global_step + (gated ? part * f.up_step : 0)];
+        if (g.row_scale != nullptr) sum *= g.row_scale[row];
+        if (g.bias != nullptr && column < g.columns) sum += g.bias[of_rows * g.columns + column];
         return static_cast<float>(sum);
       };
       for (int part = 0; part < (gated ? 1 : 2); ++part) {
+        std::vector<float> group(128);
         for (int position = 0; position < 128; ++position) {
           const int to = first + part * 128 + position;
           const int column = first + part * 128 + row_at[position];
@@ -482,8 +549,23 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
           if (gated) y *= sum_of(1, position);
           if (unary) y *= 2;
           if (permuted && g.value_columns > 0) y += g.values[tile.expert * g.value_stride];
-          static_cast<std::uint16_t*>(g.output)[row * f.width + to] =
-              column < g.columns ? to_bf16(y) : std::uint16_t{0};
+          if (e4m3 && permuted) {
+            // Where the epilogue puts it: lanes in pairs, the first halves of both, then the
+            // second.
+            const int eighth = position % 8;
+            group[static_cast<std::size_t>(position / 16 * 16 + eighth / 2 * 4 +
+                                           position / 8 % 2 * 2 + eighth % 2)] =
+                column < g.columns ? y : 0;
+          } else {
+            static_cast<std::uint16_t*>(g.output)[row * f.width + to] =
+                column < g.columns ? to_bf16(y) : std::uint16_t{0};
+          }
+        }
+        if (e4m3 && permuted && first + part * 128 < f.width) {
+          const float scale = scale_of(largest_of(group.data(), 128));
+          f.group_scales[(first / 128 + part) * f.group_step + row] = scale;
+          to_codes(group.data(), 128, scale,
+                   static_cast<std::uint8_t*>(g.output) + row * f.width + first + part * 128);
         }
       }
     }
@@ -759,6 +841,11 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     if (static_cast<int>(configuration->grid[1] * configuration->block[0]) * 8 < arguments.width)
       return kInvalidValue;
     gather_fp4(arguments, blocks);
+  } else if (name == "flexact_fp4_largest_scales") {
+    const auto& arguments = *static_cast<const Fp4ScaleArguments*>(parameters[0]);
+    if (static_cast<int>(blocks * configuration->block[0]) < arguments.columns)
+      return kInvalidValue;
+    find_largest_scales(arguments, configuration->grid[1]);
   } else if (name == "flexact_fp4_order_scales") {
     order_scales(*static_cast<const Fp4ScaleArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp8_largest") {
@@ -767,6 +854,10 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     const auto& arguments = *static_cast<const Fp8GatherArguments*>(parameters[0]);
     // A row's scale needs all of the row in one block.
     if (arguments.scaling == InputScaling::Rows && configuration->grid[1] != 1)
+      return kInvalidValue;
+    if (arguments.ordered != 0 &&
+        static_cast<int>(configuration->grid[1] * configuration->block[0]) * 8 <
+            arguments.row_bytes)
       return kInvalidValue;
     gather_fp8(arguments, blocks);
   } else if (name == "flexact_fp8_round") {
@@ -781,10 +872,12 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     if (blocks > 4 || configuration->shared_bytes > 232448) return kInvalidValue;
     if (name.find("fp4_") != std::string::npos) {
       const auto& arguments = *static_cast<const Fp4GemmArguments*>(parameters[2]);
-      if (a.bytes != 2 || b.bytes != 1 || b.box[0] != kFp4CodeBytes ||
+      const bool e4m3 = name.find("mxfp4_fp8") != std::string::npos;
+      if (a.bytes != (e4m3 ? 1 : 2) || b.bytes != 1 || b.box[0] != kFp4CodeBytes ||
           arguments.box_rows % 8 != 0 ||
           a.box[1] != static_cast<std::uint32_t>(arguments.box_rows) ||
-          configuration->shared_bytes != kFp4SharedBytes)
+          configuration->shared_bytes !=
+              static_cast<unsigned>(e4m3 ? kMxfp4Fp8SharedBytes : kFp4SharedBytes))
         return kInvalidValue;
       gemm_fp4(name, a, b, arguments);
       return 0;

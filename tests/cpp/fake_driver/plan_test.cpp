@@ -323,7 +323,8 @@ TEST(CutlassPlan, no_tokens_launch_nothing) {
 
 constexpr flexact::Format kFp8Formats[] = {flexact::Format::Fp8Block, flexact::Format::Fp8Tensor,
                                            flexact::Format::Fp8Channel};
-constexpr flexact::Format kFp4Formats[] = {flexact::Format::Mxfp4, flexact::Format::Nvfp4};
+constexpr flexact::Format kFp4Formats[] = {flexact::Format::Mxfp4, flexact::Format::Nvfp4,
+                                           flexact::Format::Mxfp4Fp8};
 
 const conformance::Subject& subject_of(Pairing pairing) {
   static const conformance::Subject gated = {"gated", Function::expression("g*u+p")};
@@ -419,8 +420,9 @@ TEST(CutlassPlan, chunks_change_no_bit_where_scales_are_of_tokens) {
   NEED_MACHINE();
   conformance::use_gpu_cases();
   const auto& options = conformance::covering_options();
-  for (const flexact::Format format : {flexact::Format::Fp8Block, flexact::Format::Fp8Channel,
-                                       flexact::Format::Mxfp4, flexact::Format::Nvfp4}) {
+  for (const flexact::Format format :
+       {flexact::Format::Fp8Block, flexact::Format::Fp8Channel, flexact::Format::Mxfp4,
+        flexact::Format::Nvfp4, flexact::Format::Mxfp4Fp8}) {
     for (std::size_t row = 0; row < options.size(); ++row) {
       if (conformance::sizes()[static_cast<std::size_t>(options[row].size)].tokens != 33) continue;
       const conformance::Case test{&subject_of(Pairing::Concat), Pairing::Concat, format,
@@ -452,6 +454,30 @@ TEST(CutlassPlan, fp4_plans_own_scales_in_an_order_of_their_own_and_no_codes) {
             p.experts * 1024 *
                 (blocks(p.intermediate, 128) * blocks(p.hidden, 128) +
                  blocks(p.hidden, 256) * blocks(p.intermediate, 128)));
+}
+
+TEST(CutlassPlan, groups_out_of_range_of_e4m3_are_counted) {
+  NEED_MACHINE();
+  conformance::use_gpu_cases();
+  for (int row = 0;; ++row) {
+    const conformance::Case test{&subject_of(Pairing::Interleaved), Pairing::Interleaved,
+                                 flexact::Format::Mxfp4Fp8, row};
+    const conformance::CaseData data(test);
+    if (data.problem().hidden < 64 || data.problem().intermediate < 64) continue;
+    Device device;
+    const MoeWeights weights = device.copy(data.weights());
+    const auto plan = [&] {
+      return flexact::cuda::make_moe_plan(data.problem(), test.function(), weights, {})->describe();
+    };
+    EXPECT_THAT(plan(), testing::Not(HasSubstr("out of E4M3's range")));
+    // A row of gates, one of ups and one of w2; NaNs do not count, and are no row's largest scale.
+    auto* const of13 = static_cast<std::uint8_t*>(const_cast<void*>(weights.w13_scale.data));
+    auto* const of2 = static_cast<std::uint8_t*>(const_cast<void*>(weights.w2_scale.data));
+    of13[0] = of13[weights.w13_scale.strides[1]] = of2[0] = 1;
+    of2[weights.w2_scale.strides[1]] = 255;
+    EXPECT_THAT(plan(), HasSubstr(", 3 groups of weights out of E4M3's range,"));
+    break;
+  }
 }
 
 TEST(CutlassPlan, scales_it_cannot_read_are_refused_by_name) {
