@@ -10,8 +10,8 @@ from moe_reference import reference_moe
 SWISH = ActivationRegistry.get_activation("swish", {"beta": 1.5})
 
 
-def refusal():
-    problem = _core.MoeProblem(experts=2, top_k=1, hidden=8, intermediate=8)
+def refusal(format="bf16"):
+    problem = _core.MoeProblem(experts=2, top_k=1, hidden=64, intermediate=64, format=format)
     return _core.refuse("cutlass", problem, SWISH.function.gated())
 
 
@@ -75,8 +75,10 @@ def test_operator_and_plan_equal_fp64(tokens, pairing):
     ("pairing", "name"),
     [("concat", "swish"), ("up_first", "swish"), ("interleaved", "swiglu_oai"), ("none", "relu2")],
 )
-@pytest.mark.parametrize("format", formats.FP8_FORMATS)
-def test_fp8_is_as_near_to_fp64_as_the_recipe(format, pairing, name, tokens, record_property):
+@pytest.mark.parametrize("format", [*formats.FP8_FORMATS, *formats.FP4_FORMATS])
+def test_a_quantised_format_is_as_near_to_fp64_as_its_recipe(format, pairing, name, tokens, record_property):
+    if (refused := refusal(format)) is not None:
+        pytest.skip(str(refused))
     case = testing.random_case(
         format, tokens=tokens, experts=8, top_k=2, hidden=512, intermediate=384, pairing=pairing,
         device="cuda", absent=0.1,
