@@ -36,14 +36,20 @@ if(FLEXACT_CUDA)
   set(kernels ${PROJECT_SOURCE_DIR}/src/cuda/kernels)
   file(GLOB flexact_kernels CONFIGURE_DEPENDS ${kernels}/*.cu)
   file(GLOB flexact_kernel_headers CONFIGURE_DEPENDS ${kernels}/*.cuh ${kernels}/*.hpp)
+  # The compiler cache serves these too, given one working directory: a package's build and one with tests
+  # compile them once.
+  set(flexact_kernel_compiler ${FLEXACT_NVCC})
+  if(FLEXACT_CCACHE)
+    list(PREPEND flexact_kernel_compiler ${FLEXACT_CCACHE})
+  endif()
   foreach(source ${flexact_kernels})
     get_filename_component(name ${source} NAME_WE)
     set(image ${PROJECT_BINARY_DIR}/cuda/${name}.fatbin)
     add_custom_command(OUTPUT ${image}
       COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/cuda
-      COMMAND ${FLEXACT_NVCC} -ccbin ${CMAKE_CXX_COMPILER} -std=c++17 -O3 -DNDEBUG -rdc=true --expt-relaxed-constexpr
-        -gencode arch=compute_90a,code=lto_90a -I${FLEXACT_CUTLASS_INCLUDE_DIR} -fatbin ${source} -o ${image}
-      DEPENDS ${source} ${flexact_kernel_headers}
+      COMMAND ${flexact_kernel_compiler} -ccbin ${CMAKE_CXX_COMPILER} -std=c++17 -O3 -DNDEBUG -rdc=true --expt-relaxed-constexpr
+        -gencode arch=compute_90a,code=lto_90a -I${FLEXACT_CUTLASS_INCLUDE_DIR} -c -fatbin ${source} -o ${image}
+      DEPENDS ${source} ${flexact_kernel_headers} WORKING_DIRECTORY ${kernels}
       COMMENT "CUDA kernel ${name} to LTO-IR" VERBATIM)
     list(APPEND flexact_images ${image})
   endforeach()
