@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from line_counting import counted
+import line_counting
 
 # Long enough for a loaded machine; a start takes ten seconds on an idle one.
 TIMEOUT = 300
@@ -59,7 +59,7 @@ def run(
         environment: Added to this process's.
         stock: Start the engine without flexact (SGLANG_PLUGINS names another plugin).
         prelude: Python text that the process runs before anything else.
-        count: Count the lines that the engine's processes run.
+        count: Count the lines that the engine's main process runs; its schedulers' are run in tests' own.
         **kwargs: SGLang's server arguments.
     """
     job = {
@@ -72,7 +72,7 @@ def run(
     }
     env = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", **(environment or {})}
     if count:
-        env |= counted()
+        env |= line_counting.counted()
     if stock:
         env["SGLANG_PLUGINS"] = "none"
     with tempfile.TemporaryDirectory() as folder:
@@ -139,6 +139,7 @@ STEPS = {
 
 
 def _main(job_file: str, answers_file: str) -> None:
+    os.environ.pop(line_counting.NAME, None)  # this process's lines at most, not those of the ones it starts
     job = json.loads(Path(job_file).read_text())
     exec(job["prelude"], {})
     import sglang

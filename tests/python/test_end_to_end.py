@@ -10,7 +10,7 @@ pytest.importorskip("sglang")
 
 from sglang_jobs import Outcome, run
 from tiny_models import PROMPTS, build
-from transformers_reference import largest_difference, load, swish
+from transformers_reference import greedy, largest_difference, load, swish
 
 BETA = 1.2
 OVERRIDE = {"hidden_act": "swish", "activation_params": {"beta": BETA}}
@@ -44,8 +44,10 @@ def test_three_prompts_give_text(served: Outcome) -> None:
     assert all(output["text"] and len(output["ids"]) == 10 for output in outputs)
 
 
-def test_log_probabilities_equal_transformers(served: Outcome, mixtral: Path) -> None:
+def test_tokens_and_log_probabilities_equal_transformers(served: Outcome, mixtral: Path) -> None:
     reference = load(mixtral, lambda name: swish(BETA))
+    for output in served.answers["generate"]:
+        assert greedy(reference, output["prompt_ids"], 10) == output["ids"]
     assert largest_difference(served.answers["generate"], reference) <= TOLERANCE
 
 

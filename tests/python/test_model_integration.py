@@ -1,6 +1,7 @@
-"""A Llama and a Mixtral with an override of beta generate through SGLang and through transformers.
+"""A Llama and a Mixtral with an override of beta generate through transformers, the Llama through SGLang.
 
-Both hosts with flexact are held against transformers with the activation written by hand.
+Both hosts with flexact are held against transformers with the activation written by hand; so is the Mixtral
+in SGLang, by test_end_to_end.py, whose engine it is.
 """
 
 from __future__ import annotations
@@ -17,15 +18,12 @@ OVERRIDE = {"hidden_act": "swish", "activation_params": {"beta": BETA}}
 VOCABULARY = 384
 
 
-@pytest.fixture(scope="module", params=["llama", "mixtral"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def test_transformers_generates_what_the_hand_written_module_does(model: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_transformers_generates_what_the_hand_written_module_does(family: str, tmp_path: Path) -> None:
     import flexact.transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    model = build(family, tmp_path / "model")
     config = AutoConfig.from_pretrained(model)
     for key, value in OVERRIDE.items():
         setattr(config, key, value)
@@ -42,10 +40,11 @@ def test_transformers_generates_what_the_hand_written_module_does(model: Path) -
         assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def test_sglang_generates_what_the_hand_written_module_does(model: Path) -> None:
+def test_sglang_generates_what_the_hand_written_module_does(tmp_path: Path) -> None:
     pytest.importorskip("sglang")
     from sglang_jobs import run
 
+    model = build("llama", tmp_path / "model")
     outcome = run(model, override=OVERRIDE)
     assert outcome.code == 0, outcome.stderr[-3000:]
     reference = load(model, lambda name: swish(BETA))
