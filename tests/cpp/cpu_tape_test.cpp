@@ -15,7 +15,7 @@
 #include "cpu/tape.hpp"
 #include "flexact/activation.hpp"
 #include "flexact/error.hpp"
-#include "graph_reference.hpp"
+#include "graph_bounds.hpp"
 
 namespace flexact::cpu {
 namespace {
@@ -229,73 +229,6 @@ TEST_P(TapeRun, the_listing_names_every_instruction) {
 
 // ---- Random graphs ----------------------------------------------------------------------------
 
-// A value and a bound of what fp32 evaluation may make of it; an infinite bound: anything.
-struct Bounded {
-  Real value = 0;
-  Real error = 0;
-};
-
-constexpr Real kUnknown = std::numeric_limits<Real>::infinity();
-
-// True where all of value ± error compare alike with `edge`.
-bool certain(const Bounded& a, Real edge) {
-  return std::abs(a.value - edge) > a.error;
-}
-
-// The bound by running error analysis: operands are moved by their bounds, one at a time, and every
-// instruction adds 8 ulp of its own.
-Bounded bounded_node(const Node& node, const std::vector<Bounded>& values, Real g, Real u,
-                     const std::vector<float>& parameters) {
-  std::vector<Real> exact;
-  for (const Bounded& value : values) exact.push_back(value.value);
-  Bounded result;
-  result.value = test::evaluate_node(node, exact, g, u, parameters);
-  if (node.op == Op::Constant) result.error = test::ulp_of(result.value) / 2;
-  if (node.operands[0] < 0) return result;
-  for (int k = 0; k < 3; ++k) {
-    if (node.operands[k] < 0) break;
-    const Bounded& operand = values[node.operands[k]];
-    if (node.op == Op::Where && k != 0) {
-      const bool taken = (values[node.operands[0]].value != 0) == (k == 1);
-      if (taken) result.error += operand.error;
-      continue;
-    }
-    if (operand.error == kUnknown || std::isnan(operand.value)) return {result.value, kUnknown};
-    for (int side : {-1, 1}) {
-      std::vector<Real> moved = exact;
-      moved[node.operands[k]] += side * operand.error;
-      const Real other = test::evaluate_node(node, moved, g, u, parameters);
-      if (std::isnan(other) != std::isnan(result.value)) return {result.value, kUnknown};
-      result.error = std::max(result.error, std::abs(other - result.value) * 3);
-    }
-  }
-  const Bounded& a = values[node.operands[0]];
-  if (activation::is_comparison(node.op)) {
-    const Bounded& b = values[node.operands[1]];
-    const bool sure =
-        std::abs(a.value - b.value) > a.error + b.error || (a.error == 0 && b.error == 0);
-    result.error = sure ? 0 : kUnknown;
-    return result;
-  }
-  if (node.op == Op::Sign && !certain(a, 0)) result.error = kUnknown;
-  if (node.op == Op::Floor && std::floor(a.value - a.error) != std::floor(a.value + a.error)) {
-    result.error = kUnknown;
-  }
-  if ((node.op == Op::Div || (node.op == Op::Powi && node.index < 0)) &&
-      !certain(values[node.operands[node.op == Op::Div ? 1 : 0]], 0)) {
-    result.error = kUnknown;
-  }
-  // silu, gelu and gelu_tanh turn around once; their slopes stay below 1.2.
-  if (node.op == Op::Silu || node.op == Op::Gelu || node.op == Op::GeluTanh) {
-    result.error = std::max(result.error, 2 * a.error);
-  }
-  const int roundings = node.op == Op::Powi ? 40 : 8;
-  result.error += roundings * test::ulp_of(result.value) + 0x1p-120L;
-  // Beyond a tenth of fp32's range nothing is promised.
-  if (!(std::abs(result.value) + result.error < 0x1p120L)) result.error = kUnknown;
-  return result;
-}
-
 // Only nodes that reach the result, as graphs promise.
 Graph pruned(const Graph& graph) {
   std::vector<bool> live(graph.nodes.size(), false);
@@ -371,25 +304,20 @@ rc::Gen<Graph> random_graph() {
 std::string disagreement(const Graph& graph, unsigned seed, const std::vector<float>& parameters,
                          int& compared, int& skipped) {
   const std::vector<float> g = random_floats(9, seed), u = random_floats(9, seed + 1);
-  std::vector<Bounded> exact;
-  for (std::size_t i = 0; i < g.size(); ++i) {
-    std::vector<Bounded> values;
-    for (const Node& node : graph.nodes) {
-      values.push_back(bounded_node(node, values, g[i], u[i], parameters));
-    }
-    exact.push_back(values.back());
-  }
+  std::vector<test::Bounded> exact;
+  for (std::size_t i = 0; i < g.size(); ++i)
+    exact.push_back(test::bounded(graph, g[i], u[i], parameters, test::kFp32));
   for (Isa isa : supported_isas()) {
     std::vector<float> y(g.size(), kPoison);
     const Tape tape(graph, isa);
     tape.run(g.data(), u.data(), y.data(), y.size(), parameters.data());
     for (std::size_t i = 0; i < y.size(); ++i) {
-      if (std::isnan(exact[i].value) || exact[i].error == kUnknown) {
+      if (std::isnan(exact[i].value) || !exact[i].known()) {
         ++skipped;
         continue;
       }
       ++compared;
-      if (std::abs(Real(y[i]) - exact[i].value) <= exact[i].error) continue;
+      if (test::allows(exact[i], y[i])) continue;
       std::ostringstream text;
       text << to_string(isa) << " g=" << g[i] << " u=" << u[i] << " tape " << y[i] << " exact "
            << exact[i].value << " bound " << exact[i].error << "\n"

@@ -1,9 +1,10 @@
 // What a floating-point evaluation of a graph may give: the exact value of every node and a bound
-// of the error, by running error analysis. Operands are moved by their bounds, one at a time, and
-// every operation adds a few ulp of its own.
+// of the error, by running error analysis. Operands are moved by their bounds, one at a time and
+// the first two together, and every operation adds a few ulp of its own.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <span>
@@ -78,6 +79,13 @@ inline Bounded bounded_node(const activation::Node& node, const std::vector<Boun
     result.error = arithmetic.ulp(result.value) / 2;
   if (node.operands[0] < 0) return result;
 
+  const auto widen = [&](Real factor) {
+    const Real other = evaluate_node(node, exact, g, u, parameters);
+    if (std::isnan(other) != std::isnan(result.value)) return false;
+    if (!std::isnan(other) && other != result.value)
+      result.error = std::max(result.error, std::abs(other - result.value) * factor);
+    return true;
+  };
   for (int k = 0; k < 3 && node.operands[k] >= 0; ++k) {
     if (node.op == Op::Where && k != 0) {
       if ((in[0].value != 0) == (k == 1)) result.error += in[k].error;
@@ -87,11 +95,21 @@ inline Bounded bounded_node(const activation::Node& node, const std::vector<Boun
     for (int side : {-1, 1}) {
       Real& moved = exact[static_cast<std::size_t>(node.operands[k])];
       moved += side * in[k].error;
-      const Real other = evaluate_node(node, exact, g, u, parameters);
+      const bool same_kind = widen(3);
       moved = in[k].value;
-      if (std::isnan(other) != std::isnan(result.value)) return {result.value, kUnknown};
-      if (std::isnan(other) || other == result.value) continue;
-      result.error = std::max(result.error, std::abs(other - result.value) * 3);
+      if (!same_kind) return {result.value, kUnknown};
+    }
+  }
+  // A product of two values that are zero but for their errors moves only with both.
+  if (node.op != Op::Where && node.operands[1] >= 0 && node.operands[1] != node.operands[0]) {
+    for (int sides = 0; sides < 4; ++sides) {
+      for (int k = 0; k < 2; ++k) {
+        exact[static_cast<std::size_t>(node.operands[k])] =
+            in[k].value + ((sides >> k & 1) != 0 ? in[k].error : -in[k].error);
+      }
+      const bool same_kind = widen(1);
+      for (int k = 0; k < 2; ++k) exact[static_cast<std::size_t>(node.operands[k])] = in[k].value;
+      if (!same_kind) return {result.value, kUnknown};
     }
   }
   if (activation::is_comparison(node.op)) {
