@@ -47,17 +47,17 @@ def launch_table(device_name: str, capability: tuple[int, int], multiprocessors:
     """The measured launches for a device.
 
     What `flexact tune` wrote for it comes first. Shapes and formats that are not in there are taken from the
-    shipped table of this device, or else of one with the same chip: the same compute capability and number
-    of multiprocessors, as an H200 has an H100's.
+    shipped table of this device, and those that are not in that from others of the same chip: the same
+    compute capability and number of multiprocessors, as an H200 has an H100's; the longest table first.
     """
     name = "".join(c if c.isalnum() else "_" for c in device_name) + ".json"
     folder = importlib.resources.files("flexact.triton") / "tuned"
     shipped = [json.loads(each.read_text()) for each in folder.iterdir() if each.name.endswith(".json")]
     chip = {"capability": list(capability), "multiprocessors": multiprocessors}
-    same = [each for each in shipped if each["device"] == device_name]
-    same += [each for each in shipped if chip.items() <= each.items()]
+    same = [each for each in shipped if each["device"] == device_name or chip.items() <= each.items()]
+    same.sort(key=lambda each: (each["device"] != device_name, -len(each["entries"]), each["device"]))
     own = cache_folder() / "tuned" / name
-    tables = ([json.loads(own.read_text())] if own.is_file() else []) + same[:1]
+    tables = ([json.loads(own.read_text())] if own.is_file() else []) + same
     if not tables:
         return LaunchTable()
     entries: list[dict[str, Any]] = []
