@@ -32,12 +32,7 @@ class CutlassBackend final : public Backend {
     if (problem.format != Format::Bf16 && !fp8 && !fp4) {
       return Refusal{
           "there are no CUDA kernels for format " + std::string(to_string(problem.format)),
-          "bf16, fp8_block, fp8_tensor and fp8_channel are what there is"};
-    }
-    if (fp4 && !untried_formats()) {
-      return Refusal{"the CUDA kernels for format " + std::string(to_string(problem.format)) +
-                         " are compiled and linked, but have not run on hardware yet",
-                     "the backend triton computes it"};
+          "bf16, the FP8 and the FP4 formats are what there is"};
     }
     if (problem.io_dtype != DType::BFloat16) {
       return Refusal{"the CUDA kernels take " + std::string(to_string(DType::BFloat16)) +
@@ -75,11 +70,6 @@ class CutlassBackend final : public Backend {
 Wish& standing_wish() {
   static Wish wish;
   return wish;
-}
-
-bool& untried_formats() {
-  static bool allowed = false;
-  return allowed;
 }
 
 std::optional<Refusal> refuse_machine() {

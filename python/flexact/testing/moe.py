@@ -13,7 +13,8 @@ reference is what the format itself costs, and a kernel is held to about that.
     fp8_tensor with a given scale
     activated values, fp8_channel and         the io dtype, then E4M3: their scale is known only when
     fp8_tensor without a given scale          the whole row or tensor is
-    each expert's result times router weight  `partial`, the dtype in which slots wait for their sum
+    each expert's result times router weight  `partial`, the dtype in which slots wait for their sum; the CUDA
+                                              kernels round the result before the weight
     the sum over slots times scaling factor   the io dtype
 """
 
@@ -146,16 +147,23 @@ def random_case(
 
 def reference(case: MoeCase, activation: Activation) -> torch.Tensor:
     """The exact answer in float64: [M, H], or [M, k, H] without combine."""
-    return _block(case, activation, lambda x: x, lambda y, rows: y, None)
+    return _block(case, activation, lambda x: x, lambda y, rows: y, lambda y, weight: y * weight)
 
 
-def recipe(case: MoeCase, activation: Activation, *, partial: torch.dtype = torch.float32) -> torch.Tensor:
+def recipe(
+    case: MoeCase,
+    activation: Activation,
+    *,
+    partial: torch.dtype = torch.float32,
+    partial_weighted: bool = True,
+) -> torch.Tensor:
     """The answer with the kernels' roundings (see the module), in the hidden states' dtype.
 
     Args:
         case: What to compute.
         activation: With which function.
         partial: The dtype in which slots wait for their sum.
+        partial_weighted: Whether they wait with their router weight, or meet it in the sum.
     """
     io = case.hidden_states.dtype
 
@@ -171,7 +179,12 @@ def recipe(case: MoeCase, activation: Activation, *, partial: torch.dtype = torc
             given = formats.fp8_scale(rows.to(io).abs().amax())
         return _requantise(y.float(), case, given)
 
-    return _block(case, activation, round_input, round_activated, partial).to(io)
+    def round_partial(y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if partial_weighted:
+            return (y * weight).to(partial).double()
+        return y.to(partial).double() * weight
+
+    return _block(case, activation, round_input, round_activated, round_partial).to(io)
 
 
 def errors(actual: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
@@ -195,7 +208,7 @@ def _weights(case: MoeCase) -> tuple[torch.Tensor, torch.Tensor]:
     return case.weights["w13"].double(), case.weights["w2"].double()
 
 
-def _block(case, activation, round_input, round_activated, partial) -> torch.Tensor:
+def _block(case, activation, round_input, round_activated, round_partial) -> torch.Tensor:
     w13, w2 = _weights(case)
     gated = case.pairing != "none"
     if gated:
@@ -229,9 +242,10 @@ def _block(case, activation, round_input, round_activated, partial) -> torch.Ten
         y = round_activated(values, rows).double() @ w2[expert].T
         if "w2_bias" in case.weights:
             y = y + case.weights["w2_bias"][expert].double()
-        if case.combine and not case.router_weight_on_input:
-            y = y * case.topk_weights[token, slot, None].double()
-        outputs[token, slot] = y if partial is None or not case.combine else y.to(partial).double()
+        if case.combine:
+            weight = torch.ones_like(case.topk_weights) if case.router_weight_on_input else case.topk_weights
+            y = round_partial(y, weight[token, slot, None].double())
+        outputs[token, slot] = y
     return case.routed_scaling_factor * outputs.sum(1) if case.combine else outputs
 
 

@@ -1,0 +1,150 @@
+"""Adds what benchmark_moe_kernels.py measured beside peers to a file of benchmark/results; prints tables.
+
+    python benchmark/collect_gpu_peers.py gpu_peers_h200 RUN.json [RUN.json …] [--driver 580.159.04]
+    python benchmark/collect_gpu_peers.py gpu_peers_h200 --table
+
+A run adds a row for each cell and peer; where the file has one of the same format, model, token count,
+function, backend and peer, the new one takes its place. A second backend of ours, measured in the same
+rounds, has rows of its own, without intervals. A table in Markdown has, for each format and backend,
+microseconds and in brackets how many times as long the fastest peer of the cell took, and below it the
+geometric means.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from benchmark_moe_kernels import PEERS
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = [
+    "commit", "format", "model", "tokens", "function", "backend", "us", "peer", "peer's variant", "peer us",
+    "speedup", "interval", "launches",
+]  # fmt: skip
+# What makes a cell of a peer.
+KEY = ["format", "model", "tokens", "function", "backend", "peer"]
+METHOD = (
+    "whole calls, CUDA-graph replay behind an L2 flush, medians, paired and interleaved in one process; "
+    "speedup is the peer's time over ours, with its 95 % interval"
+)
+BACKENDS = ("triton", "cutlass")
+MEANT = {"fp8": "fp8_block", "fp4": "mxfp4"}
+
+
+def rows_of(run):
+    """(machine, rows) of what the benchmark wrote."""
+    machine = next(record for record in run if record["kind"] == "machine")
+    rows = []
+    for cell in (record for record in run if record["kind"] == "cell"):
+        ours = cell["backend"].split()[0].rstrip(":")
+        peers = {name: cell[name] for name in PEERS if name in cell}
+        beside = {name: cell[name] for name in BACKENDS if name in cell}
+        common = {
+            "commit": machine["commit"][:7], "format": MEANT.get(cell["precision"], cell["precision"]),
+            "function": cell["activation"],
+        }  # fmt: skip
+        for name, peer in (peers | {f"flexact {name}": each for name, each in beside.items()}).items():
+            values = {
+                "backend": ours, "peer": name, "peer's variant": peer["variant"], "peer us": peer["us"],
+                "speedup": round(peer["speedup"], 3), "launches": cell["launch"],
+                "interval": [round(each, 3) for each in peer["interval"]],
+            }  # fmt: skip
+            rows.append([{**cell, **common, **values}[column] for column in COLUMNS])
+        for backend, other in beside.items():
+            for name, peer in peers.items():
+                values = {
+                    "backend": backend, "us": other["us"], "peer": name, "peer's variant": peer["variant"],
+                    "peer us": peer["us"], "speedup": round(peer["us"] / other["us"], 3),
+                    "interval": None, "launches": f"beside {ours}",
+                }  # fmt: skip
+                rows.append([{**cell, **common, **values}[column] for column in COLUMNS])
+    return machine, rows
+
+
+def key_of(row):
+    named = dict(zip(COLUMNS, row, strict=True))
+    return tuple(named[name] for name in KEY)
+
+
+def added(result, paths, driver):
+    """The file's contents with the runs' rows."""
+    kept = {key_of(row): row for row in result.get("rows", [])}
+    for path in paths:
+        machine, rows = rows_of(json.loads(path.read_text()))
+        if result.setdefault("device", machine["device"]) != machine["device"]:
+            sys.exit(f"{path} is of {machine['device']}, the file of {result['device']}")
+        limits = {name: machine[name] for name in machine if name.endswith("_s")}
+        head = {name: machine[name] for name in ("torch", "triton")} | {
+            "driver": driver or result.get("driver")
+        }
+        result |= head | {"machine": limits, "method": METHOD, "columns": COLUMNS}
+        kept |= {key_of(row): row for row in rows}
+    return {**{name: result[name] for name in result if name != "rows"}, "rows": list(kept.values())}
+
+
+def dump(result):
+    """JSON with one line for each row."""
+    rows = ",\n".join("  " + json.dumps(row) for row in result["rows"])
+    head = json.dumps({name: result[name] for name in result if name != "rows"}, indent=1)[:-2]
+    return f'{head},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
+def table(result):
+    """Markdown: of each format and backend, our time and the fastest peer's over it."""
+    cells = {}
+    for row in result["rows"]:
+        named = dict(zip(COLUMNS, row, strict=True))
+        if named["peer"] in PEERS:
+            cell = cells.setdefault((named["format"], named["backend"], named["model"]), {})
+            peers = cell.setdefault(named["tokens"], [])
+            peers.append((named["speedup"], named["peer"], named["us"]))
+    counts = sorted({tokens for cell in cells.values() for tokens in cell})
+    lines = [
+        "| format, backend | model | " + " | ".join(map(str, counts)) + " |",
+        "|---|---|" + "---|" * len(counts),
+    ]
+    means = {}
+    for (format, backend, model), cell in cells.items():
+        texts = []
+        for tokens in counts:
+            if tokens not in cell:
+                texts.append("")
+                continue
+            speedup, peer, us = min(cell[tokens])
+            texts.append(f"{us:.0f} ({speedup:.2f}, {peer})")
+            means.setdefault((format, backend, tokens >= 1024), []).append(speedup)
+        lines.append(f"| `{format}`, {backend} | {model} | " + " | ".join(texts) + " |")
+    lines.append("")
+    for (format, backend, many), speedups in means.items():
+        mean = math.exp(sum(map(math.log, speedups)) / len(speedups))
+        size = "1024 tokens and more" if many else "fewer"
+        lines.append(
+            f"- `{format}`, {backend}, {size}: geometric mean {mean:.2f} of {len(speedups)} cells,"
+            f" smallest {min(speedups):.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the file in benchmark/results")
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--driver")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_intermixed_args()
+    path = RESULTS / f"{options.name}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    if options.runs:
+        result = added(result, options.runs, options.driver)
+        path.write_text(dump(result))
+    if options.table:
+        print(table(result))
+
+
+if __name__ == "__main__":
+    main()
