@@ -1,18 +1,14 @@
-"""Adds what benchmark_moe_kernels.py measured beside peers to a file of benchmark/results; prints tables.
+"""Adds what benchmark_moe_kernels.py measured beside peers to a file of benchmark/results.
 
     python benchmark/collect_gpu_peers.py gpu_peers_h200 RUN.json [RUN.json …] [--driver 580.159.04]
-    python benchmark/collect_gpu_peers.py gpu_peers_h200 --table
 
 A run adds a row for each cell and peer; where the file has one of the same format, model, token count,
 function, backend and peer, the new one takes its place. A second backend of ours, measured in the same
-rounds, has rows of its own, without intervals. A table in Markdown has, for each format and backend,
-microseconds and in brackets how many times as long the fastest peer of the cell took, and below it the
-geometric means.
+rounds, has rows of its own, without intervals. scripts/fill_tables.py makes the page's tables of the file.
 """
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -93,57 +89,16 @@ def dump(result):
     return f'{head},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
-def table(result):
-    """Markdown: of each format and backend, our time and the fastest peer's over it."""
-    cells = {}
-    for row in result["rows"]:
-        named = dict(zip(COLUMNS, row, strict=True))
-        if named["peer"] in PEERS:
-            cell = cells.setdefault((named["format"], named["backend"], named["model"]), {})
-            peers = cell.setdefault(named["tokens"], [])
-            peers.append((named["speedup"], named["peer"], named["us"]))
-    counts = sorted({tokens for cell in cells.values() for tokens in cell})
-    lines = [
-        "| format, backend | model | " + " | ".join(map(str, counts)) + " |",
-        "|---|---|" + "---|" * len(counts),
-    ]
-    means = {}
-    for (format, backend, model), cell in cells.items():
-        texts = []
-        for tokens in counts:
-            if tokens not in cell:
-                texts.append("")
-                continue
-            speedup, peer, us = min(cell[tokens])
-            texts.append(f"{us:.0f} ({speedup:.2f}, {peer})")
-            means.setdefault((format, backend, tokens >= 1024), []).append(speedup)
-        lines.append(f"| `{format}`, {backend} | {model} | " + " | ".join(texts) + " |")
-    lines.append("")
-    for (format, backend, many), speedups in means.items():
-        mean = math.exp(sum(map(math.log, speedups)) / len(speedups))
-        size = "1024 tokens and more" if many else "fewer"
-        lines.append(
-            f"- `{format}`, {backend}, {size}: geometric mean {mean:.2f} of {len(speedups)} cells,"
-            f" smallest {min(speedups):.2f}"
-        )
-    return "\n".join(lines)
-
-
 def main():
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="of the file in benchmark/results")
-    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--driver")
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_args()
     path = RESULTS / f"{options.name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    if options.runs:
-        result = added(result, options.runs, options.driver)
-        path.write_text(dump(result))
-    if options.table:
-        print(table(result))
+    path.write_text(dump(added(result, options.runs, options.driver)))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,11 @@ writes nothing and ends with exit code 1 if a committed picture differs.
 import argparse
 import html
 import json
+import math
 import sys
 from pathlib import Path
+
+from fill_tables import gpu_cells
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "docs" / "images"
@@ -65,6 +68,13 @@ class Drawing:
     def bar(self, x: float, y: float, width: float, height: float, kind: str) -> None:
         self.parts.append(
             f'<rect class="{kind}" x="{x:g}" y="{y:g}" width="{width:.1f}" height="{height:g}" rx="2"/>'
+        )
+
+    def dot(self, x: float, y: float, kind: str, label: str) -> None:
+        """A point that says what it is where a pointer rests on it."""
+        self.parts.append(
+            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4" opacity="0.85">'
+            f"<title>{html.escape(label)}</title></circle>"
         )
 
     def svg(self) -> str:
@@ -165,7 +175,46 @@ def cpu_moe() -> str:
     return d.svg()
 
 
-PICTURES = {"data-flow": data_flow, "perplexity": perplexity, "cpu-moe": cpu_moe}
+def gpu_moe() -> str:
+    """How many times as long the fastest peer takes, for every format, model and number of tokens."""
+    cells = gpu_cells(json.loads((ROOT / "benchmark/results/gpu_peers_h200.json").read_text()))
+    formats = list(dict.fromkeys(key[0] for key in cells))
+    counts = sorted({tokens for cell in cells.values() for tokens in cell})
+    left, top, height, step, gap = 50, 46, 230, 26, 22
+    panel = step * len(counts) + gap
+    right = left + panel * len(formats)
+    d = Drawing(right + 10, top + height + 58, "The fastest peer's time over flexact's")
+    low, high = -1.0, 1.5  # powers of two
+
+    def y_of(ratio: float) -> float:
+        return top + height * (high - min(max(math.log2(ratio), low), high)) / (high - low)
+
+    for ratio in (0.5, 0.75, 1, 1.5, 2, 2.5):
+        y = y_of(ratio)
+        d.parts.append(f'<path class="{"a" if ratio == 1 else "grid"}" d="M{left} {y:.1f} H{right}"/>')
+        d.text(left - 8, y + 4, f"{ratio:g} ×", "s", "end")
+    kinds = {"cutlass": ("right", -5), "triton": ("p2", 5)}
+    for (format, function, model, backend), cell in cells.items():
+        kind, aside = kinds[backend]
+        for tokens, peers in cell.items():
+            ratio, peer, us = min(peers)
+            x = left + panel * formats.index(format) + step * (counts.index(tokens) + 0.8) + aside
+            what = f"{format}, {model}, {function}, {tokens} tokens, {backend}"
+            d.dot(x, y_of(ratio), kind, f"{what}: {us:.0f} µs; {peer}: {ratio:.2f} × as long")
+    for i, format in enumerate(formats):
+        for j, tokens in enumerate(counts):
+            text = f"{tokens // 1024}k" if tokens >= 1024 else str(tokens)
+            d.text(left + panel * i + step * (j + 0.8), top + height + 18, text, "s")
+        d.text(left + panel * i + step * (len(counts) / 2 + 0.3), top + height + 40, format, "m")
+    x = float(left)
+    for name, (kind, _) in kinds.items():
+        d.dot(x + 6, 17, kind, name)
+        d.text(x + 18, 21.5, f"flexact, {name}", "", "start")
+        x += 130
+    return d.svg()
+
+
+PICTURES = {"data-flow": data_flow, "perplexity": perplexity, "cpu-moe": cpu_moe, "gpu-moe": gpu_moe}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Fills the tables of docs/performance.md from the files in benchmark/results.
+"""Fills the tables of the pages on performance from the files in benchmark/results.
 
     python scripts/fill_tables.py [--check]
 
@@ -8,6 +8,7 @@ writes nothing and ends with exit code 1 where a page differs from the files. No
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +16,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmark" / "results"
-PAGES = ("docs/performance.md",)
+PAGES = ("docs/performance.md", "docs/performance-gpu.md")
 
 PEERS = {"kt_kernel": "kt-kernel", "grouped_mm": "torch `grouped_mm`", "loop": "torch, loop"}
+# What measured GPU peers are called, and the letter that stands for each in a cell.
+GPU_PEERS = {
+    "sglang-triton": ("s", "SGLang's Triton kernels with the best of their tiles"),
+    "deep-gemm": ("d", "DeepGEMM's two products with SGLang's kernels around them"),
+    "torch-grouped": ("g", "torch `grouped_mm`"),
+    "marlin": ("m", "Marlin"),
+    "triton-kernels": ("t", "triton_kernels"),
+}
 SHAPES = {
     "qwen3_30b": "Qwen3-30B-A3B",
     "mixtral_8x7b": "Mixtral 8x7B, a quarter of I",
@@ -158,11 +167,85 @@ def cpu_activation_cost() -> Iterator[str]:
             yield f"| {name} | {100 * over:+.2f} ± {100 * uncertainty:.2f} % |"
 
 
+def gpu_cells(result: dict) -> dict[tuple, dict[int, list[tuple]]]:
+    """{(format, function, model, backend): {tokens: [(peer's time over ours, peer, our time)]}}."""
+    cells: dict[tuple, dict[int, list[tuple]]] = {}
+    for values in result["rows"]:
+        row = dict(zip(result["columns"], values, strict=True))
+        if row["peer"] in GPU_PEERS:
+            key = (row["format"], row["function"], row["model"], row["backend"])
+            found = cells.setdefault(key, {}).setdefault(row["tokens"], [])
+            found.append((row["speedup"], row["peer"], row["us"]))
+    return cells
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Of positive numbers."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def gpu_peers() -> Iterator[str]:
+    """Both backends beside the fastest peer of each cell, format by format."""
+    result = read("gpu_peers_h200")
+    limits = result["machine"]
+    yield (
+        f"{result['device']}, driver {result['driver']}, torch {result['torch']}, Triton {result['triton']}; "
+        "[`gpu_peers_h200.json`](../benchmark/results/gpu_peers_h200.json) has each row's commit, every peer "
+        f"and the intervals. In the last run the machine copied {limits['copy_gb_s']} GB/s, and products of "
+        f"size 8192 ran at {limits['bf16_matmul_tflop_s']} TFLOP/s in bf16, at "
+        f"{limits['fp8_matmul_tflop_s']} in FP8."
+    )
+    yield ""
+    letters = "; ".join(f"{letter}: {name}" for letter, name in GPU_PEERS.values())
+    yield (
+        "Microseconds of a whole call; in brackets how many times as long the **fastest** peer that was "
+        f"measured in the cell took, and which it was ({letters})."
+    )
+    cells = gpu_cells(result)
+    for format, function in dict.fromkeys(key[:2] for key in cells):
+        group = {key[2:]: cell for key, cell in cells.items() if key[:2] == (format, function)}
+        counts = sorted({tokens for cell in group.values() for tokens in cell})
+        yield ""
+        yield f"**`{format}`, {function}**"
+        yield ""
+        yield "| model | backend | " + " | ".join(map(str, counts)) + " |"
+        yield "|---|---|" + "---|" * len(counts)
+        for (model, backend), cell in sorted(group.items()):
+            texts = []
+            for tokens in counts:
+                best = min(cell.get(tokens, []), default=None)
+                text = f"{best[2]:.0f} ({best[0]:.2f} {GPU_PEERS[best[1]][0]})" if best else ""
+                texts.append(text)
+            yield f"| {model} | {backend} | " + " | ".join(texts) + " |"
+
+
+def gpu_means() -> Iterator[str]:
+    """Geometric means and smallest ratios by format, backend and number of tokens."""
+    groups: dict[tuple, list[float]] = {}
+    for (format, _, _, backend), cell in gpu_cells(read("gpu_peers_h200")).items():
+        for tokens, peers in cell.items():
+            size = "1" if tokens == 1 else "16 to 128" if tokens <= 128 else "1024 and more"
+            groups.setdefault((format, backend, "the fastest", size), []).append(min(peers)[0])
+            for speedup, peer, _ in peers:
+                groups.setdefault((format, backend, peer, size), []).append(speedup)
+    yield "| format | backend | beside | tokens | cells | geometric mean | smallest |"
+    yield "|---|---|---|---|---|---|---|"
+    for group in sorted(groups, key=lambda group: (*group[:2], group[2] != "the fastest", *group[2:])):
+        format, *names = group
+        ratios = groups[group]
+        yield (
+            f"| `{format}` | {' | '.join(names)} | {len(ratios)} | {geometric_mean(ratios):.2f} | "
+            f"{min(ratios):.2f} |"
+        )
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "cpu_peers": cpu_peers,
     "cpu_isas": cpu_isas,
     "cpu_threads": cpu_threads,
     "cpu_activation_cost": cpu_activation_cost,
+    "gpu_peers": gpu_peers,
+    "gpu_means": gpu_means,
 }
 
 
