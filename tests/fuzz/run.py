@@ -3,7 +3,7 @@
 New inputs are added to build/fuzz/found/TARGET, findings to build/fuzz/findings/TARGET; after a finding the
 target goes on. Prints, and with --json writes, for each target: processor seconds, executions, findings.
 
-Usage: run.py SECONDS [TARGET…] [--json FILE] [--idle] [--at-once N]
+Usage: run.py SECONDS [TARGET…] [--json FILE] [--idle] [--at-once N] [--workers N]
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the result goes")
     parser.add_argument("--idle", action="store_true", help="use only time that nobody else wants")
     parser.add_argument("--at-once", type=int, default=1, help="targets that run side by side")
+    parser.add_argument("--workers", type=int, default=1, help="processes of a target, which share its time")
     options = parser.parse_args()
 
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-    with ThreadPoolExecutor(options.at_once) as pool:
-        rows = dict(zip(options.targets, pool.map(lambda t: fuzz(t, options), options.targets), strict=True))
+    work = [(target, worker) for worker in range(options.workers) for target in options.targets]
+    rows = {}
+    with ThreadPoolExecutor(options.at_once * options.workers) as pool:
+        for (target, _), row in zip(work, pool.map(lambda each: fuzz(*each, options), work), strict=True):
+            rows[target] = added(rows[target], row) if target in rows else row
     for target, row in rows.items():
         print(
             f"{target:12} {row['executions']:12} executions {row['cpu_seconds']:8.0f} CPU seconds"
@@ -52,17 +56,27 @@ def main() -> int:
     return any(row["findings"] for row in rows.values())
 
 
-def fuzz(target: str, options: argparse.Namespace) -> dict:
-    """Runs one target, again after each finding, until its time is used."""
+def added(a: dict, b: dict) -> dict:
+    """What two workers of a target did."""
+    return {
+        "cpu_seconds": round(a["cpu_seconds"] + b["cpu_seconds"], 1),
+        "executions": a["executions"] + b["executions"],
+        "findings": sorted({*a["findings"], *b["findings"]}),
+    }
+
+
+def fuzz(target: str, worker: int, options: argparse.Namespace) -> dict:
+    """Runs one process of a target, again after each finding, until its time is used."""
     found, findings = BUILD / "found" / target, BUILD / "findings" / target
     for folder in (found, findings):
         folder.mkdir(parents=True, exist_ok=True)
     known = set(findings.iterdir())
     row = {"cpu_seconds": 0.0, "executions": 0, "findings": []}
-    log = BUILD / f"{target}.log"
+    log = BUILD / f"{target}.{worker}.log"
+    seconds = options.seconds / options.workers
     log.unlink(missing_ok=True)
-    while row["cpu_seconds"] < options.seconds and not stopped.is_set():
-        used, executions, output = once(target, options, options.seconds - row["cpu_seconds"])
+    while row["cpu_seconds"] < seconds and not stopped.is_set():
+        used, executions, output = once(target, worker, options, seconds - row["cpu_seconds"])
         with log.open("a") as file:
             file.write(output)
         row["cpu_seconds"] = round(row["cpu_seconds"] + used, 1)
@@ -74,7 +88,7 @@ def fuzz(target: str, options: argparse.Namespace) -> dict:
     return row
 
 
-def once(target: str, options: argparse.Namespace, seconds: float) -> tuple[float, int, str]:
+def once(target: str, worker: int, options: argparse.Namespace, seconds: float) -> tuple[float, int, str]:
     """(processor seconds, executions, output) of one process; it is interrupted after `seconds`."""
     arguments = [
         BUILD / "tests" / "fuzz" / f"fuzz_{target}",
@@ -93,7 +107,7 @@ def once(target: str, options: argparse.Namespace, seconds: float) -> tuple[floa
         arguments = ["chrt", "--idle", "0", *arguments]
     defaults = "detect_leaks=0:allocator_may_return_null=1"
     environment = {"ASAN_OPTIONS": defaults, **os.environ}
-    output = BUILD / f"{target}.part"
+    output = BUILD / f"{target}.{worker}.part"
     with output.open("w") as file:
         process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, env=environment)
     used = 0.0
@@ -120,10 +134,11 @@ def processor_seconds(pid: int) -> float:
 
 def machine() -> dict:
     """Of what the result is: the commit, the processor, the day."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = os.environ.get("FLEXACT_COMMIT") or subprocess.check_output(git, cwd=ROOT, text=True).strip()
     model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
-        "commit": git.stdout.strip(),
+        "commit": commit,
         "processor": model[1] if model else "unknown",
         "date": datetime.date.today().isoformat(),
         "sanitizers": "address, undefined, float-cast-overflow",
