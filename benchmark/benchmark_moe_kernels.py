@@ -315,7 +315,7 @@ def benchmark(options, emit):
             record = {
                 "kind": "cell", "model": model, "tokens": tokens, "activation": options.activation,
                 "parameters": options.activation_params, "precision": options.precision, "pairing": pairing,
-                "backend": plan.describe().split(",")[0],
+                "backend": plan.describe().split(",")[0].split(":")[0],
                 "us": round(ours, 2), "interval_us": interval([row[0] for row in rows]),
                 "tflop_s": round(flop / ours * 1e-6, 1), "gb_s": round(size / ours * 1e-3, 1),
                 "limit": round(unavoidable / ours, 3), "rounds": len(rows),
@@ -408,7 +408,7 @@ plan = flexact.moe.plan(w13, w2, ActivationRegistry.get_activation("never_seen",
 plan.run(x, weights, ids)
 torch.cuda.synchronize()
 first = time.perf_counter()
-plan.warm_up(300)
+plan.reserve(300)
 torch.cuda.synchronize()
 print(imported - begin, first - ready, time.perf_counter() - first)
 """
@@ -440,9 +440,12 @@ def description():
         os.environ.get("FLEXACT_COMMIT")
         or subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     )
+    chip = torch.cuda.get_device_properties(0)
     return {
-        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
-        "python": platform.python_version(), "flexact": flexact.__version__, "commit": commit,
+        "device": chip.name, "capability": [chip.major, chip.minor],
+        "multiprocessors": chip.multi_processor_count,
+        "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
+        "flexact": flexact.__version__, "commit": commit,
     }  # fmt: skip
 
 

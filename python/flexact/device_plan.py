@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 
 from flexact import _core
 from flexact._core import Function, MoeProblem
 from flexact.errors import InvalidArgument, Unsupported
+from flexact.formats import FP4_FORMATS
 
 __all__ = ["DevicePlan"]
 
@@ -21,6 +22,7 @@ class DevicePlan:
     Attributes:
         problem: What is computed.
         function: The activation's function.
+        copied: Names of the weights that it has copies of: the given ones are not read any more.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class DevicePlan:
         function: Function,
         values: torch.Tensor,
         device: torch.device,
-        kept: Iterable[torch.Tensor] = (),
+        kept: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Wraps a plan of the core.
 
@@ -40,12 +42,14 @@ class DevicePlan:
             function: The activation's function.
             values: Parameter values [E or 1, P].
             device: Where weights and calls are.
-            kept: Tensors that the plan reads and nobody else may keep.
+            kept: Weights by name, where nobody else may keep them; those that were copied are let go.
         """
         self._core = core
         self._device = device
         self._dtype = getattr(torch, problem.io_dtype)
-        self._kept = tuple(kept)
+        # The scales of FP4 weights are put in an order of their own (docs/cuda.md).
+        self.copied = ("w13_scale", "w2_scale") if problem.format in FP4_FORMATS else ()
+        self._kept = tuple(each for name, each in (kept or {}).items() if name not in self.copied)
         self._values = self._on_device(values)
         self.problem = problem
         self.function = function
@@ -99,8 +103,8 @@ class DevicePlan:
         )
         return out
 
-    def reserve(self, tokens: int) -> None:
-        """Lets torch's allocator grow to what a call of `tokens` tokens takes."""
+    def reserve(self, tokens: int, id_dtypes: tuple[torch.dtype, ...] = ()) -> None:
+        """Lets torch's allocator grow to what a call of `tokens` tokens takes; ids may have any type."""
         self._scratch(tokens)
 
     def workspace_bytes(self, tokens: int) -> int:
@@ -113,8 +117,12 @@ class DevicePlan:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes that this plan owns: copies of biases."""
+        """Bytes that this plan owns: copies of biases, and of the scales of FP4 weights."""
         return self._core.resident_bytes()
+
+    def launch_of(self, tokens: int) -> str:
+        """How a call is launched, in words: decided by the core for each call."""
+        return self._core.describe()
 
     def describe(self) -> str:
         """One line: backend, kernel, tile, function."""

@@ -12,6 +12,7 @@ Names: E experts, H hidden size, I intermediate size, M tokens, k experts a toke
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flexact import _core
+from flexact import _core, backend_choice
 from flexact._core import Activation, Function, MoeProblem
 from flexact.activation import require_scopes
+from flexact.auto_plan import AutoPlan
+from flexact.backend_choice import Choice
 from flexact.device_plan import DevicePlan
 from flexact.errors import Error, InvalidArgument, Unsupported
 from flexact.formats import FP4_FORMATS
@@ -42,8 +45,6 @@ _PLAN_SWITCHES = ("FLEXACT_NUMERICS", "FLEXACT_CPU_ISA")
 _PLAIN_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 _BACKEND_CHOICES = ("auto", "cpu", "triton", "cutlass")
-# Not taken by "auto": whole models have not run with them yet.
-_ONLY_WHEN_ASKED = ("cutlass",)
 _OPTIONAL_WEIGHTS = (
     "w13_scale",
     "w2_scale",
@@ -324,7 +325,7 @@ def plan(
     combine: bool = True,
     backend: str = "auto",
     **weights: torch.Tensor | None,
-) -> Plan | DevicePlan | TritonPlan:
+) -> Plan | DevicePlan | TritonPlan | AutoPlan:
     """Makes a layer ready: on the CPU packs its weights once, and compiles its function.
 
     Args:
@@ -370,17 +371,22 @@ def plan(
         routed_scaling_factor=routed_scaling_factor,
         combine=combine,
     )
-    name = _choose(backend, problem, function, w13.device)
+    choice = choose(backend, problem, function, w13.device)
     tensors = {"w13": w13, "w2": w2, **given}
     values = _table(function, activation_values)
-    if name == "triton":
-        made = _triton().TritonPlan(problem, function, tensors, values)
-        _say(made.describe())
-        return made
-    if name == "cutlass":
+
+    def of(name: str) -> Any:
+        if name == "triton":
+            return _triton().TritonPlan(problem, function, tensors, values)
         core = _make(name, problem, function, tensors)
-        return DevicePlan(core, problem, function, values, w13.device, tensors.values())
-    return Plan(_make(name, problem, function, tensors), problem, function, values)
+        if name == "cutlass":
+            return DevicePlan(core, problem, function, values, w13.device, tensors)
+        return Plan(core, problem, function, values)
+
+    plans = {name: of(name) for name in choice.backends}
+    made = AutoPlan(choice, plans) if len(plans) > 1 else plans[choice.backends[0]]
+    _say(made.describe() if len(plans) > 1 else f"{made.describe()}, {choice.parts[0].reason}")
+    return made
 
 
 def _problem(
@@ -403,30 +409,71 @@ def _problem(
     return problem, function if problem.pairing == "none" else function.gated()
 
 
-def _choose(backend: str, problem: MoeProblem, function: Function, device: torch.device) -> str:
-    """The backend that computes exactly this here, by preference; else every candidate's reason."""
+def choose(
+    backend: str, problem: MoeProblem, function: Function, device: torch.device, *, may_copy: bool = True
+) -> Choice:
+    """The backends that compute exactly this here, by token count.
+
+    Args:
+        backend: As for `fused_moe`.
+        problem: What is computed.
+        function: Its function, as the problem's pairing needs it.
+        device: Where the weights are.
+        may_copy: Whether "auto" may take a backend that copies some of the weights.
+
+    Raises:
+        Unsupported: No backend does; the message has every candidate's reason.
+    """
     wanted = _wanted(backend)
     known = _core.backends()
-    if wanted != "auto" and wanted not in known:
-        raise Unsupported(f"backend {wanted!r} is not part of this build", hint=f"it has {', '.join(known)}")
-    reasons = []
-    there = [
-        name for name in known if _core.backend_device(name) == device.type and name not in _ONLY_WHEN_ASKED
-    ]
-    if wanted == "auto" and not there:
+    if wanted != "auto":
+        if wanted not in known:
+            raise Unsupported(
+                f"backend {wanted!r} is not part of this build", hint=f"it has {', '.join(known)}"
+            )
+        if refusal := _refusal(wanted, problem, function, device):
+            raise _unsupported({wanted: refusal})
+        return backend_choice.only(wanted, "asked for by name")
+    if device.type not in ("cpu", "cuda"):
         raise Unsupported(f"no backend computes on {device.type} tensors", hint="CPU or CUDA tensors")
-    for name in there if wanted == "auto" else [wanted]:
-        refusal = _core.refuse(name, problem, function)
-        if refusal is None and name == "cutlass" and device.type != "cuda":
-            refusal = (f"it computes CUDA tensors, and these are on {device}", "move them to the GPU")
-        if refusal is None and _core.backend_device(name) == "cpu" != device.type:
-            refusal = (f"it computes CPU tensors, and these are on {device}", "move them to the CPU")
-        if refusal is None:
-            return name
-        reasons.append((name, *refusal))
-    raise Unsupported(
-        "; ".join(f"backend {name} refuses: {reason}" for name, reason, _ in reasons),
-        hint="; ".join(hint for _, _, hint in reasons if hint),
+    if device.type == "cpu":
+        choice = backend_choice.only("cpu", "the only one on CPU tensors")
+    else:
+        gpu = backend_choice.device_of(device.index)
+        choice = backend_choice.choose(problem, gpu, may_copy=may_copy)
+    # Whoever is not chosen is asked only where a chosen one refuses: asking CUTLASS loads its libraries.
+    refusals = {name: _refusal(name, problem, function, device) for name in choice.backends}
+    if not any(refusals.values()):
+        return choice
+    others = [name for name in backend_choice.BACKENDS if device.type == "cuda" and name not in refusals]
+    refusals |= {name: _refusal(name, problem, function, device) for name in others}
+    reasons = {name: refusal for name, refusal in refusals.items() if refusal}
+    free = [name for name in refusals if name not in reasons]
+    if not free:
+        raise _unsupported(reasons)
+    name, (reason, _) = next(iter(reasons.items()))
+    return backend_choice.only(free[0], f"{name} refuses: {reason}")
+
+
+def _refusal(
+    name: str, problem: MoeProblem, function: Function, device: torch.device
+) -> tuple[str, str] | None:
+    """Why a backend does not compute this here, with a hint; None: it does."""
+    if refusal := _core.refuse(name, problem, function):
+        return refusal
+    if name == "cutlass" and device.type != "cuda":
+        return f"it computes CUDA tensors, and these are on {device}", "move them to the GPU"
+    if name == "cpu" != device.type:
+        return f"it computes CPU tensors, and these are on {device}", "move them to the CPU"
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed", "pip install triton"
+    return None
+
+
+def _unsupported(reasons: Mapping[str, tuple[str, str]]) -> Unsupported:
+    return Unsupported(
+        "; ".join(f"backend {name} refuses: {reason}" for name, (reason, _) in reasons.items()),
+        hint="; ".join(hint for _, hint in reasons.values() if hint),
     )
 
 
@@ -457,9 +504,7 @@ def _make(
             raise InvalidArgument(
                 f"{each} is on {tensor.device}, w13 on {device}", hint="all tensors on one device"
             )
-    core = _core.plan(name, problem, function, {key: tensor_view(tensor) for key, tensor in tensors.items()})
-    _say(core.describe())
-    return core
+    return _core.plan(name, problem, function, {key: tensor_view(tensor) for key, tensor in tensors.items()})
 
 
 def _say(text: str) -> None:
@@ -563,13 +608,15 @@ def _fused_moe_cpu(
     wanted = os.environ.get("FLEXACT_BACKEND", "auto") if backend == "auto" else backend
     if wanted == "triton":
         # Triton's interpreter computes on CPU tensors; without it this is refused.
-        arguments = (hidden_states, topk_weights, topk_ids, activation, activation_values, wanted)
-        return _run_triton(*arguments, settings, tensors)
+        key = _call_key(hidden_states, activation, wanted, settings, tensors)
+        call = (hidden_states, topk_weights, topk_ids, activation, activation_values)
+        return _run_triton(*call, key, settings, tensors)
 
     def make() -> Plan:
-        given = {name: each for name, each in tensors.items() if name not in ("w13", "w2")}
-        problem, function = _problem(w13, w2, _function(activation), given, **settings)
-        core = _make(_choose(wanted, problem, function, w13.device), problem, function, tensors)
+        problem, function = _problem_of(activation, settings, tensors)
+        choice = choose(wanted, problem, function, w13.device)
+        core = _make(choice.backends[0], problem, function, tensors)
+        _say(core.describe())
         # Values belong to the call: plans of layers that differ only in values are one plan's worth of code.
         return Plan(core, problem, function, torch.empty((1, 0)))
 
@@ -599,12 +646,28 @@ def _fused_moe_cuda(
 ) -> torch.Tensor:
     _check_shapes(hidden_states, topk_weights, topk_ids)
     settings, tensors = _settings(hidden_states, w13, w2, topk_ids, options)
-    if _wanted(backend) == "cutlass":
-        return _run_cutlass(
-            hidden_states, topk_weights, topk_ids, activation, activation_values, settings, tensors
-        )
-    arguments = (hidden_states, topk_weights, topk_ids, activation, activation_values, backend)
-    return _run_triton(*arguments, settings, tensors)
+    call = (hidden_states, topk_weights, topk_ids, activation, activation_values)
+    key = _call_key(hidden_states, activation, backend, settings, tensors)
+    choice = _choices.get(key)
+    if choice is None:
+        problem, function = _problem_of(activation, settings, tensors)
+        # The caller keeps its tensors: what a backend copies would be there twice.
+        choice = _choices[key] = choose(backend, problem, function, w13.device, may_copy=False)
+        _say(choice.describe())
+    if choice.of(hidden_states.shape[0]) == "cutlass":
+        return _run_cutlass(*call, settings, tensors)
+    return _run_triton(*call, key, settings, tensors)
+
+
+# The backends of calls that differ in nothing but their number of tokens.
+_choices: dict[Any, Choice] = {}
+
+
+def _problem_of(
+    activation: str, settings: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[MoeProblem, Function]:
+    given = {name: each for name, each in tensors.items() if name not in ("w13", "w2")}
+    return _problem(tensors["w13"], tensors["w2"], _function(activation), given, **settings)
 
 
 def _run_cutlass(
@@ -619,9 +682,8 @@ def _run_cutlass(
     device = tensors["w13"].device
 
     def make() -> DevicePlan:
-        given = {name: each for name, each in tensors.items() if name not in ("w13", "w2")}
-        problem, function = _problem(tensors["w13"], tensors["w2"], _function(activation), given, **settings)
-        core = _make(_choose("cutlass", problem, function, device), problem, function, tensors)
+        problem, function = _problem_of(activation, settings, tensors)
+        core = _make("cutlass", problem, function, tensors)
         # The cache forgets a plan when its weights go, so it keeps none of them.
         return DevicePlan(core, problem, function, torch.empty((1, 0)), device)
 
@@ -652,6 +714,24 @@ def _settings(
     }
 
 
+def _call_key(
+    hidden_states: torch.Tensor,
+    activation: str,
+    backend: str,
+    settings: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+) -> tuple[Any, ...]:
+    """What calls have in common that differ in nothing but contents and the number of tokens."""
+    return (
+        activation,
+        backend,
+        *settings.values(),
+        *((name, each.shape, each.dtype) for name, each in tensors.items()),
+        hidden_states.device,
+        *map(os.environ.get, ("FLEXACT_BACKEND", "FLEXACT_NUMERICS")),
+    )
+
+
 # Problems whose weights' shapes were found right, and what computes them.
 _blocks: dict[Any, Any] = {}
 
@@ -662,24 +742,15 @@ def _run_triton(
     topk_ids: torch.Tensor,
     activation: str,
     values: torch.Tensor | None,
-    backend: str,
+    key: tuple[Any, ...],
     settings: dict[str, Any],
     tensors: dict[str, torch.Tensor],
 ) -> torch.Tensor:
     triton = _triton()
-    key = (
-        activation,
-        backend,
-        *settings.values(),
-        *((name, each.shape, each.dtype) for name, each in tensors.items()),
-        hidden_states.device,
-        *map(os.environ.get, ("FLEXACT_BACKEND", "FLEXACT_NUMERICS")),
-    )
     block = _blocks.get(key)
     if block is None:
-        given = {name: each for name, each in tensors.items() if name not in ("w13", "w2")}
-        problem, function = _problem(tensors["w13"], tensors["w2"], _function(activation), given, **settings)
-        _choose(backend, problem, function, hidden_states.device)
+        problem, function = _problem_of(activation, settings, tensors)
+        choose("triton", problem, function, hidden_states.device)
         device = triton.check_device(tensors)
         triton.check_weights(problem, tensors)
         block = _blocks[key] = triton.block(problem, function, device)

@@ -376,18 +376,6 @@ def test_backend_of_the_environment_is_followed(monkeypatch):
     Case().call(SWISH)
 
 
-def test_auto_takes_no_backend_that_must_be_asked_for(monkeypatch):
-    from flexact import _core
-
-    monkeypatch.setattr(_core, "refuse", lambda *ignored: None)
-    problem, function = _core.MoeProblem(experts=2, top_k=1, hidden=8, intermediate=8), SWISH.function.gated()
-    cuda = torch.device("cuda", 0)
-    assert flexact.moe._choose("auto", problem, function, cuda) == "triton"
-    assert flexact.moe._choose("cutlass", problem, function, cuda) == "cutlass"
-    with pytest.raises(flexact.Unsupported, match="CUDA tensors, and these are on cpu"):
-        flexact.moe._choose("cutlass", problem, function, torch.device("cpu"))
-
-
 # --- Plans on memory and a stream of the caller's -------------------------------------------------
 
 
