@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import flexact
+import flexact.moe
 import line_counting
 import sglang_in_process as host
 import torch
@@ -118,7 +119,7 @@ def layer_of(case: testing.MoeCase, plan: Any, quantisation: Any, **options: Any
 
     previous, _model._loading = _model._loading, _model.Loading(plan, is_draft=False)
     try:
-        _model._loading.runner_set_aside = _runner.set_aside(plan)
+        _model._loading.runner_set_aside = _runner.set_aside(plan, None)
         layer = FusedMoE(
             num_experts=SHAPE["experts"],
             hidden_size=SHAPE["hidden"],
@@ -177,7 +178,8 @@ def report(name: str, layer: Any, case: testing.MoeCase, activation: Any) -> dic
         "aliased": all(
             weights[key].data_ptr() == getattr(layer, ATTRIBUTES[key]).data_ptr() for key in ("w13", "w2")
         ),
-        "bytes": memory(layer),
+        "bytes": memory(layer) + ours.plan.resident_bytes,
+        "said_bytes": ours.describe()["resident_bytes"],
         "checkpoint": sum(tensor.nbytes for tensor in case.weights.values()),
         "calls": ours.calls,
     }
@@ -187,6 +189,37 @@ def memory(layer: Any) -> int:
     """Bytes of all parameters, each storage once."""
     storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in layer.parameters()}
     return sum(storages.values())
+
+
+def copying(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`moe.plan` that keeps copies of the scales, as the backend cutlass does of FP4 weights."""
+    from flexact.triton.plan import TritonPlan
+
+    def plan(*args: Any, **options: Any) -> Any:
+        copies = {name: options[name].clone() for name in ("w13_scale", "w2_scale")}
+        made = original(*args, **(options | copies))
+        size = sum(each.nbytes for each in copies.values())
+        members = {"copied": tuple(copies), "resident_bytes": size}
+        made.__class__ = type("Copying", (TritonPlan,), members)
+        return made
+
+    return plan
+
+
+def by_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`moe.plan` whose layers have two plans, the second for calls of three tokens and more."""
+    from flexact.auto_plan import AutoPlan
+    from flexact.backend_choice import Choice, Part
+
+    def plan(*args: Any, **options: Any) -> Any:
+        plans = {name: original(*args, **options) for name in ("triton", "cutlass")}
+        return AutoPlan(Choice((Part(0, "triton", "few"), Part(3, "cutlass", "many"))), plans)
+
+    return plan
+
+
+# Cases in which the plan is not the Triton backend's alone.
+PLANS = {"scales copied": copying, "two backends": by_tokens}
 
 
 def cases(folder: Path) -> Iterator[tuple[str, Callable[[], Any], Any, dict[str, Any]]]:
@@ -211,6 +244,9 @@ def cases(folder: Path) -> Iterator[tuple[str, Callable[[], Any], Any, dict[str,
     yield "mxfp4", mxfp4, plain("mxfp4", **SHAPE, absent=0.2), {}
     yield "nvfp4", nvfp4, plain("nvfp4", **SHAPE, absent=0.2), {}
     yield "gpt_oss mxfp4", mxfp4, interleaved, gpt_oss
+    yield "nvfp4, scales copied", nvfp4, plain("nvfp4", **SHAPE), {}
+    yield "mxfp4, top_k left open, scales copied", mxfp4, plain("mxfp4", **SHAPE), {"top_k": None}
+    yield "bf16, two backends", lambda: None, plain("bf16", **SHAPE), {}
     line_counting.stop()
     # The router decides how many experts a token has; a router of its own for each way of counting them.
     yield "bf16, top_k left open", lambda: None, plain("bf16", **SHAPE), {"top_k": None}
@@ -234,7 +270,12 @@ def main(wanted: str = "") -> None:
                 continue
             family = "gpt_oss" if name.startswith("gpt_oss") else "mixtral"
             plan = plan_of(family, NAMED if family == "gpt_oss" else SWISH, folder)
-            layer = layer_of(case, plan, quantisation(), **options)
+            wrap = PLANS.get(name.rsplit(", ", 1)[-1], lambda original: original)
+            before, flexact.moe.plan = flexact.moe.plan, wrap(flexact.moe.plan)
+            try:
+                layer = layer_of(case, plan, quantisation(), **options)
+            finally:
+                flexact.moe.plan = before
             print(json.dumps(report(name, layer, case, swish)), flush=True)
 
 

@@ -6,6 +6,7 @@ The kernels run in Triton's interpreter, in a process of its own (sglang_triton_
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,9 @@ METHODS = {
     "nvfp4": "ModelOptNvFp4FusedMoEMethod",
     "gpt_oss mxfp4": "Mxfp4MoEMethod",
     "gpt_oss bf16": "UnquantizedFusedMoEMethod",
+    "nvfp4, scales copied": "ModelOptNvFp4FusedMoEMethod",
+    "mxfp4, top_k left open, scales copied": "Mxfp4MoEMethod",
+    "bf16, two backends": "UnquantizedFusedMoEMethod",
 }
 
 
@@ -54,7 +58,8 @@ def test_every_method_is_as_near_to_fp64_as_its_formats_recipe(reports: dict[str
     assert {name: row["method"] for name, row in reports.items()} == METHODS
     for row in reports.values():
         assert row["rms"] <= 1.1 * row["recipe_rms"], row
-        assert row["kernel"].startswith("triton "), row
+        begin = "auto: triton up to 2 (few)" if "two backends" in row["case"] else "triton "
+        assert row["kernel"].startswith(begin), row
         assert row["proof"] <= 1e-2, row
         assert row["calls"] == 1, row
 
@@ -64,6 +69,7 @@ def test_no_weight_is_copied(reports: dict[str, Any]) -> None:
     for row in reports.values():
         assert row["aliased"], row
         assert row["bytes"] <= 1.02 * row["checkpoint"] + 512, row
+        assert abs(row["said_bytes"] - row["checkpoint"]) <= 0.02 * row["checkpoint"] + 512, row
 
 
 # --- The proof ------------------------------------------------------------------------------------
@@ -88,6 +94,25 @@ def test_the_proofs_reference_is_the_recipe(format: str, pairing: str) -> None:
 
     actual = _proof.reference(subject, activate, x, scale, ids)
     assert (actual - expected).abs().max() <= 1e-2 * expected.abs().max()
+
+
+def test_every_plan_that_a_number_of_tokens_reaches_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flexact.sglang import _values
+
+    module = SimpleNamespace(
+        layer_id=0, layer_name="layers.0", top_k=2, num_local_experts=2, _num_local_routed=2, moe_ep_rank=0
+    )
+    layer = _experts.ExpertLayer(module, None, is_ours=True, reason="", pairing="concat")
+    monkeypatch.setattr(_formats, "held", lambda module: SimpleNamespace(format="bf16"))
+    monkeypatch.setattr(_formats, "tensors", lambda module, held: {})
+    monkeypatch.setattr(_values, "table", lambda *args, **options: None)
+    plans = {"triton": object(), "cutlass": object()}
+    proven: list[Any] = []
+    monkeypatch.setattr(layer, "_make", lambda top_k: SimpleNamespace(plans=plans))
+    monkeypatch.setattr(layer, "measure", lambda run: proven.append(run.keywords["plan"]))
+    monkeypatch.setattr(layer, "_let_go", lambda held: None)
+    layer.pack()
+    assert proven == list(plans.values())
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -160,7 +185,7 @@ def test_a_backend_that_cannot_be_is_refused(
     ("wanted", "device", "chosen"),
     [
         ("auto", "cpu", "cpu"),
-        ("auto", "cuda", "triton"),
+        ("auto", "cuda", "auto"),
         ("triton", "cuda", "triton"),
         ("cutlass", "cuda", "cutlass"),
         ("cpu", "cpu", "cpu"),
@@ -172,8 +197,12 @@ def test_the_backend_goes_by_the_device(
     monkeypatch.setenv("FLEXACT_BACKEND", wanted)
     monkeypatch.setattr("flexact._core.backends", lambda: ["cpu", "triton", "cutlass"])
     assert _experts._backend(device, "layers.0") == chosen
+    # --moe-runner-backend cutlass is a wish that FLEXACT_BACKEND overrules, as long as it has one.
+    flag = "cutlass" if (wanted, device) == ("auto", "cuda") else chosen
+    assert _experts._backend(device, "layers.0", "cutlass") == flag
+    assert _experts._backend(device, "layers.0", "triton_kernel") == chosen
     monkeypatch.setattr("flexact._core.backends", lambda: ["cpu"])
-    if chosen == wanted != "cpu":
+    if chosen == wanted not in ("cpu", "auto"):
         with pytest.raises(Stop, match="not part of this build"):
             _experts._backend(device, "layers.0")
 
@@ -202,9 +231,86 @@ def test_the_hosts_runner_is_set_aside_where_it_could_not_compute_the_experts(
     monkeypatch.setenv("FLEXACT_MOE", mode)
     flags = utils.get_flags().moe
     monkeypatch.setattr(flags, "runner_backend", utils.MoeRunnerBackend.TRITON_KERNELS)
-    assert _runner.set_aside(plan) == aside
+    assert _runner.set_aside(plan, None) == aside
     assert utils.get_moe_runner_backend().is_auto() == (aside is not None)
-    assert _runner.set_aside(plan) is None or aside is None
+    assert _runner.set_aside(plan, None) is None or aside is None
+
+
+@pytest.mark.parametrize(
+    ("override", "mode", "value", "becomes"),
+    [
+        (SWISH, "auto", "cutlass", "auto"),
+        (SWISH, "auto", "triton_kernel", "auto"),
+        ({}, "auto", "cutlass", "cutlass"),
+        ({}, "always", "cutlass", "auto"),
+        (SWISH, "off", "cutlass", "cutlass"),
+        (SWISH, "auto", "auto", "auto"),
+    ],
+)
+def test_sglang_checks_its_arguments_without_a_runner_that_will_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: Any, mode: str, value: str, becomes: str
+) -> None:
+    """SGLang refuses FP8 with "cutlass" on two expert-parallel ranks, for example."""
+    from sglang.srt.server_args import ServerArgs
+
+    plan = plan_of("mixtral", override, tmp_path)
+    host.prepare(str(plan.folder))
+    monkeypatch.setenv("FLEXACT_MOE", mode)
+    args = ServerArgs(
+        model_path=str(plan.folder), device="cpu", moe_runner_backend=value, ep_size=2, tp_size=2,
+        json_model_override_args=json.dumps(override),
+    )  # fmt: skip
+    seen = []
+    for _ in range(2):  # what was read once stays
+        _runner.check_arguments(lambda self: seen.append(self.moe_runner_backend), args)
+    assert seen == [becomes, becomes]
+    args = pickle.loads(pickle.dumps(args))
+    flags = utils_flags(monkeypatch, value if becomes == value else "auto")
+    aside = value if becomes != value else None
+    assert _runner.set_aside(plan, args) == aside
+    if aside:  # SGLang's own choice for "auto" is not what was asked for
+        flags.runner_backend = type(flags.runner_backend)("triton")
+        assert _runner.set_aside(plan, args) == value
+
+
+def utils_flags(monkeypatch: pytest.MonkeyPatch, value: str) -> Any:
+    from sglang.srt.layers.moe import utils
+
+    flags = utils.get_flags().moe
+    monkeypatch.setattr(flags, "runner_backend", utils.MoeRunnerBackend(value))
+    return flags
+
+
+def test_where_both_gpu_backends_refuse_a_layer_both_reasons_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flexact import _core, backend_choice
+    from flexact.sglang import _model
+
+    monkeypatch.delenv("FLEXACT_BACKEND", raising=False)
+    loading = _model.Loading(plan_of("mixtral", SWISH, tmp_path), is_draft=False)
+    monkeypatch.setattr(_model, "_loading", loading)
+    monkeypatch.setattr(backend_choice, "device_of", lambda index: backend_choice.Device("A", (9, 0), 132))
+    cuda = SimpleNamespace(type="cuda", index=0)
+    fields = {"apply_router_weight_on_input": False, "no_combine": False}
+    module = layer_of("UnquantizedFusedMoEMethod", moe_runner_config=SimpleNamespace(**fields))
+    module.w13_weight = SimpleNamespace(shape=(2, 64, 32), dtype=torch.bfloat16, device=cuda)
+    module.w2_weight = SimpleNamespace(shape=(2, 32, 32), dtype=torch.bfloat16)
+    module.dispatcher = type("StandardDispatcher", (), {})()
+    module.num_local_experts, module.num_fused_shared_experts = 2, 0
+    entry = SimpleNamespace(name="swish", activation=flexact.ActivationRegistry.get_activation("swish"))
+    layer = SimpleNamespace(name="layers.0", entry=entry, reason="why", pairing="concat", top_k=2)
+
+    reasons = {"triton": ("no room", ""), "cutlass": ("odd sizes", "pad them")}
+    monkeypatch.setattr(_core, "refuse", lambda name, *rest: reasons.get(name))
+    with pytest.raises(Stop, match=r"layers.0.*triton refuses: no room; backend cutlass refuses: odd sizes"):
+        _experts.refuse_unsupported(module, layer)
+    del reasons["triton"]
+    _experts.refuse_unsupported(module, layer)
+    assert layer.backend == "auto"
+    loading.runner_set_aside = "cutlass"
+    with pytest.raises(Stop, match=r"layers.0.*odd sizes.*pad them"):
+        _experts.refuse_unsupported(module, layer)
 
 
 def test_the_scaling_factor_is_multiplied_where_sglangs_kernels_do_it(

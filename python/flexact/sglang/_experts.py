@@ -6,6 +6,7 @@ flexact, at the one point that every path to the experts goes through, `FusedMoE
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ class ExpertLayer:
         self.count = Count()
         # Some classes leave it to their router; the widest there is then, and narrower calls are padded.
         self.top_k: int = module.top_k or _WIDEST
-        self.backend = ""  # set where flexact computes the layer
+        self.backend = ""  # set where flexact computes the layer; "auto": of the GPU's, by what was measured
         self.has_called_host = False
         self.plan: Any = None
         self.values: Any = None
@@ -63,6 +64,11 @@ class ExpertLayer:
     def reads_in_place(self) -> bool:
         """Whether the backend reads the loaded tensors; else it packs them."""
         return self.backend != "cpu"
+
+    @property
+    def _copied(self) -> tuple[str, ...]:
+        """Weights that the plan has copies of, in an order of its own, and does not read any more."""
+        return getattr(self.plan, "copied", ())
 
     @property
     def device(self) -> Any:
@@ -107,12 +113,13 @@ class ExpertLayer:
         self.count.bump()
         return self._execute(hidden_states, topk.topk_weights, topk.topk_ids)
 
-    def _execute(self, hidden_states: Any, weights: Any, ids: Any) -> Any:
+    def _execute(self, hidden_states: Any, weights: Any, ids: Any, plan: Any = None) -> Any:
         import torch
 
         if weights.dtype != torch.float32:  # a router in the model's own format
             weights = weights.float()
-        plan, width = self._plan_for(ids.shape[1]), ids.shape[1]
+        width = ids.shape[1]
+        plan = plan or self._plan_for(width)
         if plan.problem.top_k > width:
             missing, pad = plan.problem.top_k - width, torch.nn.functional.pad
             weights, ids = pad(weights, (0, missing)), pad(ids, (0, missing), value=-1)
@@ -143,7 +150,9 @@ class ExpertLayer:
             self.plan = self._make(self.top_k)
         except Error as error:
             stop(f"{self.name}: {error}")
-        self.measure(self._execute)
+        # Every backend that some number of tokens reaches.
+        for plan in getattr(self.plan, "plans", {"": self.plan}).values():
+            self.measure(functools.partial(self._execute, plan=plan))
         self._let_go(held)
 
     def _make(self, top_k: int) -> Any:
@@ -174,7 +183,8 @@ class ExpertLayer:
 
         Where the class leaves the number open, one that refers to the same weights costs nothing on a GPU.
         """
-        if not self.reads_in_place or self.module.top_k or top_k == self.top_k:
+        copies = not self.reads_in_place or self._copied
+        if copies or self.module.top_k or top_k == self.top_k:
             return self.plan
         if top_k not in self._narrower:
             self._narrower[top_k] = self._make(top_k)
@@ -184,31 +194,31 @@ class ExpertLayer:
         """Before SGLang takes what memory is left: compiles, and sizes the workspace."""
         import torch
 
-        if self.reads_in_place and not self.module.top_k:
+        if self.reads_in_place and not self._copied and not self.module.top_k:
             return  # the first step knows how many there are
-        if self.backend == "triton":
+        if self.reads_in_place:
             self.plan.reserve(tokens, id_dtypes=(torch.int32,))
         else:
             self.plan.reserve(tokens)
 
     def _let_go(self, held: Any) -> None:
-        import torch
-
         from flexact.sglang import _formats
 
-        layer = self.module
+        layer, weights = self.module, self._made_from[1]
+        self._bytes = self.plan.resident_bytes
         if self.reads_in_place:
-            # The plan reads the loaded tensors themselves.
+            # The plan reads the loaded tensors themselves, but for those that it copied.
             _formats.give_way(layer, held)
-            self._bytes = sum(tensor.nbytes for tensor in self._made_from[1].values())
+            for name in self._copied:
+                _placeholder(getattr(layer, held.names[name]))
+                del weights[name]
+            self._bytes += sum(tensor.nbytes for tensor in weights.values())
             return
-        self._bytes, self._made_from = self.plan.resident_bytes, None
+        self._made_from = None
         if hasattr(layer, "release"):  # the same memory under other names
             layer.release()
         for name in ("w13_weight", "w2_weight"):
-            parameter = getattr(layer, name)
-            # The shape stays readable, the memory does not: one element, repeated.
-            parameter.data = torch.zeros(1, dtype=parameter.dtype).expand(parameter.shape)
+            _placeholder(getattr(layer, name))
 
     def expert_range(self) -> tuple[int, int]:
         """The global numbers of the routed experts on this rank."""
@@ -244,9 +254,8 @@ class ExpertLayer:
             elif self.is_ours:
                 expected = expected * _scaling_factor(layer)
         scale = expected.abs().max().item()
-        self.error = (
-            ((actual - expected).abs().max().item() / scale) if scale > 0 else actual.abs().max().item()
-        )
+        error = ((actual - expected).abs().max().item() / scale) if scale > 0 else actual.abs().max().item()
+        self.error = max(error, self.error or 0.0) if error == error else error
         if not self.error <= _TOLERANCE[str(dtype)]:
             stop(
                 f"{self.name}: the loaded layer does not compute {self.entry.name}"
@@ -254,6 +263,12 @@ class ExpertLayer:
                 f" relative error {self.error:.2g} in {dtype}, by"
                 f" {'flexact' if self.is_ours else 'SGLang'}'s kernel"
             )
+
+
+def _placeholder(parameter: Any) -> None:
+    """The shape stays readable, the memory does not: one element, repeated."""
+    one = parameter.data.new_zeros(1, dtype=parameter.dtype)
+    parameter.data = one.expand(parameter.shape)
 
 
 def _io_dtype(module: Any) -> Any:
@@ -378,14 +393,15 @@ def _decide(module: Any, entry: Any, chosen: dict[str, Any], pairing: str) -> Ex
 
 def refuse_unsupported(module: Any, layer: ExpertLayer) -> None:
     """Ends the process where flexact has to compute this layer and cannot; chooses its backend."""
-    from flexact import _core, formats
-    from flexact.sglang import _formats
+    from flexact import _core, formats, moe
+    from flexact.sglang import _formats, _model
 
     where = f"{layer.name}: {layer.entry.name} ({layer.reason})"
     held = _formats.held(module)
     if isinstance(held, str):
         stop(f"{where}, and {held}")
-    layer.backend = _backend(module.w13_weight.device.type, where)
+    device = module.w13_weight.device
+    layer.backend = _backend(device.type, where, _model.loading().runner_set_aside)
     dispatcher = type(module.dispatcher).__name__
     if dispatcher != "StandardDispatcher":
         stop(f"{where}, and tokens that arrive through {dispatcher} are not supported")
@@ -406,25 +422,37 @@ def refuse_unsupported(module: Any, layer: ExpertLayer) -> None:
         router_weight_on_input=bool(config.apply_router_weight_on_input),
         combine=not config.no_combine,
     )
+    if layer.backend == "auto":
+        function = layer.entry.activation.function
+        try:
+            moe.choose("auto", problem, function if layer.pairing == "none" else function.gated(), device)
+        except Error as error:
+            stop(f"{where}: {error}")
+        return
     refusal = _core.refuse(layer.backend, problem, layer.entry.activation.function)
     if refusal:
         stop(f"{where}: {refusal[0]} ({refusal[1]})")
 
 
-# What computes experts on a device, the first by itself and the others when FLEXACT_BACKEND names them.
+# What computes experts on a device.
 _BACKENDS = {"cpu": ("cpu",), "cuda": ("triton", "cutlass")}
 
 
-def _backend(device: str, where: str) -> str:
-    """The backend that FLEXACT_BACKEND names for experts on a device."""
+def _backend(device: str, where: str, runner: str | None = None) -> str:
+    """The backend that FLEXACT_BACKEND names for experts on a device, or --moe-runner-backend cutlass.
+
+    "auto": of several the one that was measured faster (`flexact.backend_choice`).
+    """
     from flexact import _core
 
     wanted = _switches.value("FLEXACT_BACKEND")
     here = _BACKENDS.get(device)
     if here is None:
         stop(f"{where}, and there is no backend for experts on {device}; serve on an NVIDIA GPU or the CPU")
+    if wanted == "auto" and runner == "cutlass" and device == "cuda":
+        wanted = runner
     if wanted == "auto":
-        return here[0]
+        return "auto" if len(here) > 1 else here[0]
     if wanted not in here and not (wanted == "triton" and _is_interpreted()):
         stop(
             f"{where}, and FLEXACT_BACKEND={wanted} does not compute experts on {device};"

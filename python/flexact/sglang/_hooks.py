@@ -34,6 +34,9 @@ _UPDATER = f"{_SRT}.model_executor.model_runner_components.weight_updater.Weight
 _EXPORTER = f"{_SRT}.model_executor.model_runner_components.weight_exporter.WeightExporter"
 
 HOOKS = (
+    # Arguments are resolved when they are made or, in later releases, by a call of their own.
+    Hook(f"{_SRT}.server_args.ServerArgs.__post_init__", "_runner", "check_arguments"),
+    Hook(f"{_SRT}.server_args.ServerArgs.resolve_once", "_runner", "check_arguments", required=False),
     Hook(f"{_SRT}.configs.model_config.ModelConfig.__init__", "_model", "model_config_init"),
     Hook(f"{_SRT}.entrypoints.engine.Engine._launch_subprocesses", "_launch", "launch_subprocesses"),
     Hook(f"{_SRT}.entrypoints.engine._set_envs_and_config", "_launch", "set_envs_and_config"),

@@ -93,7 +93,7 @@ def load_model(original: Callable[..., Any], self: Any, *args: Any, **kwargs: An
     _policy.check_options(self.server_args, custom_experts=plan.custom_experts, custom=plan.custom)
     previous, _loading = _loading, Loading(plan, is_draft=bool(getattr(self, "is_draft_worker", False)))
     try:
-        _loading.runner_set_aside = _runner.set_aside(plan)
+        _loading.runner_set_aside = _runner.set_aside(plan, self.server_args)
         result = original(self, *args, **kwargs)
         if not plan.set_aside:
             tokens = _tokens_of_a_step(self.server_args)
