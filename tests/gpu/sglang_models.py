@@ -112,14 +112,46 @@ def fp8_blocks(source: Path, folder: Path, dequantised: Path) -> None:
             codes, scale = formats.quantise(tensor, "fp8_block")
             packed |= {name: codes, f"{name}_scale_inv": scale}
             plain[name] = formats.dequantise(codes, scale, "fp8_block", dtype=torch.float32)
-    layers = range(config["num_hidden_layers"])
-    kept = [f"model.layers.{i}.self_attn.{name}_proj" for i in layers for name in ("q", "k", "v", "o", "qkv")]
     config["quantization_config"] = {
         "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
-        "ignored_layers": [*kept, "lm_head"],
+        "ignored_layers": [*_attention(config), "lm_head"],
     }  # fmt: skip
     _save(source, folder, packed, config)
     _save(source, dequantised, plain, {**config, "quantization_config": None})
+
+
+def nvfp4(source: Path, folder: Path, dequantised: Path) -> None:
+    """Experts in NVFP4, in ModelOpt's checkpoint layout: a global scale for each of gate, up and down."""
+    from flexact import formats
+
+    tensors, config = _load(source)
+    packed, plain = {}, {}
+    for name, tensor in tensors.items():
+        packed[name] = plain[name] = tensor
+        if ".experts." in name and tensor.dim() == 2:
+            whole = formats.nvfp4_global_scale(tensor.abs().amax())
+            codes, scale = formats.quantise(tensor, "nvfp4", global_scale=whole)
+            packed |= {name: codes, f"{name}_scale": scale, f"{name}_scale_2": whole}
+            # Of activations, which nobody quantises here.
+            packed[f"{name.removesuffix('weight')}input_scale"] = torch.ones(())
+            plain[name] = formats.dequantise(codes, scale, "nvfp4", global_scale=whole, dtype=torch.float32)
+    config["quantization_config"] = {
+        "quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16,
+        "ignore": [*_attention(config), "lm_head"],
+    }  # fmt: skip
+    _save(source, folder, packed, config)
+    _save(source, dequantised, plain, {**config, "quantization_config": None})
+
+
+def _attention(config: dict[str, Any]) -> list[str]:
+    """The linear layers of attention, as the checkpoint has them and as SGLang joins them."""
+    layers = range(config["num_hidden_layers"])
+    return [f"model.layers.{i}.self_attn.{name}_proj" for i in layers for name in ("q", "k", "v", "o", "qkv")]
+
+
+def expert_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's experts, scales and biases included."""
+    return sum(tensor.nbytes for name, tensor in _load(folder)[0].items() if ".experts" in name)
 
 
 def mxfp4(source: Path, folder: Path, dequantised: Path) -> None:

@@ -4,7 +4,7 @@ import flexact
 import flexact.moe
 import pytest
 import torch
-from flexact import ActivationRegistry, _core, formats, fused_moe, testing
+from flexact import ActivationRegistry, _core, backend_choice, formats, fused_moe, testing
 from moe_reference import reference_moe
 
 SWISH = ActivationRegistry.get_activation("swish", {"beta": 1.5})
@@ -97,15 +97,79 @@ def test_a_quantised_format_is_as_near_to_fp64_as_its_recipe(format, pairing, na
     assert rms <= 1.1 * recipe
 
 
-def test_environment_names_the_backend_and_auto_does_not_take_it(monkeypatch):
+def test_environment_names_the_backend(monkeypatch):
     layer = Layer(9)
     expected = layer.call()
     monkeypatch.setenv("FLEXACT_BACKEND", "cutlass")
     again = fused_moe(layer.x, layer.w13, layer.w2, layer.weights, layer.ids, SWISH)
     assert torch.equal(again, expected)
-    monkeypatch.delenv("FLEXACT_BACKEND")
+
+
+@pytest.fixture
+def from_nine_tokens_on(monkeypatch):
+    """A table by which CUTLASS is faster from nine tokens on, in the layer's format and sizes."""
+    chip = backend_choice.device_of(None)
+    shape = {"experts": 6, "top_k": 2, "hidden": 136, "intermediate": 72, "format": "bf16", "gated": True}
+    cells = [
+        {**shape, "tokens": tokens, "speedup": speedup, "interval": [speedup] * 2}
+        for tokens, speedup in ((4, 0.9), (16, 1.2), (4096, 1.2))
+    ]
+    table = {"device": chip.name, "capability": list(chip.capability), "multiprocessors": 0, "entries": cells}
+    monkeypatch.setattr(backend_choice, "tables", lambda: [table])
+    monkeypatch.delenv("FLEXACT_BACKEND", raising=False)
+    monkeypatch.setattr(flexact.moe, "_choices", {})
+    backend_choice._table.cache_clear()
+    yield
+    backend_choice._table.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "backend"), [(1, "triton"), (8, "triton"), (9, "cutlass"), (300, "cutlass")]
+)
+def test_auto_is_the_backend_that_was_measured_faster(tokens, backend, from_nine_tokens_on):
+    """To the bit, as an operator, as a plan, and as a graph of the plan that follows new inputs."""
+    layer, other = Layer(tokens, seed=1), Layer(tokens, seed=2)
+    other.w13, other.w2 = layer.w13, layer.w2
+
+    def expected(inputs):
+        return fused_moe(inputs.x, layer.w13, layer.w2, inputs.weights, inputs.ids, SWISH, backend=backend)
+
+    assert torch.equal(
+        fused_moe(layer.x, layer.w13, layer.w2, layer.weights, layer.ids, SWISH), expected(layer)
+    )
     plan = flexact.moe.plan(layer.w13, layer.w2, SWISH, top_k=layer.top_k)
-    assert not plan.describe().startswith("cutlass")
+    assert plan.describe().startswith("auto: triton up to 8 ")
+    assert plan.resident_bytes == 0
+    plan.reserve(300)
+    assert torch.equal(plan.run(*layer.inputs), expected(layer))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = plan.run(*layer.inputs)
+    want = expected(other)
+    for mine, new in zip(layer.inputs, other.inputs, strict=True):
+        mine.copy_(new)
+    graph.replay()
+    assert torch.equal(result, want)
+
+
+@pytest.mark.parametrize("format", ["mxfp4", "nvfp4"])
+def test_scales_of_fp4_may_be_let_go(format):
+    if (refused := refusal(format)) is not None:
+        pytest.skip(str(refused))
+    case = testing.random_case(
+        format, tokens=40, experts=8, top_k=2, hidden=512, intermediate=384, device="cuda"
+    )
+    plan = flexact.moe.plan(**case.weights, activation=SWISH, top_k=2, format=format, backend="cutlass")
+    scales = [case.weights[name] for name in plan.copied]
+    assert len(scales) == 2
+    # 384 outputs are three tiles of 128 pairs, 512 and 384 deep are whole steps of 128: nothing is padded.
+    assert plan.resident_bytes == sum(each.nbytes for each in scales)
+    inputs = (case.hidden_states, case.topk_weights, case.topk_ids)
+    expected = plan.run(*inputs)
+    for each in scales:
+        each.view(torch.uint8).fill_(255)
+    assert torch.equal(plan.run(*inputs), expected)
+    assert not any(each is kept for each in scales for kept in plan._kept)
 
 
 def test_values_of_a_call_replace_the_plan_s_own():
