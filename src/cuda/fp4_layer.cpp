@@ -74,6 +74,16 @@ Fp4Layer::Ordering Fp4Layer::order2() const {
   return order(scale2_, problem_.hidden, problem_.intermediate, Pairing::None, false);
 }
 
+std::int64_t Fp4Layer::scale_bytes(const MoeProblem& problem) {
+  const std::int64_t stage = fp4_scale_bytes(problem.format == Format::Nvfp4 ? 2 : 1);
+  const auto of = [&](std::int64_t columns, std::int64_t depth, bool gated) {
+    const std::int64_t tiles = ceil_div(columns, gated ? kTileColumns / 2 : kTileColumns);
+    return problem.experts * tiles * ceil_div(depth, kFp4Block) * stage;
+  };
+  return of(problem.intermediate, problem.hidden, problem.pairing != Pairing::None) +
+         of(problem.hidden, problem.intermediate, false);
+}
+
 Fp4GatherArguments Fp4Layer::gather(const GatherArguments& gather) const {
   return {gather, static_cast<std::int32_t>(input_width_), 0};
 }

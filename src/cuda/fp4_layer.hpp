@@ -41,6 +41,9 @@ class Fp4Layer {
   // Scratch of a row in all, beside the input's and the result's memory.
   std::int64_t bytes_of_row() const;
 
+  // Bytes of all weight scales of such a layer once they are in order: of whole tiles.
+  static std::int64_t scale_bytes(const MoeProblem& problem);
+
   // How scales are put in order. `output` is set by whoever has the memory, and in mxfp4_fp8
   // `largest` and `outside`.
   struct Ordering {

@@ -19,10 +19,12 @@
 #include <new>
 #include <tuple>
 
+#include "cuda/fp4_layer.hpp"
 #include "flexact/backend.hpp"
 #include "flexact/error.hpp"
 #include "module.hpp"
 #include "moe/problem.hpp"
+#include "moe/quantised.hpp"
 
 namespace flexact::python {
 
@@ -312,6 +314,13 @@ void bind_moe(nb::module_& module) {
         return backend(name).plan(problem, function, weights);
       },
       nb::arg("backend"), nb::arg("problem"), nb::arg("function"), nb::arg("weights"));
+  module.def(
+      "copied_scale_bytes",
+      [](const MoeProblem& problem) {
+        return moe::is_fp4(problem.format) ? cuda::Fp4Layer::scale_bytes(problem) : 0;
+      },
+      nb::arg("problem"),
+      "Bytes of the weight scales that the backend cutlass copies into an order of its own.");
   module.def(
       "act_and_mul",
       [](const Function& function, std::uintptr_t values, std::int64_t rows_of_values,

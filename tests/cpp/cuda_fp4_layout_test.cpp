@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <set>
 
+#include "cuda/fp4_layer.hpp"
 #include "cuda/kernels/fp4_layout.hpp"
 #include "moe/small_floats.hpp"
 
@@ -172,6 +173,24 @@ TEST(Fp4Layout, columns_of_mxfp4_fp8_are_where_a_thread_s_bytes_are) {
     }
     EXPECT_EQ(rows.size(), 128u);
     EXPECT_EQ(*rows.rbegin(), 127);
+  }
+}
+
+// What a plan says that it copies is what it copies, for every pairing and for sizes that are no
+// whole tiles.
+TEST(Fp4Layout, bytes_of_ordered_scales_are_those_of_both_orders) {
+  for (const auto format : {flexact::Format::Mxfp4, flexact::Format::Nvfp4}) {
+    for (const auto pairing : {flexact::Pairing::Concat, flexact::Pairing::Interleaved,
+                               flexact::Pairing::UpFirst, flexact::Pairing::None}) {
+      flexact::MoeProblem problem{};
+      problem.experts = 3;
+      problem.hidden = 2880;
+      problem.intermediate = 160;
+      problem.format = format;
+      problem.pairing = pairing;
+      const cuda::Fp4Layer layer(problem, flexact::MoeWeights{});
+      EXPECT_EQ(cuda::Fp4Layer::scale_bytes(problem), layer.order13().bytes + layer.order2().bytes);
+    }
   }
 }
 
