@@ -8,13 +8,14 @@ format and sizes and on the device, and in a call on the number of tokens alone.
    measured in the problem's format the nearest one counts: the least sum of |log2| of the ratios of E, k, H
    and I, which may be 2 at most (one size four times as large, or two twice); of equally near ones the first.
    Of its token counts the nearest by ratio does, for counts from a quarter of the smallest to four times the
-   largest, or without end where that has 64 tokens an expert. CUTLASS is taken where it was faster for
-   certain: the interval of the ratio lies above 1, or without one the ratio is 1.02 or more.
+   largest, or without end where that has 64 tokens an expert. CUTLASS is taken where Triton took 1.01 times
+   as long or longer.
 2. *Not measured.* On compute capability 9.0 the FP8 formats go to CUTLASS where an expert has 64 tokens or
    more on average, arithmetic being the limit there; everything else goes to Triton.
 3. *One of them* for all token counts in the FP4 formats, whose scales CUTLASS copies into an order of its
    own: the faster one in the geometric mean of what was measured, else Triton. A plan lets go of the
-   originals; a call of `fused_moe` cannot, and goes to Triton.
+   originals; a call of `fused_moe` cannot, and goes to Triton. So does a layer whose copy would be larger by
+   more than 2 % of its weights: the copy is in whole tiles of 128 × 128.
 
 What the chosen backend refuses, the other one computes: that is `flexact.moe`'s part. Made with
 `scripts/collect_backend_choice.py`; `python -m flexact.backend_choice` prints the choice for a shape.
@@ -33,7 +34,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from flexact._core import MoeProblem
+from flexact._core import MoeProblem, copied_scale_bytes
 from flexact.formats import FP4_FORMATS, FP8_FORMATS
 
 __all__ = ["BACKENDS", "Choice", "Device", "choose", "device_of", "only"]
@@ -41,7 +42,8 @@ __all__ = ["BACKENDS", "Choice", "Device", "choose", "device_of", "only"]
 BACKENDS = ("triton", "cutlass")
 _FARTHEST = 2.0  # of a shape that speaks for another one
 _REACH = 4  # beyond the smallest and the largest token count that was measured
-_CERTAIN = 1.02  # a ratio without an interval
+_FASTER = 1.01  # a ratio of two times
+_MOST_GROWTH = 1.02  # of a layer's memory
 _ROWS = 64  # tokens of an expert, from which unmeasured FP8 layers go to CUTLASS
 _MOST = 1 << 40  # tokens, more than any call has
 _SIZES = ("experts", "top_k", "hidden", "intermediate")
@@ -158,7 +160,7 @@ def choose(problem: MoeProblem, device: Device, *, may_copy: bool = True) -> Cho
         own = all(cells[0][name] == getattr(problem, name) for name in _SIZES)
         where += f" for {sizes}" + ("" if own else ", the nearest shape")
     if problem.format in FP4_FORMATS:
-        return _one(cells, where)
+        return _one(problem, cells, where)
     many = -(-_ROWS * problem.experts // problem.top_k)  # tokens from which on arithmetic is the limit
     first, last = 1, 0
     if cells:
@@ -202,17 +204,26 @@ def nearest(problem: MoeProblem, entries: Iterable[dict[str, Any]]) -> list[dict
 
 
 def _faster(cell: dict[str, Any]) -> str:
-    interval = cell.get("interval")
-    certain = interval[0] > 1 if interval else cell["speedup"] >= _CERTAIN
-    return "cutlass" if certain else "triton"
+    return "cutlass" if cell["speedup"] >= _FASTER else "triton"
 
 
-def _one(cells: list[dict[str, Any]], where: str) -> Choice:
+def _one(problem: MoeProblem, cells: list[dict[str, Any]], where: str) -> Choice:
     """For all token counts."""
     if not cells:
         return only("triton", "not measured here")
+    if (larger := _growth(problem)) > _MOST_GROWTH:
+        return only("triton", f"with scales in whole tiles CUTLASS would hold {larger:.3f} times the weights")
     mean = math.exp(sum(math.log(cell["speedup"]) for cell in cells) / len(cells))
-    return only("cutlass" if mean > 1 else "triton", f"{where}, the mean of {len(cells)} token counts")
+    backend = "cutlass" if mean >= _FASTER else "triton"
+    return only(backend, f"{where}, the mean of {len(cells)} token counts")
+
+
+def _growth(problem: MoeProblem) -> float:
+    """What a layer in FP4 takes in CUTLASS's order of the scales, by what it takes in a checkpoint."""
+    matrices = 2 if problem.pairing == "none" else 3
+    weights = matrices * problem.experts * problem.hidden * problem.intermediate
+    scales = weights / (16 if problem.format == "nvfp4" else 32)
+    return (weights / 2 + copied_scale_bytes(problem)) / (weights / 2 + scales)
 
 
 def _by_sizes(problem: MoeProblem, device: Device, *, enough: bool) -> tuple[str, str]:

@@ -3,9 +3,9 @@
 `--moe-runner-backend` decides how weights are laid out, which form the router's output has and which ids
 reach the experts, and some values make a quantisation method raise on a GPU whose stock kernel cannot run
 it. Where flexact computes a model's experts, the flag is read as "auto", under which all methods hold the
-checkpoint's layout until SGLang repacks it; and that is left out (`_formats`). This happens twice: before
-SGLang checks its arguments against each other, and where the plugin came too late for that, before the model
-is built. The value "cutlass" is kept as the wish for that backend (`_experts`).
+checkpoint's layout until SGLang repacks it; and that is left out (`_formats`). This happens before SGLang
+checks its arguments against each other, and again before a model is built, whose configuration SGLang may
+have fetched in between. The value "cutlass" is kept as the wish for that backend (`_experts`).
 """
 
 from __future__ import annotations
