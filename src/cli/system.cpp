@@ -99,9 +99,10 @@ void doctor_gpu(std::ostream& out) {
   if (devices == 0) line(out, "devices", "none");
 }
 
-// Package versions as Python's own metadata has them; null where one is missing.
+// Package versions as Python's own metadata has them, null where one is missing; and the devices
+// whose measurements choose between the GPU backends.
 constexpr const char* kVersionsProgram = R"(
-import importlib.metadata as m, json, platform
+import importlib.metadata as m, importlib.util, json, pathlib, platform
 found = {"python": platform.python_version()}
 for name in ("flexact", "torch", "sglang", "transformers", "triton"):
     try:
@@ -109,6 +110,11 @@ for name in ("flexact", "torch", "sglang", "transformers", "triton"):
     except m.PackageNotFoundError:
         found[name] = None
 found["plugin"] = any(e.name == "flexact" for e in m.entry_points(group="sglang.srt.plugins"))
+spec = importlib.util.find_spec("flexact")
+folders = spec.submodule_search_locations if spec else []
+files = [f for each in folders for f in pathlib.Path(each, "triton", "beside_cutlass").glob("*.json")]
+tables = [json.loads(f.read_text()) for f in sorted(files)]
+found["measured"] = "; ".join(f"{t['device']}, {len(t['entries'])} cells" for t in tables)
 print(json.dumps(found))
 )";
 
@@ -174,6 +180,10 @@ void doctor_python(std::ostream& out) {
       line(out, row.package, "not installed", row.advice);
     }
   }
+  const std::string measured = versions.value("measured", "");
+  line(out, "auto on GPUs",
+       measured.empty() ? "nothing measured: by the rule of docs/cuda.md"
+                        : "measured on " + measured);
   const bool plugin = versions.value("plugin", false);
   line(out, "sglang plugin", plugin ? "registered" : "not registered",
        plugin ? "" : "SGLang would not load flexact: install flexact with pip beside it");

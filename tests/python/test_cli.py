@@ -195,6 +195,7 @@ def test_doctor_reports_the_machine():
     assert re.search(r"in use +(scalar|avx2|avx512|avx512bf16)", text)
     for word in ("gpu", "python", "sglang", "torch"):
         assert word in text
+    assert re.search(r"auto on GPUs +measured on NVIDIA H200, \d+ cells", text)
 
 
 def test_doctor_says_why_a_forced_isa_cannot_be_used():
