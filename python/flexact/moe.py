@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -371,7 +371,7 @@ def plan(
         routed_scaling_factor=routed_scaling_factor,
         combine=combine,
     )
-    choice = choose(backend, problem, function, w13.device)
+    choice = choose(backend, problem, function, w13.device, weights=(w13, w2))
     tensors = {"w13": w13, "w2": w2, **given}
     values = _table(function, activation_values)
 
@@ -410,7 +410,13 @@ def _problem(
 
 
 def choose(
-    backend: str, problem: MoeProblem, function: Function, device: torch.device, *, may_copy: bool = True
+    backend: str,
+    problem: MoeProblem,
+    function: Function,
+    device: torch.device,
+    *,
+    weights: Sequence[torch.Tensor] = (),
+    may_copy: bool = True,
 ) -> Choice:
     """The backends that compute exactly this here, by token count.
 
@@ -419,6 +425,7 @@ def choose(
         problem: What is computed.
         function: Its function, as the problem's pairing needs it.
         device: Where the weights are.
+        weights: w13 and w2, where "auto" shall pass by a backend that cannot read them as they lie.
         may_copy: Whether "auto" may take a backend that copies some of the weights.
 
     Raises:
@@ -442,11 +449,11 @@ def choose(
         gpu = backend_choice.device_of(device.index)
         choice = backend_choice.choose(problem, gpu, may_copy=may_copy)
     # Whoever is not chosen is asked only where a chosen one refuses: asking CUTLASS loads its libraries.
-    refusals = {name: _refusal(name, problem, function, device) for name in choice.backends}
+    refusals = {name: _refusal(name, problem, function, device, weights) for name in choice.backends}
     if not any(refusals.values()):
         return choice
     others = [name for name in backend_choice.BACKENDS if device.type == "cuda" and name not in refusals]
-    refusals |= {name: _refusal(name, problem, function, device) for name in others}
+    refusals |= {name: _refusal(name, problem, function, device, weights) for name in others}
     reasons = {name: refusal for name, refusal in refusals.items() if refusal}
     free = [name for name in refusals if name not in reasons]
     if not free:
@@ -456,7 +463,11 @@ def choose(
 
 
 def _refusal(
-    name: str, problem: MoeProblem, function: Function, device: torch.device
+    name: str,
+    problem: MoeProblem,
+    function: Function,
+    device: torch.device,
+    weights: Sequence[torch.Tensor] = (),
 ) -> tuple[str, str] | None:
     """Why a backend does not compute this here, with a hint; None: it does."""
     if refusal := _core.refuse(name, problem, function):
@@ -465,9 +476,18 @@ def _refusal(
         return f"it computes CUDA tensors, and these are on {device}", "move them to the GPU"
     if name == "cpu" != device.type:
         return f"it computes CPU tensors, and these are on {device}", "move them to the CPU"
+    if name == "cutlass" and not all(map(_copy_engine_reads, weights)):
+        return "the copy engine reads rows of neighbouring elements, 16 bytes at a time", "contiguous weights"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed", "pip install triton"
     return None
+
+
+def _copy_engine_reads(tensor: torch.Tensor) -> bool:
+    """Whether each expert's rows lie so. Asked for by name, the backend itself says what is wrong."""
+    *strides, last = tensor.stride()
+    steps = [stride * tensor.element_size() for stride in strides]
+    return last == 1 and not any(step % 16 for step in (tensor.data_ptr(), *steps))
 
 
 def _unsupported(reasons: Mapping[str, tuple[str, str]]) -> Unsupported:
@@ -652,7 +672,8 @@ def _fused_moe_cuda(
     if choice is None:
         problem, function = _problem_of(activation, settings, tensors)
         # The caller keeps its tensors: what a backend copies would be there twice.
-        choice = _choices[key] = choose(backend, problem, function, w13.device, may_copy=False)
+        choice = choose(backend, problem, function, w13.device, weights=(w13, w2), may_copy=False)
+        _choices[key] = choice
         _say(choice.describe())
     if choice.of(hidden_states.shape[0]) == "cutlass":
         return _run_cutlass(*call, settings, tensors)
@@ -726,7 +747,9 @@ def _call_key(
         activation,
         backend,
         *settings.values(),
-        *((name, each.shape, each.dtype) for name, each in tensors.items()),
+        *((name, each.shape, each.stride(), each.dtype) for name, each in tensors.items()),
+        tensors["w13"].data_ptr() % 16,
+        tensors["w2"].data_ptr() % 16,
         hidden_states.device,
         *map(os.environ.get, ("FLEXACT_BACKEND", "FLEXACT_NUMERICS")),
     )

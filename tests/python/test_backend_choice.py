@@ -325,10 +325,12 @@ def gpu_calls(monkeypatch, table):
     monkeypatch.setattr(flexact.moe, "_run_triton", lambda *ignored: calls.append("triton"))
     monkeypatch.delenv("FLEXACT_BACKEND", raising=False)
 
-    def call(tokens, format="bf16", packed=1, **options):
+    def call(tokens, format="bf16", packed=1, transposed=False, shift=0, **options):
         x = torch.empty(tokens, 64, dtype=torch.bfloat16)
         type = torch.uint8 if packed == 2 else torch.bfloat16
-        w13 = FakeCuda.of(torch.empty(4, 64, 64 // packed, dtype=type))
+        w13 = torch.empty(4 * 64 * 64 + shift, dtype=type)[shift:]
+        w13 = FakeCuda.of(w13[: 4 * 64 * 64 // packed].view(4, 64, 64 // packed))
+        w13 = w13.transpose(1, 2) if transposed else w13
         w2 = torch.empty(4, 64, 32 // packed, dtype=type)
         ids = torch.zeros(tokens, 2, dtype=torch.int32)
         text = SWISH.function.canonical
@@ -356,6 +358,16 @@ def test_the_operator_follows_the_choice_call_by_call(gpu_calls, table):
     assert [gpu_calls(tokens) for tokens in (1, 16, 17, 500)] == ["triton", "triton", "cutlass", "cutlass"]
     assert gpu_calls(1, backend="cutlass") == "cutlass"
     assert gpu_calls(500, backend="triton") == "triton"
+
+
+def test_weights_that_the_copy_engine_cannot_read_go_to_triton(gpu_calls, table):
+    near = {"experts": 4, "top_k": 2, "hidden": 64, "intermediate": 32, "format": "bf16"}
+    table(cells({1: 1.2, 256: 1.2}, **near))
+    assert gpu_calls(16) == "cutlass"
+    assert gpu_calls(16, transposed=True) == "triton"
+    assert gpu_calls(16, shift=1) == "triton"
+    assert gpu_calls(16, shift=8) == "cutlass"
+    assert gpu_calls(16, transposed=True, backend="cutlass") == "cutlass"
 
 
 def test_the_operator_does_not_hold_scales_twice(gpu_calls, table):
