@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 
@@ -325,13 +326,14 @@ def gpu_calls(monkeypatch, table):
     monkeypatch.setattr(flexact.moe, "_run_triton", lambda *ignored: calls.append("triton"))
     monkeypatch.delenv("FLEXACT_BACKEND", raising=False)
 
-    def call(tokens, format="bf16", packed=1, transposed=False, shift=0, **options):
-        x = torch.empty(tokens, 64, dtype=torch.bfloat16)
-        type = torch.uint8 if packed == 2 else torch.bfloat16
-        w13 = torch.empty(4 * 64 * 64 + shift, dtype=type)[shift:]
-        w13 = FakeCuda.of(w13[: 4 * 64 * 64 // packed].view(4, 64, 64 // packed))
-        w13 = w13.transpose(1, 2) if transposed else w13
-        w2 = torch.empty(4, 64, 32 // packed, dtype=type)
+    def call(tokens, format="bf16", sizes=(64, 32), transposed=False, shift=0, **options):
+        hidden, inner = sizes
+        x = torch.empty(tokens, hidden, dtype=torch.bfloat16)
+        packed, type = (2, torch.uint8) if "fp4" in format else (1, torch.bfloat16)
+        shape = (4, 2 * inner, hidden // packed)
+        w13 = torch.empty(math.prod(shape) + shift, dtype=type)[shift:].view(shape)
+        w13 = FakeCuda.of(w13.transpose(1, 2) if transposed else w13)
+        w2 = torch.empty(4, hidden, inner // packed, dtype=type)
         ids = torch.zeros(tokens, 2, dtype=torch.int32)
         text = SWISH.function.canonical
         flexact.moe._fused_moe_cuda(x, w13, w2, ids.float(), ids, text, format=format, **options)
@@ -364,17 +366,18 @@ def test_weights_that_the_copy_engine_cannot_read_go_to_triton(gpu_calls, table)
     near = {"experts": 4, "top_k": 2, "hidden": 64, "intermediate": 32, "format": "bf16"}
     table(cells({1: 1.2, 256: 1.2}, **near))
     assert gpu_calls(16) == "cutlass"
-    assert gpu_calls(16, transposed=True) == "triton"
+    assert gpu_calls(16, sizes=(64, 32), transposed=True) == "triton"
     assert gpu_calls(16, shift=1) == "triton"
     assert gpu_calls(16, shift=8) == "cutlass"
     assert gpu_calls(16, transposed=True, backend="cutlass") == "cutlass"
 
 
 def test_the_operator_does_not_hold_scales_twice(gpu_calls, table):
-    near = {"experts": 4, "top_k": 2, "hidden": 64, "intermediate": 32, "format": "mxfp4"}
+    near = {"experts": 4, "top_k": 2, "hidden": 512, "intermediate": 256, "format": "mxfp4"}
     table(cells({1: 1.2, 256: 1.2}, **near))
-    assert gpu_calls(16, format="mxfp4", packed=2) == "triton"
-    assert gpu_calls(16, format="mxfp4", packed=2, backend="cutlass") == "cutlass"
+    assert choose(problem(**near), HOPPER).backends == ("cutlass",)
+    assert gpu_calls(16, format="mxfp4", sizes=(512, 256)) == "triton"
+    assert gpu_calls(16, format="mxfp4", sizes=(512, 256), backend="cutlass") == "cutlass"
 
 
 def test_both_plans_are_made_only_where_both_are_chosen(table, monkeypatch):
