@@ -2,6 +2,7 @@
 //
 //   route ─ gather ─ GEMM1 + activation ─ GEMM2 ─ combine
 //
+// With few slots gather's blocks count for themselves what route would tell them, and it is left out.
 // A few tokens may take the way of stream_layer.hpp instead; policy.hpp decides.
 //
 // What the FP8 formats have beside that is in fp8_layer.hpp: scales, a gather that rounds to codes,
@@ -141,15 +142,14 @@ class MoePlan final : public Plan {
                    const char* doing) const;
   template <typename Arguments>
   void launch(Kernel kernel, const Arguments& arguments, const Grid& grid, Stream stream,
-              const char* doing) const {
-    void* parameters[] = {const_cast<Arguments*>(&arguments)};
+              const char* doing, const RouteArguments* route = nullptr) const {
+    void* parameters[] = {const_cast<Arguments*>(&arguments), const_cast<RouteArguments*>(route)};
     launch_with(kernel, parameters, grid, stream, doing);
   }
   template <typename Arguments>
   void launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
                    const Arguments& arguments, const GemmArguments& gemm, std::int64_t row_tiles,
                    const Choice& choice, Stream stream, const char* doing) const;
-  void launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid, Stream stream) const;
   void launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
                         const Fp8Layer::Memory& memory, bool dependent, Stream stream) const;
 
@@ -167,8 +167,8 @@ class MoePlan final : public Plan {
   std::optional<StreamLayer> stream_;
   DType element_;  // of the GEMMs' operands
   int gemm_shared_;
-  Kernel route_ = nullptr, gather_ = nullptr, gemm1_ = nullptr, gemm2_ = nullptr,
-         combine_ = nullptr, order_bias_ = nullptr;
+  Kernel route_ = nullptr, gather_ = nullptr, gather_counted_ = nullptr, gemm1_ = nullptr,
+         gemm2_ = nullptr, combine_ = nullptr, order_bias_ = nullptr;
   Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr, order_scales_ = nullptr,
          largest_scales_ = nullptr;
   Kernel stream_up_ = nullptr, stream_down_ = nullptr;
@@ -255,11 +255,11 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
                                             : "plain"),
                   gemm_shared_);
   route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
-  gather_ = kernel(*rows,
-                   fp8_   ? "flexact_fp8_gather"
-                   : fp4_ ? "flexact_" + fp4_->gather_kernel()
-                          : "flexact_gather",
-                   0);
+  const std::string gather = "flexact_" + (fp8_   ? "fp8_gather"
+                                           : fp4_ ? fp4_->gather_kernel()
+                                                  : "gather");
+  gather_ = kernel(*rows, gather, 0);
+  gather_counted_ = kernel(*rows, gather + "_counted", 0);
   combine_ = kernel(*rows, "flexact_combine", 0);
   order_bias_ = kernel(*rows, "flexact_order_bias", 0);
   if (fp8_) {
@@ -407,15 +407,6 @@ void MoePlan::launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap
               stream, doing);
 }
 
-void MoePlan::launch_fp8_gather(const Fp8GatherArguments& arguments, Grid grid,
-                                Stream stream) const {
-  if (fp8_->needs_largest()) {
-    launch(fp8_largest_, arguments, grid, stream, "looking for the largest input");
-  }
-  if (fp8_->gathers_whole_rows()) grid.y = 1;
-  launch(gather_, arguments, grid, stream, "gathering rows");
-}
-
 void MoePlan::launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
                                const Fp8Layer::Memory& memory, bool dependent,
                                Stream stream) const {
@@ -546,7 +537,9 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.tile_count = tile_count;
   route.taken = taken;
   route.counters = counters();
-  if ((launches_ & kRoute) != 0) {
+  // One scale for all rows is looked for between the two.
+  const bool counted = choice.counted_rows && !(fp8_ && fp8_->needs_largest());
+  if (!counted && (launches_ & kRoute) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
     launch(route_, route,
            {blocks, 1, kRouteThreads, static_cast<unsigned>(problem_.experts) * 8, blocks,
@@ -567,19 +560,32 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gather.top_k = static_cast<std::int32_t>(problem_.top_k);
   gather.tokens = static_cast<std::int32_t>(tokens);
   gather.block_tokens = choice.block_tokens;
-  if ((launches_ & kGather) != 0) {
+  const auto launch_gather = [&](const auto& arguments, Grid grid) {
+    if (counted) {
+      grid.x += 1;  // lists the tiles
+      launch(gather_counted_, arguments, grid, stream, "gathering rows", &route);
+    } else {
+      launch(gather_, arguments, grid, stream, "gathering rows");
+    }
+  };
+  if ((launches_ & (counted ? kSort : kGather)) != 0) {
+    Grid grid = of_tokens;
     if (fp8_) {
-      launch_fp8_gather(fp8_->gather(gather, memory), of_tokens, stream);
+      const Fp8GatherArguments arguments = fp8_->gather(gather, memory);
+      if (fp8_->needs_largest()) {
+        launch(fp8_largest_, arguments, grid, stream, "looking for the largest input");
+      }
+      if (fp8_->gathers_whole_rows()) grid.y = 1;
+      launch_gather(arguments, grid);
     } else if (fp4_) {
-      Grid grid = of_tokens;
       grid.y = static_cast<unsigned>(ceil_div(input_width(), 8 * kRowThreads));
       if (fp4_->rounds_inputs()) {
-        launch(gather_, fp4_->gather_codes(gather, fp4_memory), grid, stream, "gathering rows");
+        launch_gather(fp4_->gather_codes(gather, fp4_memory), grid);
       } else {
-        launch(gather_, fp4_->gather(gather), grid, stream, "gathering rows");
+        launch_gather(fp4_->gather(gather), grid);
       }
     } else {
-      launch(gather_, gather, of_rows, stream, "gathering rows");
+      launch_gather(gather, of_rows);
     }
   }
 

@@ -29,6 +29,10 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 
+bool counting_fits(const MoeProblem& problem, std::int64_t tokens) {
+  return problem.experts <= kCountedExperts && tokens * problem.top_k <= kCountedSlots;
+}
+
 bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
   return problem.format == Format::Bf16 && aligned && tokens * problem.top_k <= kStreamMaxSlots;
 }
@@ -80,6 +84,9 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   choice.split_last = wish.split_last < 0 ? kSplitLast : wish.split_last == 1;
   choice.block_tokens = wish.block_tokens != 0 ? wish.block_tokens
                                                : block_tokens_for(problem, tokens, multiprocessors);
+
+  // Reading all ids costs a block less than a launch before it does.
+  choice.counted_rows = counting_fits(problem, tokens) && wish.counted_rows != 0;
 
   // FP4 kernels read no more rows than tiles have, or little more.
   if (moe::is_fp4(problem.format)) {

@@ -22,6 +22,7 @@ struct Wish {
   int group_rows = 0;           // row tiles that are swept together in GEMM1 …
   int group_rows2 = 0;          // … and GEMM2
   int split_last = -1;          // tiles of the last round are taken in halves: 0 or 1
+  int counted_rows = -1;        // gather's blocks count rows themselves, without a route: 0 or 1
   int block_tokens = 0;         // of a block of gather and combine
   int row_warps = 0;            // of the stream kernels: 1, 2, 4 or 8
   int row_warps2 = 0;
@@ -33,6 +34,7 @@ struct Choice {
   bool dependent_launches = false;
   int group_rows = 0, group_rows2 = 0;
   bool split_last = false;
+  bool counted_rows = false;
   int block_tokens = 1;
   int row_warps = 1, row_warps2 = 1;
   bool sum = false;

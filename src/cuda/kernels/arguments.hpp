@@ -45,6 +45,9 @@ inline constexpr int kRouteThreads = 1024;
 inline constexpr int kRowThreads = 128;  // of gather and combine, eight elements each
 inline constexpr int kBlockSlots = 256;  // of the tokens that one of their blocks works on, at most
 inline constexpr int kRouteBlocks = 8;   // of one cluster, where there is work for so many
+// Calls of so few slots and experts need no route: blocks of gather count for themselves.
+inline constexpr int kCountedSlots = 2048;
+inline constexpr int kCountedExperts = 1024;
 
 // One row tile: `rows` consecutive rows of the sorted order, all of one expert, at most kTileRows.
 struct RowTile {

@@ -11,38 +11,6 @@
 
 namespace flexact::cuda {
 
-__device__ inline std::int64_t id_at(const RouteArguments& r, int slot) {
-  const std::int64_t at = slot / r.top_k * r.id_stride + slot % r.top_k * r.id_step;
-  return r.wide_ids != 0 ? static_cast<const std::int64_t*>(r.ids)[at]
-                         : static_cast<const std::int32_t*>(r.ids)[at];
-}
-
-__device__ inline bool is_ours(const RouteArguments& r, std::int64_t id) {
-  return id >= 0 && id < r.experts;
-}
-
-// The sum of `value` over the threads before this one, and over all threads.
-__device__ inline unsigned long long sum_before(unsigned long long value, unsigned long long& total) {
-  __shared__ unsigned long long of_warp[kRouteThreads / 32];
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  unsigned long long inclusive = value;
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const unsigned long long below = __shfl_up_sync(0xffffffffu, inclusive, distance);
-    if (lane >= distance) inclusive += below;
-  }
-  if (lane == 31) of_warp[warp] = inclusive;
-  __syncthreads();
-  unsigned long long before = 0;
-  total = 0;
-  for (int i = 0; i < kRouteThreads / 32; ++i) {
-    if (i == warp) before = total;
-    total += of_warp[i];
-  }
-  __syncthreads();
-  return before + inclusive - value;
-}
-
 __device__ inline unsigned cluster_rank() {
   unsigned rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -105,34 +73,17 @@ __device__ inline void route(const RouteArguments& r) {
   });
   cluster_sync();
 
-  int rows_before = 0;
-  int tiles_before = 0;
-  for (int base = 0; base < r.experts; base += kRouteThreads) {
-    const int e = base + static_cast<int>(threadIdx.x);
+  int of_earlier_blocks = 0;
+  const auto rows_of = [&](int e) {
     int rows = 0;
-    int of_earlier_blocks = 0;
-    for (unsigned block = 0; block < cluster_size() && e < r.experts; ++block) {
+    for (unsigned block = 0; block < cluster_size(); ++block) {
       if (block == rank) of_earlier_blocks = rows;
       rows += read_remote(count + e, block);
     }
-    const int tiles = (rows + kTileRows - 1) / kTileRows;
-    unsigned long long total;
-    const unsigned long long before =
-        sum_before(static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(rows), total);
-    const int first_row = rows_before + static_cast<int>(before & 0xffffffffu);
-    const int first_tile = tiles_before + static_cast<int>(before >> 32);
-    if (e < r.experts) next_row[e] = first_row + of_earlier_blocks;
-    for (int i = 0; i < tiles && rank == 0; ++i) {
-      const int before_this = i * kTileRows;
-      r.tiles[first_tile + i] = {e, first_row + before_this, min(kTileRows, rows - before_this), 0};
-    }
-    rows_before += static_cast<int>(total & 0xffffffffu);
-    tiles_before += static_cast<int>(total >> 32);
-  }
-  if (rank == 0 && threadIdx.x == 0) {
-    *r.tile_count = tiles_before;
-    for (int i = 0; i < r.counters; ++i) r.taken[i] = 0;
-  }
+    return rows;
+  };
+  list_tiles<kRouteThreads>(r, rank == 0, rows_of,
+                            [&](int e, int first_row) { next_row[e] = first_row + of_earlier_blocks; });
   __syncthreads();
 
   for_each_slot(r, [&](int slot, int expert) {
@@ -169,10 +120,7 @@ extern "C" __global__ void __launch_bounds__(flexact::cuda::kRouteThreads, 1)
   flexact::cuda::route(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
-    flexact_gather(const __grid_constant__ flexact::cuda::GatherArguments arguments) {
-  flexact::cuda::gather(arguments);
-}
+FLEXACT_GATHER_KERNELS(flexact_gather, GatherArguments, slot_row, gather)
 
 extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
     flexact_combine(const __grid_constant__ flexact::cuda::CombineArguments arguments) {

@@ -2,24 +2,22 @@
 // weights meet them, and the scales of weights in the order in which the GEMM's threads read them.
 #pragma once
 
-#include "fp4_layout.hpp"
+#ifndef FLEXACT_EMULATED
 #include "moe_rows.cuh"
+#endif
+
+#include "fp4_layout.hpp"
+#include "token_rows.cuh"
 
 namespace flexact::cuda {
 
 // A token's row goes to each of its experts; what fills it up to whole blocks is zero.
-__device__ inline void gather_fp4(const Fp4GatherArguments& f) {
-  wait_for_predecessors();
-  let_successor_start();
+template <typename Rows>
+__device__ inline void gather(const Fp4GatherArguments& f, Rows rows_of_slots, int token) {
+  __shared__ SlotRows slots;
   const GatherArguments& g = f.gather;
-  const int token = static_cast<int>(blockIdx.x);
-  const std::int32_t* slot_row = g.slot_row + std::int64_t{token} * g.top_k;
-  const int slot = static_cast<int>(threadIdx.x);
-  if (g.weights != nullptr && blockIdx.y == 0 && slot < g.top_k && slot_row[slot] >= 0) {
-    g.row_scale[slot_row[slot]] = g.weights[token * g.weight_stride + slot * g.weight_step];
-  }
   const int piece = piece_of_thread();
-  if (piece >= f.width / 8) return;
+  const bool inside = piece < f.width / 8;
   const auto* from = static_cast<const std::uint16_t*>(g.hidden) + token * g.hidden_stride;
   const int block = piece * 8 / kFp4Block * kFp4Block;
   std::uint32_t word[4];
@@ -29,13 +27,15 @@ __device__ inline void gather_fp4(const Fp4GatherArguments& f) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int column = block + fp4_column(piece * 8 % kFp4Block + i * 2 + j);
-      element[j] = column < g.width ? from[column] : 0;
+      element[j] = inside && column < g.width ? from[column] : 0;
     }
     word[i] = element[1] << 16 | element[0];
   }
+  find_rows(g, slots, rows_of_slots, token, 1);
+  if (!inside) return;
   auto* rows = static_cast<std::uint16_t*>(g.rows);
   for (int i = 0; i < g.top_k; ++i) {
-    const std::int64_t row = slot_row[i];
+    const std::int64_t row = slots.row[i];
     if (row >= 0) reinterpret_cast<uint4*>(rows + row * f.width)[piece] = {word[0], word[1], word[2], word[3]};
   }
 }
@@ -95,10 +95,8 @@ __device__ inline void order_scales(const Fp4ScaleArguments& s) {
 
 }  // namespace flexact::cuda
 
-extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
-    flexact_fp4_gather(const __grid_constant__ flexact::cuda::Fp4GatherArguments arguments) {
-  flexact::cuda::gather_fp4(arguments);
-}
+#ifndef FLEXACT_EMULATED
+FLEXACT_GATHER_KERNELS(flexact_fp4_gather, Fp4GatherArguments, gather.slot_row, gather)
 
 extern "C" __global__ void __launch_bounds__(flexact::cuda::kFp4ScaleThreads)
     flexact_fp4_largest_scales(const __grid_constant__ flexact::cuda::Fp4ScaleArguments arguments) {
@@ -109,3 +107,4 @@ extern "C" __global__ void __launch_bounds__(flexact::cuda::kFp4ScaleThreads)
     flexact_fp4_order_scales(const __grid_constant__ flexact::cuda::Fp4ScaleArguments arguments) {
   flexact::cuda::order_scales(arguments);
 }
+#endif

@@ -2,9 +2,13 @@
 // rows to codes where their scale is known only after all of them.
 #pragma once
 
+#ifndef FLEXACT_EMULATED
 #include "e4m3.cuh"
-#include "fp4_layout.hpp"
 #include "moe_rows.cuh"
+#endif
+
+#include "fp4_layout.hpp"
+#include "token_rows.cuh"
 
 namespace flexact::cuda {
 
@@ -51,7 +55,7 @@ __device__ inline std::uint32_t largest_of_block(std::uint32_t bits) {
   return bits;
 }
 
-// A token that no expert here takes is never read, and has no part in a scale.
+// A token that no expert here takes has no part in a scale.
 __device__ inline bool is_ours(const std::int32_t* slot_row, int top_k) {
   for (int slot = 0; slot < top_k; ++slot) {
     if (slot_row[slot] >= 0) return true;
@@ -75,37 +79,34 @@ __device__ inline void find_largest(const Fp8GatherArguments& g) {
 }
 
 // A token's row goes to each of its experts as codes. With one scale a row, a block has the row for itself.
-__device__ inline void gather_fp8(const Fp8GatherArguments& g) {
-  wait_for_predecessors();
-  let_successor_start();
+template <typename Rows>
+__device__ inline void gather(const Fp8GatherArguments& g, Rows rows_of_slots, int token) {
+  __shared__ SlotRows slots;
   const GatherArguments& rows = g.gather;
-  const int token = static_cast<int>(blockIdx.x);
-  const std::int32_t* slot_row = rows.slot_row + std::int64_t{token} * rows.top_k;
-  const int slot = static_cast<int>(threadIdx.x);
-  if (blockIdx.y == 0 && slot < rows.top_k && slot_row[slot] >= 0) {
-    const int row = slot_row[slot];
-    if (rows.weights != nullptr) {
-      rows.row_scale[row] = rows.weights[token * rows.weight_stride + slot * rows.weight_step];
-    }
-    if (g.activated_largest != nullptr) g.activated_largest[row] = 0;
-  }
-  if (!is_ours(slot_row, rows.top_k)) return;
-
   const auto* from = static_cast<const __nv_bfloat16*>(rows.hidden) + token * rows.hidden_stride;
   const bool aligned = aligned16(rows.hidden, rows.hidden_stride * 2);
   const int pieces = rows.width / 8;
+  const auto load = [&](int piece) { return piece < pieces ? load_piece(from, piece, aligned) : Piece{}; };
+  // On its way before the row's places are known.
+  Piece next = load(piece_of_thread());
+  find_rows(rows, slots, rows_of_slots, token, 1);
+  const int slot = static_cast<int>(threadIdx.x);
+  const bool own = slot < rows.top_k && slots.row[slot] >= 0;
+  if (g.activated_largest != nullptr && blockIdx.y == 0 && own) g.activated_largest[slots.row[slot]] = 0;
+  if (!is_ours(slots.row, rows.top_k)) return;
+
   float scale = 1;
   if (g.scaling == InputScaling::Given) {
     scale = *g.given;
   } else if (g.scaling == InputScaling::All) {
     scale = fp8_scale(__uint_as_float(*g.largest));
   } else if (g.scaling == InputScaling::Rows) {
-    std::uint32_t bits = 0;
-    for (int piece = static_cast<int>(threadIdx.x); piece < pieces; piece += kRowThreads) {
-      bits = max(bits, load_piece(from, piece, aligned).largest());
+    std::uint32_t bits = next.largest();
+    for (int piece = slot + kRowThreads; piece < pieces; piece += kRowThreads) {
+      bits = max(bits, load(piece).largest());
     }
     scale = fp8_scale(__uint_as_float(largest_of_block(bits)));
-    if (slot < rows.top_k && slot_row[slot] >= 0) g.scales[slot_row[slot]] = scale;
+    if (own) g.scales[slots.row[slot]] = scale;
   }
   if (g.scaling == InputScaling::All && blockIdx.y == 0 && threadIdx.x == 0) *g.scales = scale;
 
@@ -113,8 +114,8 @@ __device__ inline void gather_fp8(const Fp8GatherArguments& g) {
   const int ahead = static_cast<int>(gridDim.y) * kRowThreads;
   for (int first = static_cast<int>(blockIdx.y) * kRowThreads; first < g.row_bytes / 8; first += ahead) {
     const int piece = first + static_cast<int>(threadIdx.x);
-    const bool inside = piece < pieces;
-    const Piece x = inside ? load_piece(from, piece, aligned) : Piece{};
+    const Piece x = next;
+    next = load(piece + ahead);
     if (g.scaling == InputScaling::Groups) {
       // Sixteen threads have a group of 128.
       std::uint32_t bits = x.largest();
@@ -130,7 +131,7 @@ __device__ inline void gather_fp8(const Fp8GatherArguments& g) {
     const int word = block * 32 + step * 8 + thread;
     static_assert(mxfp4_fp8_column(2 * 32 + 3 * 4) == 3 * 32 + 2 * 8 && mxfp4_fp8_column(16) == 4);
     for (int i = 0; i < rows.top_k; ++i) {
-      const std::int64_t row = slot_row[i];
+      const std::int64_t row = slots.row[i];
       if (row < 0) continue;
       if (g.ordered) {
         auto* to = reinterpret_cast<std::uint32_t*>(codes + row * g.row_bytes) + word;
@@ -167,17 +168,16 @@ __device__ inline void round_rows(const Fp8RoundArguments& r) {
 
 }  // namespace flexact::cuda
 
+#ifndef FLEXACT_EMULATED
 extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
     flexact_fp8_largest(const __grid_constant__ flexact::cuda::Fp8GatherArguments arguments) {
   flexact::cuda::find_largest(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
-    flexact_fp8_gather(const __grid_constant__ flexact::cuda::Fp8GatherArguments arguments) {
-  flexact::cuda::gather_fp8(arguments);
-}
+FLEXACT_GATHER_KERNELS(flexact_fp8_gather, Fp8GatherArguments, gather.slot_row, gather)
 
 extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
     flexact_fp8_round(const __grid_constant__ flexact::cuda::Fp8RoundArguments arguments) {
   flexact::cuda::round_rows(arguments);
 }
+#endif

@@ -10,6 +10,7 @@
 #endif
 
 #include "arguments.hpp"
+#include "slot_rows.cuh"
 
 namespace flexact::cuda {
 
@@ -23,17 +24,26 @@ __device__ inline int piece_of_thread() {
   return static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
 }
 
-// Rows of slots, in the block's shared memory.
-struct SlotRows {
-  int row[kBlockSlots];  // -1: of no expert here
-  float weight[kBlockSlots];
-};
+// What the gathers of all formats begin with, on `count` tokens from `first` on: the rows of their slots, and
+// the router's weights on the input.
+template <typename Rows>
+__device__ inline void find_rows(const GatherArguments& g, SlotRows& slots, Rows rows, int first, int count) {
+  const std::int64_t first_slot = std::int64_t{first} * g.top_k;
+  rows.find(slots, first_slot, count * g.top_k);
+  if (g.weights == nullptr || blockIdx.y != 0) return;
+  for (int i = static_cast<int>(threadIdx.x); i < count * g.top_k; i += kRowThreads) {
+    const int row = slots.row[i];
+    if (row < 0) continue;
+    g.row_scale[row] = g.weights[(first + i / g.top_k) * g.weight_stride + i % g.top_k * g.weight_step];
+  }
+}
 
-// Each token's row goes to each of its experts.
-__device__ inline void gather(const GatherArguments& g) {
+// Each token's row goes to each of its experts. Rows are on their way before their places are known.
+template <typename Rows>
+__device__ inline void gather(const GatherArguments& g, Rows rows_of_slots, int block) {
   constexpr int kAhead = 4;
   __shared__ SlotRows slots;
-  const int first = static_cast<int>(blockIdx.x) * g.block_tokens;
+  const int first = block * g.block_tokens;
   const int count = min(g.block_tokens, g.tokens - first);
   const int piece = piece_of_thread();
   const bool inside = piece < g.width / 8;
@@ -53,17 +63,8 @@ __device__ inline void gather(const GatherArguments& g) {
       }
     }
   };
-  wait_for_predecessors();
-  let_successor_start();
   load(0);
-  for (int i = static_cast<int>(threadIdx.x); i < count * g.top_k; i += kRowThreads) {
-    const int row = g.slot_row[std::int64_t{first} * g.top_k + i];
-    slots.row[i] = row;
-    if (g.weights != nullptr && blockIdx.y == 0 && row >= 0) {
-      g.row_scale[row] = g.weights[(first + i / g.top_k) * g.weight_stride + i % g.top_k * g.weight_step];
-    }
-  }
-  __syncthreads();
+  find_rows(g, slots, rows_of_slots, first, count);
   if (!inside) return;
   auto* rows = static_cast<__nv_bfloat16*>(g.rows);
   for (int base = 0; base < count; base += kAhead) {

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #define __device__
@@ -24,6 +25,9 @@
 
 struct uint4 {
   std::uint32_t x, y, z, w;
+};
+struct uint2 {
+  std::uint32_t x, y;
 };
 struct alignas(8) float2 {
   float x, y;
@@ -69,7 +73,7 @@ class Block {
   struct Index {
     unsigned x = 0, y = 0, z = 0;
   };
-  Index thread, block, size;
+  Index thread, block, size, grid;
 
   // Runs kernel() as `threads` threads.
   void run(int threads, Index at, const std::function<void()>& kernel) {
@@ -158,6 +162,7 @@ class Block {
 #define threadIdx (emulated::Block::current().thread)
 #define blockIdx (emulated::Block::current().block)
 #define blockDim (emulated::Block::current().size)
+#define gridDim (emulated::Block::current().grid)
 
 inline void __syncthreads() {
   emulated::Block::current().meet_all();
@@ -171,11 +176,45 @@ inline unsigned __ballot_sync(unsigned, bool yes) {
   for (unsigned lane = 0; lane < 32; ++lane) mask |= warp.last[lane][0] << lane;
   return mask;
 }
-inline float __shfl_xor_sync(unsigned, float value, int distance) {
+inline std::uint32_t __shfl_xor_sync(unsigned, std::uint32_t value, int distance) {
   const unsigned lane = threadIdx.x % 32;
+  const emulated::Meeting& warp = emulated::Block::current().meet_warp({value});
+  return warp.last[lane ^ static_cast<unsigned>(distance)][0];
+}
+inline float __shfl_xor_sync(unsigned mask, float value, int distance) {
+  return std::bit_cast<float>(
+      __shfl_xor_sync(mask, std::bit_cast<std::uint32_t>(value), distance));
+}
+inline unsigned long long __shfl_up_sync(unsigned, unsigned long long value, int distance) {
+  const unsigned lane = threadIdx.x % 32, below = static_cast<unsigned>(distance);
+  const emulated::Meeting& warp = emulated::Block::current().meet_warp(
+      {static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(value >> 32)});
+  const auto& given = warp.last[lane < below ? lane : lane - below];
+  return static_cast<unsigned long long>(given[1]) << 32 | given[0];
+}
+inline int __reduce_add_sync(unsigned, int value) {
   const emulated::Meeting& warp =
-      emulated::Block::current().meet_warp({std::bit_cast<std::uint32_t>(value)});
-  return std::bit_cast<float>(warp.last[lane ^ static_cast<unsigned>(distance)][0]);
+      emulated::Block::current().meet_warp({static_cast<std::uint32_t>(value)});
+  std::uint32_t sum = 0;
+  for (const auto& given : warp.last) sum += given[0];
+  return static_cast<int>(sum);
+}
+inline std::uint32_t __reduce_max_sync(unsigned, std::uint32_t value) {
+  const emulated::Meeting& warp = emulated::Block::current().meet_warp({value});
+  std::uint32_t largest = 0;
+  for (const auto& given : warp.last) largest = std::max(largest, given[0]);
+  return largest;
+}
+// One thread runs at a time.
+template <typename T>
+T atomicAdd(T* at, T value) {
+  return std::exchange(*at, *at + value);
+}
+inline std::uint32_t __float_as_uint(float value) {
+  return std::bit_cast<std::uint32_t>(value);
+}
+inline float __uint_as_float(std::uint32_t bits) {
+  return std::bit_cast<float>(bits);
 }
 inline int __popc(unsigned mask) {
   return std::popcount(mask);
@@ -186,4 +225,5 @@ inline float __ldg(const float* at) {
 inline uint4 __ldcs(const uint4* at) {
   return *at;
 }
+using std::max;
 using std::min;

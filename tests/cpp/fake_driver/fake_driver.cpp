@@ -670,6 +670,39 @@ void order_bias(const BiasArguments& b, unsigned experts) {
   }
 }
 
+// Any gather; the counting ones route first, and have a block more, which lists the tiles.
+bool launch_gather(std::string name, const unsigned (&grid)[3], unsigned threads,
+                   void** parameters) {
+  unsigned blocks = grid[0];
+  constexpr const char* kCounted = "_counted";
+  if (name.ends_with(kCounted)) {
+    const auto& arguments = *static_cast<const RouteArguments*>(parameters[1]);
+    if (arguments.tokens * arguments.top_k > kCountedSlots || arguments.experts > kCountedExperts)
+      return false;
+    route(arguments);
+    name.resize(name.size() - std::strlen(kCounted));
+    --blocks;
+  }
+  const auto columns = static_cast<int>(grid[1] * threads * 8);
+  if (name == "flexact_gather") {
+    const auto& arguments = *static_cast<const GatherArguments*>(parameters[0]);
+    gather(arguments);
+    return cover(blocks, arguments.tokens, arguments.block_tokens) && columns >= arguments.width &&
+           arguments.block_tokens * arguments.top_k <= kBlockSlots;
+  }
+  if (name == "flexact_fp4_gather") {
+    const auto& arguments = *static_cast<const Fp4GatherArguments*>(parameters[0]);
+    gather_fp4(arguments, blocks);
+    return cover(blocks, arguments.gather.tokens, 1) && columns >= arguments.width;
+  }
+  const auto& arguments = *static_cast<const Fp8GatherArguments*>(parameters[0]);
+  gather_fp8(arguments, blocks);
+  // A row's scale needs all of the row in one block.
+  return name == "flexact_fp8_gather" && cover(blocks, arguments.gather.tokens, 1) &&
+         (arguments.scaling == InputScaling::Rows ? grid[1] == 1
+                                                  : columns >= arguments.row_bytes);
+}
+
 }  // namespace
 
 extern "C" {
@@ -817,17 +850,14 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
       return kInvalidValue;
   }
   launches().push_back(name + (dependent ? " dependent" : ""));
-  if (name == "flexact_route") {
+  if (name.find("_gather") != std::string::npos) {
+    if (!launch_gather(name, configuration->grid, configuration->block[0], parameters))
+      return kInvalidValue;
+  } else if (name == "flexact_route") {
     const auto& arguments = *static_cast<const RouteArguments*>(parameters[0]);
     if (configuration->shared_bytes < static_cast<unsigned>(arguments.experts) * 8)
       return kInvalidValue;
     route(arguments);
-  } else if (name == "flexact_gather") {
-    const auto& arguments = *static_cast<const GatherArguments*>(parameters[0]);
-    if (!cover(blocks, arguments.tokens, arguments.block_tokens) ||
-        arguments.block_tokens * arguments.top_k > kBlockSlots)
-      return kInvalidValue;
-    gather(arguments);
   } else if (name == "flexact_combine") {
     const auto& arguments = *static_cast<const CombineArguments*>(parameters[0]);
     if (!cover(blocks, arguments.tokens, arguments.block_tokens) ||
@@ -836,11 +866,6 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     combine(arguments);
   } else if (name == "flexact_order_bias") {
     order_bias(*static_cast<const BiasArguments*>(parameters[0]), blocks);
-  } else if (name == "flexact_fp4_gather") {
-    const auto& arguments = *static_cast<const Fp4GatherArguments*>(parameters[0]);
-    if (static_cast<int>(configuration->grid[1] * configuration->block[0]) * 8 < arguments.width)
-      return kInvalidValue;
-    gather_fp4(arguments, blocks);
   } else if (name == "flexact_fp4_largest_scales") {
     const auto& arguments = *static_cast<const Fp4ScaleArguments*>(parameters[0]);
     if (static_cast<int>(blocks * configuration->block[0]) < arguments.columns)
@@ -850,16 +875,6 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     order_scales(*static_cast<const Fp4ScaleArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp8_largest") {
     find_largest(*static_cast<const Fp8GatherArguments*>(parameters[0]), blocks);
-  } else if (name == "flexact_fp8_gather") {
-    const auto& arguments = *static_cast<const Fp8GatherArguments*>(parameters[0]);
-    // A row's scale needs all of the row in one block.
-    if (arguments.scaling == InputScaling::Rows && configuration->grid[1] != 1)
-      return kInvalidValue;
-    if (arguments.ordered != 0 &&
-        static_cast<int>(configuration->grid[1] * configuration->block[0]) * 8 <
-            arguments.row_bytes)
-      return kInvalidValue;
-    gather_fp8(arguments, blocks);
   } else if (name == "flexact_fp8_round") {
     round_rows(*static_cast<const Fp8RoundArguments*>(parameters[0]), blocks);
   } else if (name.rfind("flexact_stream", 0) == 0) {

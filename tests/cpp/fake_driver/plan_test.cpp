@@ -254,8 +254,24 @@ TEST(CutlassPlan, by_default_takes_what_was_measured_best) {
             "flexact_combine dependent\n");
   on_gpu(Layer(Pairing::Concat, 0, 5));
   EXPECT_EQ(launched(),
-            "flexact_route dependent\nflexact_gather dependent\nflexact_gemm_gated dependent\n"
+            "flexact_gather_counted dependent\nflexact_gemm_gated dependent\n"
             "flexact_gemm_plain dependent\nflexact_combine dependent\n");
+}
+
+TEST(CutlassPlan, many_slots_are_routed_before_they_are_gathered) {
+  NEED_MACHINE();
+  const Layer few(Pairing::Concat, 2, flexact::cuda::kCountedSlots / 3);
+  const Layer many(Pairing::Concat, 2, flexact::cuda::kCountedSlots / 3 + 1);
+  launched();
+  expect_equal(on_gpu(few), on_cpu(few), "few");
+  EXPECT_THAT(launched(), testing::StartsWith("flexact_gather_counted dependent\nflexact_gemm"));
+  expect_equal(on_gpu(many), on_cpu(many), "many");
+  EXPECT_THAT(launched(),
+              testing::StartsWith("flexact_route dependent\nflexact_gather dependent\n"));
+  flexact::cuda::PlanOptions options;
+  options.wish.counted_rows = 0;
+  expect_equal(on_gpu(few, options), on_cpu(few), "few, routed");
+  EXPECT_THAT(launched(), testing::StartsWith("flexact_route dependent\n"));
 }
 
 TEST(CutlassPolicy, large_experts_stream_two_tokens_and_long_calls_wait_for_each_launch) {
