@@ -2,8 +2,8 @@
 //
 //   route ─ gather ─ GEMM1 + activation ─ GEMM2 ─ combine
 //
-// With few slots gather's blocks count for themselves what route would tell them, and it is left out.
-// A few tokens may take the way of stream_layer.hpp instead; policy.hpp decides.
+// With few slots gather's blocks count for themselves what route would tell them, and it is left
+// out. A few tokens may take the way of stream_layer.hpp instead; policy.hpp decides.
 //
 // What the FP8 formats have beside that is in fp8_layer.hpp: scales, a gather that rounds to codes,
 // and where scales are not given and not by groups, a launch before the gather or before GEMM2.
@@ -106,6 +106,13 @@ struct Grid {
   bool dependent = false;  // programmatic dependent launch
 };
 
+// A GEMM's kernel and what a CTA of it needs.
+struct GemmKernel {
+  Kernel kernel = nullptr;
+  unsigned threads = kGemmThreads;
+  int shared = kGemmSharedBytes;
+};
+
 class MoePlan final : public Plan {
  public:
   MoePlan(const MoeProblem& problem, const Function& function, const MoeWeights& weights,
@@ -133,7 +140,7 @@ class MoePlan final : public Plan {
     return fp4_ ? fp4_->activated_width() : problem_.intermediate;
   }
   std::int64_t chunk_tokens(std::int64_t tokens) const;
-  std::int64_t most_tiles(std::int64_t tokens) const;
+  std::int64_t most_tiles(std::int64_t tokens, int tile_rows) const;
   std::int32_t counters() const { return 4 + (fp8_ ? fp8_->counters() : 0); }
   Layout layout(std::int64_t tokens) const;
   void run_chunk(const MoeInputs& inputs, const ParameterTable& values, std::int64_t first,
@@ -147,7 +154,7 @@ class MoePlan final : public Plan {
     launch_with(kernel, parameters, grid, stream, doing);
   }
   template <typename Arguments>
-  void launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
+  void launch_gemm(const GemmKernel& kernel, const TensorMap& input, const TensorMap& weights,
                    const Arguments& arguments, const GemmArguments& gemm, std::int64_t row_tiles,
                    const Choice& choice, Stream stream, const char* doing) const;
   void launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
@@ -165,10 +172,10 @@ class MoePlan final : public Plan {
   std::optional<Fp8Layer> fp8_;
   std::optional<Fp4Layer> fp4_;
   std::optional<StreamLayer> stream_;
-  DType element_;  // of the GEMMs' operands
-  int gemm_shared_;
-  Kernel route_ = nullptr, gather_ = nullptr, gather_counted_ = nullptr, gemm1_ = nullptr,
-         gemm2_ = nullptr, combine_ = nullptr, order_bias_ = nullptr;
+  DType element_;                           // of the GEMMs' operands
+  GemmKernel gemm1_, gemm2_, few1_, few2_;  // the latter of tiles of few rows
+  Kernel route_ = nullptr, gather_ = nullptr, gather_counted_ = nullptr, combine_ = nullptr,
+         order_bias_ = nullptr;
   Kernel fp8_largest_ = nullptr, fp8_round_ = nullptr, order_scales_ = nullptr,
          largest_scales_ = nullptr;
   Kernel stream_up_ = nullptr, stream_down_ = nullptr;
@@ -208,7 +215,6 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
 
   if (is_fp8(problem.format)) fp8_.emplace(problem, weights);
   if (moe::is_fp4(problem.format)) fp4_.emplace(problem, weights);
-  gemm_shared_ = fp8_ ? kFp8SharedBytes : fp4_ ? fp4_->gemm_shared() : kGemmSharedBytes;
   if (may_take(Path::Stream, problem, wish_)) stream_.emplace(problem, weights);
   link(function, options.numerics);
   map13_ = map_weights(driver_, "w13", weights.w13, problem.pairing);
@@ -247,13 +253,20 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
     stream_down = linked("bf16_stream_down", false);
   }
 
-  gemm1_ = kernel(*gemm1.get(), "flexact_gemm_" + variant, gemm_shared_);
+  const auto gemm_kernel = [&](const LinkedKernel& image, const std::string& name, unsigned threads,
+                               int shared) {
+    return GemmKernel{kernel(image, "flexact_gemm_" + name, shared), threads, shared};
+  };
+  const std::string variant2 = fp8_ ? "fp8_" + fp8_->gemm2() : fp4_ ? fp4_->gemm2() : "plain";
+  const int shared = fp8_ ? kFp8SharedBytes : fp4_ ? fp4_->gemm_shared() : kGemmSharedBytes;
+  const auto first = gemm1.get();
   const auto rows = layer.get();
-  gemm2_ = kernel(*rows,
-                  "flexact_gemm_" + (fp8_   ? "fp8_" + fp8_->gemm2()
-                                     : fp4_ ? fp4_->gemm2()
-                                            : "plain"),
-                  gemm_shared_);
+  gemm1_ = gemm_kernel(*first, variant, kGemmThreads, shared);
+  gemm2_ = gemm_kernel(*rows, variant2, kGemmThreads, shared);
+  if (has_few_rows(problem_)) {
+    few1_ = gemm_kernel(*first, variant + "_few", kFp4FewThreads, kFp4FewSharedBytes);
+    few2_ = gemm_kernel(*rows, variant2 + "_few", kFp4FewThreads, kFp4FewSharedBytes);
+  }
   route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
   const std::string gather = "flexact_" + (fp8_   ? "fp8_gather"
                                            : fp4_ ? fp4_->gather_kernel()
@@ -343,9 +356,9 @@ std::int64_t MoePlan::chunk_tokens(std::int64_t tokens) const {
   return ceil_div(tokens, ceil_div(tokens, most));
 }
 
-std::int64_t MoePlan::most_tiles(std::int64_t tokens) const {
+std::int64_t MoePlan::most_tiles(std::int64_t tokens, int tile_rows) const {
   const std::int64_t rows = tokens * problem_.top_k;
-  return rows / kTileRows + std::min(rows, problem_.experts);
+  return rows / tile_rows + std::min(rows, problem_.experts);
 }
 
 Layout MoePlan::layout(std::int64_t tokens) const {
@@ -372,7 +385,8 @@ Layout MoePlan::layout(std::int64_t tokens) const {
   }
   layout.slot_row = take(rows * 4);
   layout.row_scale = take(problem_.router_weight_on_input ? rows * 4 : 0);
-  layout.tiles = take(most_tiles(tokens) * static_cast<std::int64_t>(sizeof(RowTile)));
+  const int tile_rows = has_few_rows(problem_) ? kFp4FewRows : kTileRows;
+  layout.tiles = take(most_tiles(tokens, tile_rows) * static_cast<std::int64_t>(sizeof(RowTile)));
   layout.tile_count = take(4);
   layout.taken = take(counters() * 4);
   return layout;
@@ -393,17 +407,17 @@ void MoePlan::launch_with(Kernel kernel, void** parameters, const Grid& grid, St
 
 // `gemm`: what both kinds of arguments have.
 template <typename Arguments>
-void MoePlan::launch_gemm(Kernel kernel, const TensorMap& input, const TensorMap& weights,
-                          const Arguments& arguments, const GemmArguments& gemm,
-                          std::int64_t row_tiles, const Choice& choice, Stream stream,
-                          const char* doing) const {
+void MoePlan::launch_gemm(const GemmKernel& kernel, const TensorMap& input,
+                          const TensorMap& weights, const Arguments& arguments,
+                          const GemmArguments& gemm, std::int64_t row_tiles, const Choice& choice,
+                          Stream stream, const char* doing) const {
   const std::int64_t blocks =
       std::min<std::int64_t>(multiprocessors_, row_tiles * gemm.column_tiles);
   void* parameters[] = {const_cast<TensorMap*>(&input), const_cast<TensorMap*>(&weights),
                         const_cast<Arguments*>(&arguments)};
-  launch_with(kernel, parameters,
-              {static_cast<unsigned>(blocks), 1, kGemmThreads, static_cast<unsigned>(gemm_shared_),
-               1, choice.dependent_launches},
+  launch_with(kernel.kernel, parameters,
+              {static_cast<unsigned>(blocks), 1, kernel.threads,
+               static_cast<unsigned>(kernel.shared), 1, choice.dependent_launches},
               stream, doing);
 }
 
@@ -537,6 +551,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.tile_count = tile_count;
   route.taken = taken;
   route.counters = counters();
+  route.tile_rows = choice.tile_rows;
   // One scale for all rows is looked for between the two.
   const bool counted = choice.counted_rows && !(fp8_ && fp8_->needs_largest());
   if (!counted && (launches_ & kRoute) != 0) {
@@ -593,6 +608,9 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   const auto columns_of = [](std::int64_t columns, bool half) {
     return static_cast<std::int32_t>(ceil_div(columns, half ? kTileColumns / 2 : kTileColumns));
   };
+  const std::int64_t row_tiles = most_tiles(tokens, choice.tile_rows);
+  const GemmKernel& kernel1 = choice.few_rows ? few1_ : gemm1_;
+  const GemmKernel& kernel2 = choice.few_rows ? few2_ : gemm2_;
   GemmArguments gemm{};
   gemm.tiles = tiles;
   gemm.tile_count = tile_count;
@@ -615,16 +633,16 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
         map_rows(driver_, element_, workspace + at.rows, rows, input_width(), choice.box_rows);
     const char* doing = "computing gate, up and activation";
     if (fp8_) {
-      launch_gemm(gemm1_, input, map13_, fp8_->gemm1(gemm, memory), gemm, most_tiles(tokens),
-                  choice, stream, doing);
+      launch_gemm(kernel1, input, map13_, fp8_->gemm1(gemm, memory), gemm, row_tiles, choice,
+                  stream, doing);
       if (fp8_->rounds_later()) {
         launch_fp8_round(gemm, workspace, at, memory, choice.dependent_launches, stream);
       }
     } else if (fp4_) {
-      launch_gemm(gemm1_, input, map13_, fp4_->gemm1(gemm, fp4_memory, choice.box_rows), gemm,
-                  most_tiles(tokens), choice, stream, doing);
+      launch_gemm(kernel1, input, map13_, fp4_->gemm1(gemm, fp4_memory, choice.box_rows), gemm,
+                  row_tiles, choice, stream, doing);
     } else {
-      launch_gemm(gemm1_, input, map13_, gemm, gemm, most_tiles(tokens), choice, stream, doing);
+      launch_gemm(kernel1, input, map13_, gemm, gemm, row_tiles, choice, stream, doing);
     }
   }
 
@@ -645,14 +663,13 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
         map_rows(driver_, element_, workspace + (fp8_ ? at.codes : at.activated), rows,
                  activated_width(), choice.box_rows);
     if (fp8_) {
-      launch_gemm(gemm2_, input, map2_, fp8_->gemm2(down, memory), down, most_tiles(tokens), choice,
-                  stream, "computing down");
-    } else if (fp4_) {
-      launch_gemm(gemm2_, input, map2_, fp4_->gemm2(down, fp4_memory, choice.box_rows), down,
-                  most_tiles(tokens), choice, stream, "computing down");
-    } else {
-      launch_gemm(gemm2_, input, map2_, down, down, most_tiles(tokens), choice, stream,
+      launch_gemm(kernel2, input, map2_, fp8_->gemm2(down, memory), down, row_tiles, choice, stream,
                   "computing down");
+    } else if (fp4_) {
+      launch_gemm(kernel2, input, map2_, fp4_->gemm2(down, fp4_memory, choice.box_rows), down,
+                  row_tiles, choice, stream, "computing down");
+    } else {
+      launch_gemm(kernel2, input, map2_, down, down, row_tiles, choice, stream, "computing down");
     }
   }
 

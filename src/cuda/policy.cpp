@@ -2,6 +2,8 @@
 // cuda_moe_h100.json).
 #include "cuda/policy.hpp"
 
+#include <algorithm>
+
 #include "moe/quantised.hpp"
 
 namespace flexact::cuda {
@@ -19,6 +21,10 @@ constexpr std::int64_t kMostSummedTokens = 2;
 
 // Beyond this many tokens a launch is nothing beside the layer.
 constexpr std::int64_t kMostDependentTokens = 4096;
+
+// Up to so many rows an expert has in the mean, tiles of kFp4FewRows rows hold nearly all experts'
+// rows: weights are decoded once.
+constexpr std::int64_t kMostMeanFewRows = 16;
 
 constexpr int kGroupRows = 8;
 constexpr int kGroupRowsOfFew = 4;  // where experts have fewer than four row tiles on average
@@ -92,6 +98,13 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   if (moe::is_fp4(problem.format)) {
     const std::int64_t mean = tokens * problem.top_k / problem.experts;
     choice.box_rows = mean >= 48 ? 64 : mean >= 24 ? 32 : mean >= 12 ? 16 : 8;
+    choice.few_rows = has_few_rows(problem) &&
+                      (wish.few_rows < 0 ? mean <= kMostMeanFewRows : wish.few_rows == 1);
+  }
+  if (choice.few_rows) {
+    choice.tile_rows = kFp4FewRows;
+    choice.box_rows = std::min(choice.box_rows, kFp4FewRows);
+    choice.split_last = false;
   }
 
   const std::int64_t slots = tokens * problem.top_k;
@@ -104,6 +117,10 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
           ? wish.row_warps2
           : row_warps_for(problem.hidden, choice.sum ? tokens : slots, multiprocessors);
   return choice;
+}
+
+bool has_few_rows(const MoeProblem& problem) {
+  return problem.format == Format::Mxfp4 || problem.format == Format::Nvfp4;
 }
 
 bool may_take(Path path, const MoeProblem& problem, const Wish& wish) {

@@ -23,6 +23,7 @@ struct Wish {
   int group_rows2 = 0;          // … and GEMM2
   int split_last = -1;          // tiles of the last round are taken in halves: 0 or 1
   int counted_rows = -1;        // gather's blocks count rows themselves, without a route: 0 or 1
+  int few_rows = -1;            // FP4: the kernels of tiles of few rows, 0 or 1
   int block_tokens = 0;         // of a block of gather and combine
   int row_warps = 0;            // of the stream kernels: 1, 2, 4 or 8
   int row_warps2 = 0;
@@ -35,6 +36,8 @@ struct Choice {
   int group_rows = 0, group_rows2 = 0;
   bool split_last = false;
   bool counted_rows = false;
+  bool few_rows = false;
+  int tile_rows = kTileRows;  // at most
   int block_tokens = 1;
   int row_warps = 1, row_warps2 = 1;
   bool sum = false;
@@ -44,6 +47,9 @@ struct Choice {
 // `aligned`: rows of the hidden states begin at multiples of 16 bytes.
 Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int multiprocessors,
               const Wish& wish);
+
+// Whether there are kernels of tiles of few rows.
+bool has_few_rows(const MoeProblem& problem);
 
 // Whether some call of the problem takes the path, so that its kernels are needed.
 bool may_take(Path path, const MoeProblem& problem, const Wish& wish);

@@ -109,6 +109,26 @@ TEST(Fp4Layout, warpgroups_share_the_rows_of_a_part) {
   }
 }
 
+TEST(Fp4Layout, eight_lanes_load_from_all_banks_at_once) {
+  for (const bool permuted : {false, true}) {
+    for (int thread = 0; thread < cuda::kFp4ScaleThreads; ++thread) {
+      EXPECT_EQ(cuda::fp4_row(thread, 0, permuted) ^ cuda::fp4_row(thread, 1, permuted),
+                cuda::fp4_other_row(permuted));
+    }
+    for (int first = 0; first < cuda::kFp4ScaleThreads; first += 8) {
+      for (int half = 0; half < 2; ++half) {
+        std::set<int> places;  // of 16 bytes in a line of 128
+        for (int thread = first; thread < first + 8; ++thread) {
+          const int byte =
+              cuda::fp4_row(thread, half, permuted) * cuda::kFp4CodeBytes + thread % 4 * 16;
+          places.insert(byte % 128 / 16);
+        }
+        EXPECT_EQ(places.size(), 8u) << first << " " << permuted;
+      }
+    }
+  }
+}
+
 // Code `code` in each of a word's eight places, decoded with the table `stored`; check(E4M3 code).
 template <typename Check>
 void for_each_decoded(int stored, Check check) {

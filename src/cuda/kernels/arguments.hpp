@@ -35,6 +35,15 @@ inline constexpr int kFp4StagingBytes = 64 * 64 * 2;
 inline constexpr int kFp4SharedBytes =
     kStages * (kTileRows * 256 + kTileColumns * 64 + 2048) + 2 * kFp4StagingBytes + 256 + 1024;
 
+// Tiles of few rows: twice the consumers, more and smaller stages, and sums on their way from one
+// half of the consumers to the other.
+inline constexpr int kFp4FewRows = 32;
+inline constexpr int kFp4FewStages = 7;
+inline constexpr int kFp4FewThreads = 640;
+inline constexpr int kFp4FewSharedBytes =
+    kFp4FewStages * (kFp4FewRows * 256 + kTileColumns * 64 + 2048) + 2 * 16 * 128 +
+    kFp4FewRows * 256 * 4 + 256 + 1024;
+
 // The same with E4M3 inputs: a stage's rows are half as long and have scales; groups of results
 // meet their largest magnitude in shared memory.
 inline constexpr int kMxfp4Fp8SharedBytes =
@@ -49,7 +58,8 @@ inline constexpr int kRouteBlocks = 8;   // of one cluster, where there is work 
 inline constexpr int kCountedSlots = 2048;
 inline constexpr int kCountedExperts = 1024;
 
-// One row tile: `rows` consecutive rows of the sorted order, all of one expert, at most kTileRows.
+// One row tile: `rows` consecutive rows of the sorted order, all of one expert, at most kTileRows
+// or as many as the call's kernels take.
 struct RowTile {
   std::int32_t expert;
   std::int32_t first_row;
@@ -162,7 +172,7 @@ struct RouteArguments {
   std::int32_t* tile_count;
   std::uint32_t* taken;  // counters to clear: two of GEMM1, two of GEMM2, and what a format adds
   std::int32_t counters;
-  std::int32_t padding;
+  std::int32_t tile_rows;  // at most
 };
 
 struct GatherArguments {

@@ -25,12 +25,12 @@ constexpr int fp4_column(int position) {
 
 // Eight weights are a word. Its j-th and (j + 4)-th as two bf16, of 2^-126 their value: exponent
 // and mantissa of E2M1 are the lowest of bf16's exponent and the highest of its mantissa,
-// subnormals among them.
+// subnormals among them. One product is both shifts, of the sign and of the rest, in a pipe that
+// the logical operations leave free.
 constexpr std::uint32_t fp4_pair(std::uint32_t word, int j) {
   constexpr std::uint32_t kSigns = 0x80008000u, kMagnitudes = 0x01c001c0u;
-  const std::uint32_t signs = j == 3 ? word : word << (12 - 4 * j);
-  const std::uint32_t magnitudes = j < 2 ? word << (6 - 4 * j) : word >> (4 * j - 6);
-  return (magnitudes & kMagnitudes) | (signs & kSigns);
+  const std::uint32_t codes = (j < 2 ? word : word >> 8) & 0x000f000fu << j % 2 * 4;
+  return codes * ((1u << 12 | 1u << 6) >> j % 2 * 4) & (kSigns | kMagnitudes);
 }
 
 // mxfp4: a scale is stored as the exponent of the bf16 that fp4_pair() is multiplied by. The
@@ -58,11 +58,21 @@ inline constexpr int kFp4ScaleThreads = 256;
 constexpr int fp4_scale_bytes(int of_row) {
   return kFp4ScaleThreads * 4 * of_row;
 }
-// The row of a part, by its place among the results; `permuted`: results are the next GEMM's
-// inputs.
+// A thread's two rows of a part, `half` 0 and 1, by their places among the results. `permuted`:
+// results are the next GEMM's inputs, in the order of its columns; two rows are then neighbours,
+// and every other group of four lanes takes the later one first, so that what eight lanes load at
+// once lies in all banks of shared memory.
+constexpr int fp4_place(int thread, int half, bool permuted) {
+  const int eighth = thread % 32 / 4;
+  return thread / 32 * 16 + (permuted ? half ^ (eighth & 1) : half) * 8 + eighth;
+}
 constexpr int fp4_row(int thread, int half, bool permuted) {
-  const int position = thread / 32 * 16 + half * 8 + thread % 32 / 4;
-  return permuted ? fp4_column(position) : position;
+  const int place = fp4_place(thread, half, permuted);
+  return permuted ? fp4_column(place) : place;
+}
+// Rows of a thread differ in this bit alone.
+constexpr int fp4_other_row(bool permuted) {
+  return permuted ? 1 : 8;
 }
 
 // ---- mxfp4_fp8: the same codes beside E4M3 inputs

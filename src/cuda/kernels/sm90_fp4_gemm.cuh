@@ -7,15 +7,15 @@
 // rows, the same producer and order of tiles. What differs:
 //
 // - wgmma takes its first operand from registers, so weights are that one: the products are
-// transposed, weight
-//   rows × input rows. Each thread decodes the codes that it multiplies, out of the checkpoint's
-//   own bytes (fp4_layout.hpp), while the tensor core works on those before.
+//   transposed, weight rows × input rows. Each thread decodes the codes that it multiplies, out of
+//   the checkpoint's own bytes (fp4_layout.hpp), while the tensor core works on those before.
 // - A warpgroup has 64 gates and their 64 ups (64 rows of each half of the tile), and all input
-// rows.
+//   rows.
 // - A tile of few rows takes a narrower wgmma: 16, 64 or 128 columns.
+// - Calls whose experts have few rows take a kernel of their own, of tiles of up to 32 rows: four
+//   warpgroups decode instead of two.
 // - Results are turned around on their way through shared memory, in the order of columns that the
-// next GEMM
-//   multiplies in.
+//   next GEMM multiplies in.
 //
 // docs/cuda.md is the design note.
 #pragma once
@@ -38,24 +38,60 @@ namespace sm90 {
 inline constexpr int kFp4ProducerRegisters = 40;
 inline constexpr int kFp4ConsumerRegisters = 232;
 
+// How a CTA divides its tiles. With few rows weights are all that is read, and what limits that is
+// decoding: two warps of a scheduler wait for themselves half of the time. The sums leave registers
+// enough for four. Both groups of consumers have the tile's weight rows, and take turns along K.
+struct ManyRows {
+  static constexpr int kRows = kTileRows;
+  static constexpr int kGroups = 1;  // of two warpgroups
+  static constexpr int kStages = flexact::cuda::kStages;
+  static constexpr int kPassRows = 64;      // that leave together
+  static constexpr int kStepsTogether = 2;  // of wgmma, that are decoded and issued together
+  static constexpr int kThreads = kGemmThreads;
+  static constexpr int kProducerRegisters = kFp4ProducerRegisters;
+  static constexpr int kConsumerRegisters = kFp4ConsumerRegisters;
+};
+struct FewRows {
+  static constexpr int kRows = kFp4FewRows;
+  static constexpr int kGroups = 2;
+  static constexpr int kStages = kFp4FewStages;
+  static constexpr int kPassRows = 16;
+  static constexpr int kStepsTogether = 1;
+  static constexpr int kThreads = kFp4FewThreads;
+  static constexpr int kProducerRegisters = 32;
+  static constexpr int kConsumerRegisters = 112;
+};
+static_assert(FewRows::kThreads == 128 + FewRows::kGroups * kConsumers * 128);
+
 // Scales of a weight row in a block that one thread needs.
 template <Fp4 kFormat>
 inline constexpr int kScalesOfRow = kFormat == Fp4::Nv ? 2 : 1;
 
-template <Fp4 kFormat>
-struct Fp4Storage {
-  alignas(1024) __nv_bfloat16 input[kStages][2][kTileRows * 64];
-  alignas(128) std::uint8_t codes[kStages][kTileColumns * kFp4CodeBytes];
-  alignas(128) std::uint8_t scales[kStages][fp4_scale_bytes(kScalesOfRow<kFormat>)];
-  alignas(128) std::uint8_t staging[kConsumers][kFp4StagingBytes];
-  FullBarrier full[kStages];
-  EmptyBarrier empty[kStages];
+// Sums on their way from the second group to the first, a thread's one behind the other.
+template <int kGroups, int kRows>
+struct Fp4Sums {
+  float sums[kRows][kConsumers * 128];
+};
+template <int kRows>
+struct Fp4Sums<1, kRows> {};
+
+template <Fp4 kFormat, typename Shape>
+struct Fp4Storage : Fp4Sums<Shape::kGroups, Shape::kRows> {
+  alignas(1024) __nv_bfloat16 input[Shape::kStages][2][Shape::kRows * 64];
+  alignas(1024) std::uint8_t codes[Shape::kStages][kTileColumns * kFp4CodeBytes];
+  alignas(128) std::uint8_t scales[Shape::kStages][fp4_scale_bytes(kScalesOfRow<kFormat>)];
+  alignas(128) std::uint8_t staging[kConsumers][Shape::kPassRows * 128];
+  FullBarrier full[Shape::kStages];
+  EmptyBarrier empty[Shape::kStages];
   WorkQueue queue;
 };
-static_assert(sizeof(Fp4Storage<Fp4::Nv>) <= kFp4SharedBytes);
+static_assert(sizeof(Fp4Storage<Fp4::Nv, ManyRows>) <= kFp4SharedBytes);
+static_assert(sizeof(Fp4Storage<Fp4::Nv, FewRows>) <= kFp4FewSharedBytes);
 
-// Sums of a thread: 64 rows of each half of the tile × 128 input rows.
-using Fp4Accumulators = float[2][kTileRows / 2];
+// Sums of a thread: 64 rows of each half of the tile × the tile's input rows.
+template <typename Shape>
+using SumsOf = float[2][Shape::kRows / 2];
+using Fp4Accumulators = SumsOf<ManyRows>;
 
 template <int kRows>
 struct Fp4Product;
@@ -64,13 +100,15 @@ struct Fp4Product;
   struct Fp4Product<rows> {                                                              \
     using Mma = gmma::MMA_64x##rows##x16_F32BF16BF16_RS<gmma::Major::K, gmma::Major::K>; \
   };
+FLEXACT_FP4_PRODUCT(8)
 FLEXACT_FP4_PRODUCT(16)
+FLEXACT_FP4_PRODUCT(32)
 FLEXACT_FP4_PRODUCT(64)
 FLEXACT_FP4_PRODUCT(128)
 #undef FLEXACT_FP4_PRODUCT
 
-template <typename Mma, std::size_t... kIndex>
-__device__ __forceinline__ void multiply_registers(float (&acc)[kTileRows / 2], std::uint32_t a0,
+template <typename Mma, int kCount, std::size_t... kIndex>
+__device__ __forceinline__ void multiply_registers(float (&acc)[kCount], std::uint32_t a0,
                                                    std::uint32_t a1, std::uint32_t a2,
                                                    std::uint32_t a3, std::uint64_t b,
                                                    gmma::ScaleOut scale,
@@ -84,13 +122,24 @@ __device__ __forceinline__ std::uint32_t multiply_pairs(std::uint32_t a, std::ui
   return product;
 }
 
-// What the decoded bits of a row are multiplied by: one factor for all 32 columns, or one for
-// each 16.
+// What the decoded bits of a row are multiplied by: one factor for all 32 columns, twice in a
+// register, or one for each 16, which share a register.
 template <Fp4 kFormat>
 struct Factors {
-  std::uint32_t of[kScalesOfRow<kFormat>];
+  std::uint32_t both;
   __device__ __forceinline__ std::uint32_t at(int word) const {
-    return of[kFormat == Fp4::Mx ? 0 : word / 2];
+    if constexpr (kFormat == Fp4::Mx) return both;
+    std::uint32_t twice;
+    if (word < 2) {
+      asm("{.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};}"
+          : "=r"(twice)
+          : "r"(both));
+    } else {
+      asm("{.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};}"
+          : "=r"(twice)
+          : "r"(both));
+    }
+    return twice;
   }
 };
 
@@ -102,7 +151,7 @@ __device__ __forceinline__ void load_factors(Factors<kFormat> (&factors)[4],
     const std::uint32_t word =
         __float_as_uint(load_shared(reinterpret_cast<const float*>(scales) + thread));
     CUTE_UNROLL
-    for (int i = 0; i < 4; ++i) factors[i].of[0] = mxfp4_factor(word >> 8 * i & 0xff);
+    for (int i = 0; i < 4; ++i) factors[i].both = mxfp4_factor(word >> 8 * i & 0xff);
   } else {
     const float2 words = load_shared(reinterpret_cast<const float2*>(scales) + thread);
     const std::uint32_t word[2] = {__float_as_uint(words.x), __float_as_uint(words.y)};
@@ -113,8 +162,7 @@ __device__ __forceinline__ void load_factors(Factors<kFormat> (&factors)[4],
           : "=r"(halves)
           : "h"(static_cast<std::uint16_t>(word[i / 2] >> i % 2 * 16)));
       const float2 scale = __half22float2(reinterpret_cast<const __half2&>(halves));
-      factors[i].of[0] = pack(scale.x * kNvfp4Factor, scale.x * kNvfp4Factor);
-      factors[i].of[1] = pack(scale.y * kNvfp4Factor, scale.y * kNvfp4Factor);
+      factors[i].both = pack(scale.x * kNvfp4Factor, scale.y * kNvfp4Factor);
     }
   }
 }
@@ -127,12 +175,14 @@ __device__ __forceinline__ std::uint32_t word_of(const uint4& words, int i) {
   return word;
 }
 
-// acc = weights · rows^T over `steps` stages, of the first kRows rows. `codes`: where the thread's
-// first row lies in a stage; `half_bytes`: from there to its second row.
-template <Fp4 kFormat, int kRows>
-__device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<kFormat>& shared,
-                                               Ring<kStages>& ring, int steps, int thread,
-                                               int codes, int half_bytes) {
+// acc = weights · rows^T over the group's part of `steps` stages, of the first kRows rows. `codes`:
+// where the thread's first row lies in a stage; `other_row`: the bit in which its second one's place
+// differs.
+template <Fp4 kFormat, typename Shape, int kRows>
+__device__ __forceinline__ void multiply_codes(SumsOf<Shape>& acc,
+                                               Fp4Storage<kFormat, Shape>& shared,
+                                               Ring<Shape::kStages>& ring, int steps, int group,
+                                               int thread, int codes, std::uint32_t other_row) {
   using Mma = typename Fp4Product<kRows>::Mma;
   constexpr auto kSums = std::make_index_sequence<kRows / 2>{};
   const std::uint64_t first_input = tile_descriptor(&shared.input[0][0][0]);
@@ -140,29 +190,38 @@ __device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<
       shared_address(&shared.codes[0][0]) + static_cast<std::uint32_t>(codes);
   const int lane = thread % 32;
   auto scale = gmma::ScaleOut::Zero;
-  int previous = 0;
+  int previous = -1;
   for (int step = 0; step < steps; ++step) {
+    if (step % Shape::kGroups != group) {
+      ring.advance();
+      continue;
+    }
     shared.full[ring.slot].wait(ring.phase);
     Factors<kFormat> factors[4];
     load_factors<kFormat>(factors, shared.scales[ring.slot], thread);
+    const std::uint32_t first_row = first_codes + ring.slot * sizeof(shared.codes[0]);
     uint4 words[4];
     CUTE_UNROLL
     for (int i = 0; i < 4; ++i) {
-      words[i] = load_shared16(first_codes + ring.slot * sizeof(shared.codes[0]) +
-                               i / 2 * (kTileColumns / 2 * kFp4CodeBytes) + i % 2 * half_bytes);
+      words[i] = load_shared16((i % 2 == 0 ? first_row : first_row ^ other_row) +
+                               i / 2 * (kTileColumns / 2 * kFp4CodeBytes));
     }
-    const std::uint64_t input = first_input + ring.slot * (sizeof(shared.input[0]) / 16);
-    // A word of each row is two steps of wgmma. The next word is decoded while this one's are at
-    // work.
+    // Only the lower half of a descriptor differs between tiles.
+    const std::uint32_t input = static_cast<std::uint32_t>(first_input) +
+                                ring.slot * (sizeof(shared.input[0]) / 16);
+    // A word of each row is two steps of wgmma. Decoding goes on while what was decoded before is
+    // at work.
+    constexpr int kSteps = Shape::kStepsTogether;
     CUTE_UNROLL
-    for (int word = 0; word < 4; ++word) {
-      std::uint32_t a[4][4];
+    for (int first = 0; first < 8; first += kSteps) {
+      std::uint32_t a[4][2 * kSteps];
       CUTE_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const std::uint32_t codes_of_row = word_of(words[i], word);
+        const std::uint32_t codes_of_row = word_of(words[i], first / 2);
         CUTE_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          a[i][j] = multiply_pairs(fp4_pair(codes_of_row, j), factors[i].at(word));
+        for (int j = 0; j < 2 * kSteps; ++j) {
+          const std::uint32_t pair = fp4_pair(codes_of_row, first % 2 * 2 + j);
+          a[i][j] = multiply_pairs(pair, factors[i].at(first / 2));
           cute::warpgroup_fence_operand(a[i][j]);
         }
       }
@@ -170,14 +229,14 @@ __device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<
       fence(acc[1]);
       cute::warpgroup_arrive();
       CUTE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int k = word * 2 + half;
-        const std::uint64_t b = input + k / 4 * (sizeof(shared.input[0][0]) / 16) + k % 4 * 2;
+      for (int k = first; k < first + kSteps; ++k) {
+        const std::uint32_t low = input + k / 4 * (sizeof(shared.input[0][0]) / 16) + k % 4 * 2;
+        const std::uint64_t b = (first_input >> 32 << 32) | low;
+        const int j = (k - first) * 2;
         CUTE_UNROLL
         for (int part = 0; part < 2; ++part) {
-          multiply_registers<Mma>(acc[part], a[part * 2][half * 2], a[part * 2 + 1][half * 2],
-                                  a[part * 2][half * 2 + 1], a[part * 2 + 1][half * 2 + 1], b,
-                                  scale, kSums);
+          multiply_registers<Mma>(acc[part], a[part * 2][j], a[part * 2 + 1][j],
+                                  a[part * 2][j + 1], a[part * 2 + 1][j + 1], b, scale, kSums);
         }
         scale = gmma::ScaleOut::One;
       }
@@ -185,7 +244,7 @@ __device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<
       cute::warpgroup_wait<1>();
       fence(acc[0]);
       fence(acc[1]);
-      if (word == 0 && step > 0) release(shared, previous, lane);
+      if (first == 0 && previous >= 0) release(shared, previous, lane);
     }
     previous = ring.slot;
     ring.advance();
@@ -193,7 +252,7 @@ __device__ __forceinline__ void multiply_codes(Fp4Accumulators& acc, Fp4Storage<
   cute::warpgroup_wait<0>();
   fence(acc[0]);
   fence(acc[1]);
-  release(shared, previous, lane);
+  if (Shape::kGroups == 1 || previous >= 0) release(shared, previous, lane);
 }
 
 // All threads of a warpgroup.
@@ -203,6 +262,36 @@ __device__ __forceinline__ void meet(int warpgroup) {
   } else {
     asm volatile("bar.sync 2, 128;" ::: "memory");
   }
+}
+
+// Two groups' warpgroups of the same weight rows, of which one waits for what the other has done.
+inline constexpr int kSumsWritten = 3, kSumsRead = 5;
+__device__ __forceinline__ void tell(int barrier) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void await(int barrier) {
+  asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory");
+}
+
+// The second group's sums of the first kRows rows become part of the first's. Of a single stage it
+// has none.
+template <int kRows, typename Shape>
+__device__ __forceinline__ void add_groups(SumsOf<Shape>& acc,
+                                           Fp4Sums<Shape::kGroups, Shape::kRows>& shared,
+                                           int steps, int group, int thread) {
+  const int warpgroup = thread / 128;
+  if (steps < Shape::kGroups) return;
+  await((group != 0 ? kSumsRead : kSumsWritten) + warpgroup);
+  CUTE_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    float& sum = acc[i / (kRows / 2)][i % (kRows / 2)];
+    if (group != 0) {
+      store_shared(&shared.sums[i][thread], sum);
+    } else {
+      sum += load_shared(&shared.sums[i][thread]);
+    }
+  }
+  tell((group != 0 ? kSumsWritten : kSumsRead) + warpgroup);
 }
 
 // What a thread must know of its two weight rows in a part of the tile.
@@ -246,15 +335,21 @@ __device__ __forceinline__ Fp4Rows rows_of(const Fp4GemmArguments& fp4, const in
   return rows;
 }
 
-// What follows the products, and the way out: 64 input rows and a warpgroup's 64 places at a time
+__device__ __forceinline__ void swap(std::uint32_t& a, std::uint32_t& b) {
+  const std::uint32_t before = a;
+  a = b;
+  b = before;
+}
+
+// What follows the products, and the way out: some input rows and a warpgroup's 64 places at a time
 // are turned around. Piece c of row r lies at c ^ (r % 8), so that neither side meets a bank twice.
-template <Epilogue kEpilogue, Fp4 kFormat>
-__device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* staging,
+template <Epilogue kEpilogue, Fp4 kFormat, typename Shape = ManyRows>
+__device__ __forceinline__ void finish(SumsOf<Shape>& acc, std::uint8_t* staging,
                                        const Fp4GemmArguments& fp4, const int4& tile,
                                        const float* parameters) {
   constexpr bool kGated = kEpilogue == Epilogue::Gated;
   constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
-  constexpr int kPassRows = 64;
+  constexpr int kPassRows = Shape::kPassRows;
   const GemmArguments& arguments = fp4.gemm;
   // Read anew for each tile: nothing derived from it is worth a register during the products.
   int thread;
@@ -281,7 +376,7 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
     const Fp4Rows own = rows_of<kEpilogue, kFormat>(fp4, tile, thread, part);
     const Fp4Rows ups = rows_of<kEpilogue, kFormat>(fp4, tile, thread, 1);  // of a gated layer
     CUTE_UNROLL
-    for (int pass = 0; pass < kTileRows / kPassRows; ++pass) {
+    for (int pass = 0; pass < Shape::kRows / kPassRows; ++pass) {
       if (pass * kPassRows >= tile.z) break;
       meet(warpgroup);
       CUTE_UNROLL
@@ -316,6 +411,11 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
           // What lies beyond the last column is multiplied by zeros.
           word[i] = !kPermuted || own.inside[half] ? pack(y[0], y[1]) : 0;
         }
+        // Every other group of lanes has its two rows exchanged (fp4_place()).
+        if (kPermuted && kFormat != Fp4::MxFp8 && lane / 4 % 2 != 0) {
+          swap(word[0], word[1]);
+          swap(word[2], word[3]);
+        }
         store_matrices_turned(written + pair * 16 * 128, word);
       }
       meet(warpgroup);
@@ -333,43 +433,61 @@ __device__ __forceinline__ void finish(Fp4Accumulators& acc, std::uint8_t* stagi
 }
 
 // A consumer warpgroup.
-template <Epilogue kEpilogue, Fp4 kFormat>
-__device__ __forceinline__ void consume_codes(Fp4Storage<kFormat>& shared,
+template <Epilogue kEpilogue, Fp4 kFormat, typename Shape>
+__device__ __forceinline__ void consume_codes(Fp4Storage<kFormat, Shape>& shared,
                                               const Fp4GemmArguments& fp4) {
   constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
-  const int thread = static_cast<int>(threadIdx.x) - 128;
+  constexpr std::uint32_t kOtherRow = fp4_other_row(kPermuted) * kFp4CodeBytes;
+  const int consumer = static_cast<int>(threadIdx.x) - 128;
+  const int thread = consumer % (kConsumers * 128);
   const int lane = thread % 32;
-  const int row = fp4_row(thread, 0, kPermuted);
-  const int codes = row * kFp4CodeBytes + lane % 4 * 16;
-  const int half_bytes = (kPermuted ? 1 : 8) * kFp4CodeBytes;
+  const int codes = fp4_row(thread, 0, kPermuted) * kFp4CodeBytes + lane % 4 * 16;
   const int warpgroup = __shfl_sync(0xffffffffu, thread / 128, 0);
+  const int group =
+      Shape::kGroups == 1
+          ? 0
+          : __shfl_sync(0xffffffffu, consumer / (kConsumers * 128), 0);
 
-  Fp4Accumulators acc;
+  SumsOf<Shape> acc = {};
   const int steps = (fp4.gemm.depth + kFp4Block - 1) / kFp4Block;
-  Ring<kStages> ring;
+  Ring<Shape::kStages> ring;
   Ring<kWorkSlots> work;
+  // There is nothing to read yet, so the second group may write.
+  if (Shape::kGroups > 1 && group == 0) tell(kSumsRead + warpgroup);
+  // Of the first kRows rows. More widths than three are more than the assembler finds registers for.
+  const auto multiply = [&](auto rows) {
+    constexpr int kRows = decltype(rows)::value;
+    multiply_codes<kFormat, Shape, kRows>(acc, shared, ring, steps, group, thread, codes,
+                                          kOtherRow);
+    if constexpr (Shape::kGroups > 1) {
+      add_groups<kRows, Shape>(acc, shared, steps, group, thread);
+    }
+  };
+  constexpr int kWidest = Shape::kRows, kMiddle = Shape::kRows / 2;
+  constexpr int kNarrow = Shape::kGroups == 1 ? 16 : 8;
   while (true) {
     const int4 tile = next_tile(shared.queue, work, lane);
     if (tile.w < 0) break;
-
-    // More widths than three are more than the assembler finds registers for.
-    if (tile.z > 64) {
-      multiply_codes<kFormat, 128>(acc, shared, ring, steps, thread, codes, half_bytes);
-    } else if (tile.z > 16) {
-      multiply_codes<kFormat, 64>(acc, shared, ring, steps, thread, codes, half_bytes);
+    if (tile.z > kMiddle) {
+      multiply(std::integral_constant<int, kWidest>{});
+    } else if (tile.z > kNarrow) {
+      multiply(std::integral_constant<int, kMiddle>{});
     } else {
-      multiply_codes<kFormat, 16>(acc, shared, ring, steps, thread, codes, half_bytes);
+      multiply(std::integral_constant<int, kNarrow>{});
     }
+    if (group != 0) continue;
 
     float parameters[kMaxParameters];
     load_parameters<kEpilogue>(fp4.gemm, tile.x, parameters);
-    finish<kEpilogue, kFormat>(acc, shared.staging[warpgroup], fp4, tile, parameters);
+    finish<kEpilogue, kFormat, Shape>(acc, shared.staging[warpgroup], fp4, tile, parameters);
   }
+  // No barrier is left half met.
+  if (Shape::kGroups > 1 && group != 0) await(kSumsRead + warpgroup);
 }
 
 // One thread takes tiles and issues the copies of their stages.
-template <Epilogue kEpilogue, Fp4 kFormat>
-__device__ __forceinline__ void produce_codes(Fp4Storage<kFormat>& shared,
+template <Epilogue kEpilogue, Fp4 kFormat, typename Shape>
+__device__ __forceinline__ void produce_codes(Fp4Storage<kFormat, Shape>& shared,
                                               const CUtensorMap* map_input,
                                               const CUtensorMap* map_codes,
                                               const Fp4GemmArguments& fp4) {
@@ -377,7 +495,7 @@ __device__ __forceinline__ void produce_codes(Fp4Storage<kFormat>& shared,
   constexpr int kScaleBytes = sizeof(shared.scales[0]);
   const GemmArguments& arguments = fp4.gemm;
   const int steps = (arguments.depth + kFp4Block - 1) / kFp4Block;
-  Ring<kStages> ring;
+  Ring<Shape::kStages> ring;
   take_tiles(shared.queue, arguments, [&](const int4& tile) {
     const int first_column = tile.w * kOutputColumns<kEpilogue>;
     const int boxes = (tile.z + fp4.box_rows - 1) / fp4.box_rows;
@@ -415,40 +533,46 @@ __device__ __forceinline__ void produce_codes(Fp4Storage<kFormat>& shared,
   });
 }
 
-template <Epilogue kEpilogue, Fp4 kFormat>
+template <Epilogue kEpilogue, Fp4 kFormat, typename Shape>
 __device__ __forceinline__ void fp4_gemm(const CUtensorMap* map_input, const CUtensorMap* map_codes,
                                          const Fp4GemmArguments& arguments) {
   extern __shared__ std::uint8_t memory[];
-  auto& shared = *reinterpret_cast<Fp4Storage<kFormat>*>(
+  auto& shared = *reinterpret_cast<Fp4Storage<kFormat, Shape>*>(
       (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
 
-  if (threadIdx.x == 0) init_barriers(shared, 1, kConsumers * 4);
+  if (threadIdx.x == 0) init_barriers(shared, 1, Shape::kGroups * kConsumers * 4);
   __syncthreads();
   wait_for_predecessors();
   let_successor_start();
 
   if (warpgroup == 0) {
-    cutlass::arch::warpgroup_reg_dealloc<kFp4ProducerRegisters>();
+    cutlass::arch::warpgroup_reg_dealloc<Shape::kProducerRegisters>();
     if (threadIdx.x == 0) {
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_input));
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_codes));
-      produce_codes<kEpilogue, kFormat>(shared, map_input, map_codes, arguments);
+      produce_codes<kEpilogue, kFormat, Shape>(shared, map_input, map_codes, arguments);
     }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<kFp4ConsumerRegisters>();
-    consume_codes<kEpilogue, kFormat>(shared, arguments);
+    cutlass::arch::warpgroup_reg_alloc<Shape::kConsumerRegisters>();
+    consume_codes<kEpilogue, kFormat, Shape>(shared, arguments);
   }
 }
 
 }  // namespace sm90
 }  // namespace flexact::cuda
 
-#define FLEXACT_FP4_GEMM_KERNEL(name, epilogue, format)                                 \
-  extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)          \
-      name(const __grid_constant__ CUtensorMap map_input,                               \
-           const __grid_constant__ CUtensorMap map_codes,                               \
-           const __grid_constant__ flexact::cuda::Fp4GemmArguments arguments) {         \
-    using namespace flexact::cuda;                                                      \
-    sm90::fp4_gemm<Epilogue::epilogue, Fp4::format>(&map_input, &map_codes, arguments); \
+#define FLEXACT_FP4_GEMM_KERNEL_OF(name, epilogue, format, shape)                              \
+  extern "C" __global__ void __launch_bounds__(flexact::cuda::sm90::shape::kThreads, 1)        \
+      name(const __grid_constant__ CUtensorMap map_input,                                      \
+           const __grid_constant__ CUtensorMap map_codes,                                      \
+           const __grid_constant__ flexact::cuda::Fp4GemmArguments arguments) {                \
+    using namespace flexact::cuda;                                                             \
+    sm90::fp4_gemm<Epilogue::epilogue, Fp4::format, sm90::shape>(&map_input, &map_codes,       \
+                                                                 arguments);                   \
   }
+
+// NAME, and NAME_few for tiles of few rows.
+#define FLEXACT_FP4_GEMM_KERNEL(name, epilogue, format)               \
+  FLEXACT_FP4_GEMM_KERNEL_OF(name, epilogue, format, ManyRows)        \
+  FLEXACT_FP4_GEMM_KERNEL_OF(name##_few, epilogue, format, FewRows)

@@ -108,7 +108,7 @@ __device__ __forceinline__ void skip_stages(Storage& shared, Ring<kStages>& ring
 // queue.
 template <typename Storage>
 __device__ __forceinline__ void init_barriers(Storage& shared, int arrivals, int readers) {
-  for (int stage = 0; stage < kStages; ++stage) {
+  for (int stage = 0; stage < static_cast<int>(sizeof(shared.full) / sizeof(FullBarrier)); ++stage) {
     shared.full[stage].init(arrivals);
     shared.empty[stage].init(kConsumers * 4);
   }

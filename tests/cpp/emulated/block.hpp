@@ -182,8 +182,7 @@ inline std::uint32_t __shfl_xor_sync(unsigned, std::uint32_t value, int distance
   return warp.last[lane ^ static_cast<unsigned>(distance)][0];
 }
 inline float __shfl_xor_sync(unsigned mask, float value, int distance) {
-  return std::bit_cast<float>(
-      __shfl_xor_sync(mask, std::bit_cast<std::uint32_t>(value), distance));
+  return std::bit_cast<float>(__shfl_xor_sync(mask, std::bit_cast<std::uint32_t>(value), distance));
 }
 inline unsigned long long __shfl_up_sync(unsigned, unsigned long long value, int distance) {
   const unsigned lane = threadIdx.x % 32, below = static_cast<unsigned>(distance);

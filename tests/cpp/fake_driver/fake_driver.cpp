@@ -112,8 +112,8 @@ void route(const RouteArguments& r) {
     for (int slot = 0; slot < r.tokens * r.top_k; ++slot) {
       if (id_of(r, slot) == e) r.slot_row[slot] = row++;
     }
-    for (int at = first; at < row; at += kTileRows) {
-      r.tiles[tiles++] = {e, at, std::min(kTileRows, row - at), 0};
+    for (int at = first; at < row; at += r.tile_rows) {
+      r.tiles[tiles++] = {e, at, std::min(r.tile_rows, row - at), 0};
     }
   }
   *r.tile_count = tiles;
@@ -471,7 +471,8 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
         const int step = i / 4, part = i / 2 % 2, half = i % 2, lane = thread % 32;
         const int row =
             e4m3 ? mxfp4_fp8_row(thread, half, permuted) : fp4_row(thread, half, permuted);
-        const int position = thread / 32 * 16 + half * 8 + lane / 4;
+        // Its place among the results; which row of wgmma it is does not matter here.
+        const int position = fp4_place(thread, half, permuted && !e4m3);
         row_at[position] = row;
         const int pair = gated ? part ^ g.gate_pair : 0;
         const int output = first + (gated ? 0 : part * 128) + row;
@@ -699,8 +700,7 @@ bool launch_gather(std::string name, const unsigned (&grid)[3], unsigned threads
   gather_fp8(arguments, blocks);
   // A row's scale needs all of the row in one block.
   return name == "flexact_fp8_gather" && cover(blocks, arguments.gather.tokens, 1) &&
-         (arguments.scaling == InputScaling::Rows ? grid[1] == 1
-                                                  : columns >= arguments.row_bytes);
+         (arguments.scaling == InputScaling::Rows ? grid[1] == 1 : columns >= arguments.row_bytes);
 }
 
 }  // namespace
@@ -888,13 +888,23 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     if (name.find("fp4_") != std::string::npos) {
       const auto& arguments = *static_cast<const Fp4GemmArguments*>(parameters[2]);
       const bool e4m3 = name.find("mxfp4_fp8") != std::string::npos;
+      constexpr const char* kFew = "_few";
+      const bool few = name.ends_with(kFew);
+      const int rows = few ? kFp4FewRows : kTileRows;
+      for (int i = 0; i < *arguments.gemm.tile_count; ++i) {
+        if (arguments.gemm.tiles[i].rows > rows) return kInvalidValue;
+      }
+      if (arguments.box_rows > rows ||
+          configuration->block[0] != static_cast<unsigned>(few ? kFp4FewThreads : kGemmThreads))
+        return kInvalidValue;
       if (a.bytes != (e4m3 ? 1 : 2) || b.bytes != 1 || b.box[0] != kFp4CodeBytes ||
           arguments.box_rows % 8 != 0 ||
           a.box[1] != static_cast<std::uint32_t>(arguments.box_rows) ||
-          configuration->shared_bytes !=
-              static_cast<unsigned>(e4m3 ? kMxfp4Fp8SharedBytes : kFp4SharedBytes))
+          configuration->shared_bytes != static_cast<unsigned>(e4m3  ? kMxfp4Fp8SharedBytes
+                                                               : few ? kFp4FewSharedBytes
+                                                                     : kFp4SharedBytes))
         return kInvalidValue;
-      gemm_fp4(name, a, b, arguments);
+      gemm_fp4(few ? name.substr(0, name.size() - std::strlen(kFew)) : name, a, b, arguments);
       return 0;
     }
     constexpr const char* kFp8 = "flexact_gemm_fp8_";
