@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <set>
+#include <utility>
 
 #include "cuda/fp4_layer.hpp"
 #include "cuda/kernels/fp4_layout.hpp"
@@ -98,11 +99,19 @@ TEST(Fp4Layout, a_position_has_a_column_and_a_thread_sixteen_bytes_of_a_row) {
   EXPECT_EQ(columns.size(), static_cast<std::size_t>(cuda::kFp4Block));
 }
 
+// `permuted` and `gated` of GEMM2, and of GEMM1 without a gate and with one.
+constexpr std::pair<bool, bool> kGemms[] = {{false, false}, {true, false}, {true, true}};
+
 TEST(Fp4Layout, warpgroups_share_the_rows_of_a_part) {
-  for (const bool permuted : {false, true}) {
+  for (const auto& [permuted, gated] : kGemms) {
     std::set<int> rows;
     for (int thread = 0; thread < cuda::kFp4ScaleThreads; ++thread) {
-      for (int half = 0; half < 2; ++half) rows.insert(cuda::fp4_row(thread, half, permuted));
+      for (int half = 0; half < 2; ++half) {
+        rows.insert(cuda::fp4_row(thread, half, permuted, gated));
+      }
+      EXPECT_EQ(
+          cuda::fp4_row(thread, 0, permuted, gated) ^ cuda::fp4_row(thread, 1, permuted, gated),
+          cuda::fp4_other_row(permuted));
     }
     EXPECT_EQ(rows.size(), 128u);
     EXPECT_EQ(*rows.rbegin(), 127);
@@ -110,20 +119,16 @@ TEST(Fp4Layout, warpgroups_share_the_rows_of_a_part) {
 }
 
 TEST(Fp4Layout, eight_lanes_load_from_all_banks_at_once) {
-  for (const bool permuted : {false, true}) {
-    for (int thread = 0; thread < cuda::kFp4ScaleThreads; ++thread) {
-      EXPECT_EQ(cuda::fp4_row(thread, 0, permuted) ^ cuda::fp4_row(thread, 1, permuted),
-                cuda::fp4_other_row(permuted));
-    }
+  for (const auto& [permuted, gated] : kGemms) {
+    if (permuted && !gated) continue;
     for (int first = 0; first < cuda::kFp4ScaleThreads; first += 8) {
       for (int half = 0; half < 2; ++half) {
         std::set<int> places;  // of 16 bytes in a line of 128
         for (int thread = first; thread < first + 8; ++thread) {
-          const int byte =
-              cuda::fp4_row(thread, half, permuted) * cuda::kFp4CodeBytes + thread % 4 * 16;
-          places.insert(byte % 128 / 16);
+          const int row = cuda::fp4_row(thread, half, permuted, gated);
+          places.insert((row * cuda::kFp4CodeBytes + thread % 4 * 16) % 128 / 16);
         }
-        EXPECT_EQ(places.size(), 8u) << first << " " << permuted;
+        EXPECT_EQ(places.size(), 8u) << first << " " << gated;
       }
     }
   }

@@ -59,15 +59,15 @@ constexpr int fp4_scale_bytes(int of_row) {
   return kFp4ScaleThreads * 4 * of_row;
 }
 // A thread's two rows of a part, `half` 0 and 1, by their places among the results. `permuted`:
-// results are the next GEMM's inputs, in the order of its columns; two rows are then neighbours,
-// and every other group of four lanes takes the later one first, so that what eight lanes load at
-// once lies in all banks of shared memory.
-constexpr int fp4_place(int thread, int half, bool permuted) {
+// results are the next GEMM's inputs, in the order of its columns, and two rows are neighbours.
+// `gated`: every other group of four lanes takes the later one first, so that what eight lanes load
+// at once lies in all banks of shared memory.
+constexpr int fp4_place(int thread, int half, bool gated) {
   const int eighth = thread % 32 / 4;
-  return thread / 32 * 16 + (permuted ? half ^ (eighth & 1) : half) * 8 + eighth;
+  return thread / 32 * 16 + (gated ? half ^ (eighth & 1) : half) * 8 + eighth;
 }
-constexpr int fp4_row(int thread, int half, bool permuted) {
-  const int place = fp4_place(thread, half, permuted);
+constexpr int fp4_row(int thread, int half, bool permuted, bool gated) {
+  const int place = fp4_place(thread, half, gated);
   return permuted ? fp4_column(place) : place;
 }
 // Rows of a thread differ in this bit alone.
@@ -92,7 +92,7 @@ constexpr int mxfp4_fp8_column(int position) {
 constexpr int mxfp4_fp8_row(int thread, int half, bool permuted) {
   const int eighth = thread % 32 / 4;
   return permuted ? mxfp4_fp8_column(thread / 32 * 16 + eighth / 2 * 4 + half * 2 + eighth % 2)
-                  : fp4_row(thread, half, false);
+                  : fp4_row(thread, half, false, false);
 }
 
 inline constexpr int kMxfp4Fp8Exact = 14;    // powers of two below a row's largest scale

@@ -71,7 +71,7 @@ __device__ inline void order_scales(const Fp4ScaleArguments& s) {
       const int part = i / 2;
       const int row = tile * (gated ? 128 : 256) + (gated ? 0 : part * 128) +
                       (s.e4m3 != 0 ? mxfp4_fp8_row(thread, i % 2, s.permuted != 0)
-                                   : fp4_row(thread, i % 2, s.permuted != 0));
+                                   : fp4_row(thread, i % 2, s.permuted != 0, gated));
       const std::uint8_t* of_expert = s.scales + expert * s.expert_step + (gated ? s.offset[part] : 0);
       for (int j = 0; j < s.of_row; ++j) {
         const int group = (step * 4 + thread % 4) * s.of_row + j;

@@ -265,12 +265,37 @@ __device__ __forceinline__ void meet(int warpgroup) {
 }
 
 // Two groups' warpgroups of the same weight rows, of which one waits for what the other has done.
-inline constexpr int kSumsWritten = 3, kSumsRead = 5;
-__device__ __forceinline__ void tell(int barrier) {
-  asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory");
+// Numbers of barriers are constants: a register for each would be two too many.
+enum class Sums { Written, Read };
+__device__ __forceinline__ void tell(Sums sums, int warpgroup) {
+  if (sums == Sums::Written) {
+    if (warpgroup == 0) {
+      asm volatile("bar.arrive 3, 256;" ::: "memory");
+    } else {
+      asm volatile("bar.arrive 4, 256;" ::: "memory");
+    }
+  } else {
+    if (warpgroup == 0) {
+      asm volatile("bar.arrive 5, 256;" ::: "memory");
+    } else {
+      asm volatile("bar.arrive 6, 256;" ::: "memory");
+    }
+  }
 }
-__device__ __forceinline__ void await(int barrier) {
-  asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory");
+__device__ __forceinline__ void await(Sums sums, int warpgroup) {
+  if (sums == Sums::Written) {
+    if (warpgroup == 0) {
+      asm volatile("bar.sync 3, 256;" ::: "memory");
+    } else {
+      asm volatile("bar.sync 4, 256;" ::: "memory");
+    }
+  } else {
+    if (warpgroup == 0) {
+      asm volatile("bar.sync 5, 256;" ::: "memory");
+    } else {
+      asm volatile("bar.sync 6, 256;" ::: "memory");
+    }
+  }
 }
 
 // The second group's sums of the first kRows rows become part of the first's. Of a single stage it
@@ -278,20 +303,23 @@ __device__ __forceinline__ void await(int barrier) {
 template <int kRows, typename Shape>
 __device__ __forceinline__ void add_groups(SumsOf<Shape>& acc,
                                            Fp4Sums<Shape::kGroups, Shape::kRows>& shared,
-                                           int steps, int group, int thread) {
-  const int warpgroup = thread / 128;
+                                           int steps, int group, int warpgroup, int thread) {
   if (steps < Shape::kGroups) return;
-  await((group != 0 ? kSumsRead : kSumsWritten) + warpgroup);
-  CUTE_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    float& sum = acc[i / (kRows / 2)][i % (kRows / 2)];
-    if (group != 0) {
-      store_shared(&shared.sums[i][thread], sum);
-    } else {
-      sum += load_shared(&shared.sums[i][thread]);
+  if (group != 0) {
+    await(Sums::Read, warpgroup);
+    CUTE_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      store_shared(&shared.sums[i][thread], acc[i / (kRows / 2)][i % (kRows / 2)]);
     }
+    tell(Sums::Written, warpgroup);
+  } else {
+    await(Sums::Written, warpgroup);
+    CUTE_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      acc[i / (kRows / 2)][i % (kRows / 2)] += load_shared(&shared.sums[i][thread]);
+    }
+    tell(Sums::Read, warpgroup);
   }
-  tell((group != 0 ? kSumsWritten : kSumsRead) + warpgroup);
 }
 
 // What a thread must know of its two weight rows in a part of the tile.
@@ -320,7 +348,7 @@ __device__ __forceinline__ Fp4Rows rows_of(const Fp4GemmArguments& fp4, const in
   for (int half = 0; half < 2; ++half) {
     constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
     const int column = first_column + (kFormat == Fp4::MxFp8 ? mxfp4_fp8_row(thread, half, kPermuted)
-                                                             : fp4_row(thread, half, kPermuted));
+                                                             : fp4_row(thread, half, kPermuted, kGated));
     const std::int64_t row = std::int64_t{tile.x} * (kGated ? 2 : 1) + (kGated ? part : 0);
     rows.inside[half] = column < arguments.columns;
     rows.bias[half] = 0;
@@ -341,6 +369,13 @@ __device__ __forceinline__ void swap(std::uint32_t& a, std::uint32_t& b) {
   b = before;
 }
 
+// Read anew for each tile: nothing derived from it is worth a register during the products.
+__device__ __forceinline__ int thread_now() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // What follows the products, and the way out: some input rows and a warpgroup's 64 places at a time
 // are turned around. Piece c of row r lies at c ^ (r % 8), so that neither side meets a bank twice.
 template <Epilogue kEpilogue, Fp4 kFormat, typename Shape = ManyRows>
@@ -351,10 +386,7 @@ __device__ __forceinline__ void finish(SumsOf<Shape>& acc, std::uint8_t* staging
   constexpr bool kPermuted = kEpilogue != Epilogue::Plain;
   constexpr int kPassRows = Shape::kPassRows;
   const GemmArguments& arguments = fp4.gemm;
-  // Read anew for each tile: nothing derived from it is worth a register during the products.
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  thread -= 128;
+  const int thread = thread_now() - 128;
   const int warpgroup = thread / 128;
   const int lane = thread % 32;
   const int first_column = tile.w * kOutputColumns<kEpilogue>;
@@ -411,8 +443,9 @@ __device__ __forceinline__ void finish(SumsOf<Shape>& acc, std::uint8_t* staging
           // What lies beyond the last column is multiplied by zeros.
           word[i] = !kPermuted || own.inside[half] ? pack(y[0], y[1]) : 0;
         }
-        // Every other group of lanes has its two rows exchanged (fp4_place()).
-        if (kPermuted && kFormat != Fp4::MxFp8 && lane / 4 % 2 != 0) {
+        // Every other group of lanes has its two rows exchanged (fp4_place()). (Without a gate the
+        // assembler has no register left for it.)
+        if (kGated && kFormat != Fp4::MxFp8 && lane / 4 % 2 != 0) {
           swap(word[0], word[1]);
           swap(word[2], word[3]);
         }
@@ -440,33 +473,32 @@ __device__ __forceinline__ void consume_codes(Fp4Storage<kFormat, Shape>& shared
   constexpr std::uint32_t kOtherRow = fp4_other_row(kPermuted) * kFp4CodeBytes;
   const int consumer = static_cast<int>(threadIdx.x) - 128;
   const int thread = consumer % (kConsumers * 128);
-  const int lane = thread % 32;
-  const int codes = fp4_row(thread, 0, kPermuted) * kFp4CodeBytes + lane % 4 * 16;
+  const int codes = fp4_row(thread, 0, kPermuted, kEpilogue == Epilogue::Gated) * kFp4CodeBytes + thread % 4 * 16;
   const int warpgroup = __shfl_sync(0xffffffffu, thread / 128, 0);
   const int group =
       Shape::kGroups == 1
           ? 0
           : __shfl_sync(0xffffffffu, consumer / (kConsumers * 128), 0);
 
-  SumsOf<Shape> acc = {};
+  SumsOf<Shape> acc;
   const int steps = (fp4.gemm.depth + kFp4Block - 1) / kFp4Block;
   Ring<Shape::kStages> ring;
   Ring<kWorkSlots> work;
   // There is nothing to read yet, so the second group may write.
-  if (Shape::kGroups > 1 && group == 0) tell(kSumsRead + warpgroup);
+  if (Shape::kGroups > 1 && group == 0) tell(Sums::Read, warpgroup);
   // Of the first kRows rows. More widths than three are more than the assembler finds registers for.
   const auto multiply = [&](auto rows) {
     constexpr int kRows = decltype(rows)::value;
     multiply_codes<kFormat, Shape, kRows>(acc, shared, ring, steps, group, thread, codes,
                                           kOtherRow);
     if constexpr (Shape::kGroups > 1) {
-      add_groups<kRows, Shape>(acc, shared, steps, group, thread);
+      add_groups<kRows, Shape>(acc, shared, steps, group, warpgroup, thread);
     }
   };
   constexpr int kWidest = Shape::kRows, kMiddle = Shape::kRows / 2;
   constexpr int kNarrow = Shape::kGroups == 1 ? 16 : 8;
   while (true) {
-    const int4 tile = next_tile(shared.queue, work, lane);
+    const int4 tile = next_tile(shared.queue, work, thread_now() % 32);
     if (tile.w < 0) break;
     if (tile.z > kMiddle) {
       multiply(std::integral_constant<int, kWidest>{});
@@ -482,7 +514,7 @@ __device__ __forceinline__ void consume_codes(Fp4Storage<kFormat, Shape>& shared
     finish<kEpilogue, kFormat, Shape>(acc, shared.staging[warpgroup], fp4, tile, parameters);
   }
   // No barrier is left half met.
-  if (Shape::kGroups > 1 && group != 0) await(kSumsRead + warpgroup);
+  if (Shape::kGroups > 1 && group != 0) await(Sums::Read, warpgroup);
 }
 
 // One thread takes tiles and issues the copies of their stages.

@@ -371,7 +371,7 @@ std::int64_t scale_at(int of_row, int thread, int part, int half, int j) {
 
 int place_of(const Fp4ScaleArguments& s, int thread, int half) {
   return s.e4m3 != 0 ? mxfp4_fp8_row(thread, half, s.permuted != 0)
-                     : fp4_row(thread, half, s.permuted != 0);
+                     : fp4_row(thread, half, s.permuted != 0, s.gated != 0);
 }
 
 void find_largest_scales(const Fp4ScaleArguments& s, unsigned parts) {
@@ -470,9 +470,9 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
       for (int i = 0; i < 4 * steps; ++i) {
         const int step = i / 4, part = i / 2 % 2, half = i % 2, lane = thread % 32;
         const int row =
-            e4m3 ? mxfp4_fp8_row(thread, half, permuted) : fp4_row(thread, half, permuted);
+            e4m3 ? mxfp4_fp8_row(thread, half, permuted) : fp4_row(thread, half, permuted, gated);
         // Its place among the results; which row of wgmma it is does not matter here.
-        const int position = fp4_place(thread, half, permuted && !e4m3);
+        const int position = fp4_place(thread, half, gated && !e4m3);
         row_at[position] = row;
         const int pair = gated ? part ^ g.gate_pair : 0;
         const int output = first + (gated ? 0 : part * 128) + row;
