@@ -507,6 +507,16 @@ std::vector<Variant> variants_for(int tokens, const std::vector<std::string>& wa
   add("dependent", [](Wish& w) { w.dependent_launches = 1; });
   add("serial", [](Wish& w) { w.dependent_launches = 0; });
   add("whole", [](Wish& w) { w.split_last = 0; });
+  if (tokens <= 1024) {
+    add("routed", [](Wish& w) { w.counted_rows = 0; });
+    add("many", [](Wish& w) { w.few_rows = 0; });
+    add("few", [](Wish& w) { w.few_rows = 1; });
+    add("old", [](Wish& w) {
+      w.path = Path::Tiled;
+      w.counted_rows = w.few_rows = 0;
+    });
+    add("new", [](Wish& w) { w.path = Path::Tiled; });
+  }
   if (tokens <= 16) {
     add("tiled", [](Wish& w) { w.path = Path::Tiled; });
     add("stream", [](Wish& w) { w.path = Path::Stream; });

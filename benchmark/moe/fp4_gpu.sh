@@ -13,13 +13,16 @@ CONFORMANCE=${2:-build/developer}/tests/conformance/conformance
 FORMATS=${FORMATS:-mxfp4 nvfp4 mxfp4_fp8}
 mkdir -p "$OUT"
 
-# FUNCTION PAIRING/FORMAT ROWS
+# FUNCTION PAIRING/FORMAT ROWS [VARIANT]
 check() {
-  timeout 60 "$CONFORMANCE" test --gpu --rows "$3" --only "cutlass/sm_90a/$1/$2" --json "$OUT/conformance_$1_${2/\//_}.json"
+  timeout 60 "$CONFORMANCE" test --gpu --rows "$3" --only "cutlass/${4:-sm_90a}/$1/$2" \
+    --json "$OUT/conformance_${4:-sm_90a}_$1_${2/\//_}.json"
 }
 
 for format in $FORMATS; do
-  for pairing in concat none; do check relu2 $pairing/$format 2; done
+  for pairing in concat none; do
+    for variant in sm_90a_few sm_90a_routed; do check relu2 $pairing/$format 2 $variant; done
+  done
 done
 for format in $FORMATS; do
   for pairing in concat up_first interleaved; do

@@ -214,7 +214,10 @@ namespace {
 // The default, and paths that it takes for other sizes. Tokens of a block that has too many for the
 // stream path are computed as by default.
 std::vector<std::pair<std::string, cuda::Wish>> gpu_variants() {
-  cuda::Wish tiled, stream, sum;
+  cuda::Wish tiled, stream, sum, few, routed;
+  few.path = routed.path = cuda::Path::Tiled;
+  few.counted_rows = few.few_rows = 1;
+  routed.counted_rows = routed.few_rows = 0;
   tiled.path = cuda::Path::Tiled;
   tiled.dependent_launches = 0;
   stream.path = sum.path = cuda::Path::Stream;
@@ -226,7 +229,9 @@ std::vector<std::pair<std::string, cuda::Wish>> gpu_variants() {
   return {{"sm_90a", {}},
           {"sm_90a_tiled", tiled},
           {"sm_90a_stream", stream},
-          {"sm_90a_stream_sum", sum}};
+          {"sm_90a_stream_sum", sum},
+          {"sm_90a_few", few},
+          {"sm_90a_routed", routed}};
 }
 
 }  // namespace

@@ -295,6 +295,28 @@ TEST(CutlassPolicy, large_experts_stream_two_tokens_and_long_calls_wait_for_each
   EXPECT_TRUE(choice(1).dependent_launches);
 }
 
+TEST(CutlassPolicy, fp4_tiles_are_short_while_experts_have_few_rows) {
+  MoeProblem p;
+  p.experts = 32;
+  p.top_k = 4;
+  p.hidden = p.intermediate = 2880;
+  p.format = flexact::Format::Mxfp4;
+  const auto choice = [&p](std::int64_t tokens) {
+    return flexact::cuda::choose(p, tokens, true, 132, {});
+  };
+  EXPECT_TRUE(choice(128).few_rows);
+  EXPECT_EQ(choice(128).tile_rows, flexact::cuda::kFp4FewRows);
+  EXPECT_LE(choice(128).box_rows, flexact::cuda::kFp4FewRows);
+  EXPECT_FALSE(choice(136).few_rows);  // 17 rows in the mean
+  EXPECT_EQ(choice(136).tile_rows, flexact::cuda::kTileRows);
+  EXPECT_TRUE(choice(512).counted_rows);
+  EXPECT_FALSE(choice(513).counted_rows);
+  p.format = flexact::Format::Mxfp4Fp8;
+  EXPECT_FALSE(choice(16).few_rows);
+  p.experts = 2 * flexact::cuda::kCountedExperts;
+  EXPECT_FALSE(choice(16).counted_rows);
+}
+
 TEST(CutlassPlan, takes_many_tokens_in_chunks_of_bounded_scratch) {
   NEED_MACHINE();
   const Layer layer(Pairing::Concat, 3, 50);
@@ -364,10 +386,11 @@ void for_each_case(std::span<const flexact::Format> formats, int count, Visit vi
   }
 }
 
-void expect_agreement(std::span<const flexact::Format> formats) {
-  const conformance::Variant variant = {&flexact::backend("cutlass"), "sm_90a"};
+void expect_agreement(std::span<const flexact::Format> formats, int rows = 2,
+                      const char* name = "sm_90a") {
+  const conformance::Variant variant = {&flexact::backend("cutlass"), name};
   int proofs = 0;
-  for_each_case(formats, 2, [&](const conformance::Case& test) {
+  for_each_case(formats, rows, [&](const conformance::Case& test) {
     const auto outcome = conformance::run(conformance::Prepared(test), variant);
     EXPECT_EQ(outcome.kind, conformance::Outcome::Kind::Passed)
         << test.id() << ": " << test.describe() << "\n"
@@ -375,7 +398,7 @@ void expect_agreement(std::span<const flexact::Format> formats) {
     proofs += outcome.proves ? 1 : 0;
   });
   // All but those without tokens.
-  EXPECT_GT(proofs, static_cast<int>(formats.size()) * 5);
+  EXPECT_GT(proofs, static_cast<int>(formats.size()) * rows * 5 / 2);
 }
 
 void expect_mistakes_to_be_found(std::span<const flexact::Format> formats) {
@@ -406,6 +429,20 @@ TEST(CutlassPlan, fp8_layers_with_a_mistake_do_not) {
 TEST(CutlassPlan, fp4_layers_agree_with_fp64) {
   NEED_MACHINE();
   expect_agreement(kFp4Formats);
+}
+
+TEST(CutlassPlan, fp4_layers_agree_on_either_way_of_few_rows) {
+  NEED_MACHINE();
+  constexpr flexact::Format kFormats[] = {flexact::Format::Mxfp4, flexact::Format::Nvfp4};
+  launched();
+  expect_agreement(kFormats, 1, "sm_90a_few");
+  EXPECT_THAT(launched(), testing::AllOf(HasSubstr("flexact_gemm_mxfp4_gated_few dependent\n"),
+                                         HasSubstr("flexact_gemm_nvfp4_plain_few dependent\n"),
+                                         testing::Not(HasSubstr("gated dependent\n"))));
+  expect_agreement(kFormats, 1, "sm_90a_routed");
+  EXPECT_THAT(launched(),
+              testing::AllOf(HasSubstr("flexact_route dependent\n"),
+                             testing::Not(HasSubstr("_few")), testing::Not(HasSubstr("_counted"))));
 }
 
 TEST(CutlassPlan, fp4_layers_with_a_mistake_do_not) {
