@@ -9,7 +9,8 @@
 
 #include "emulated/stream_instructions.hpp"
 #define FLEXACT_EMULATED
-#include "cuda/kernels/sm90_bf16_stream.cuh"
+#include "cuda/kernels/stream_bf16.cuh"
+#include "cuda/kernels/stream_fp4.cuh"
 
 extern "C" void flexact_act2(const float g[2], const float u[2], const float* p, float y[2]) {
   for (int i = 0; i < 2; ++i) y[i] = g[i] * u[i] + p[0] * g[i];
@@ -18,15 +19,21 @@ extern "C" void flexact_act2_unary(const float x[2], const float* p, float y[2])
   for (int i = 0; i < 2; ++i) y[i] = x[i] * std::fabs(x[i]) + p[0];
 }
 
-FLEXACT_STREAM_KERNEL(emulated_gated, Gated)
-FLEXACT_STREAM_KERNEL(emulated_unary, Unary)
-FLEXACT_STREAM_KERNEL(emulated_down, Down)
+#define KERNELS(format)                                          \
+  FLEXACT_STREAM_KERNEL(emulated_gated_##format, Gated, format)  \
+  FLEXACT_STREAM_KERNEL(emulated_unary_##format, Unary, format)  \
+  FLEXACT_STREAM_KERNEL(emulated_down_##format, Down, format)
+KERNELS(Bf16)
+KERNELS(Mxfp4)
+KERNELS(Nvfp4)
 
 namespace {
 
 using flexact::cuda::kStreamRows;
 using flexact::cuda::kStreamThreads;
 using flexact::cuda::StreamArguments;
+namespace formats = flexact::cuda::stream;
+namespace moe = flexact::moe;
 
 struct Layer {
   int tokens, top_k, experts, hidden, inner;
@@ -60,12 +67,126 @@ class Numbers {
   std::normal_distribution<double> normal_;
 };
 
-void launch(const StreamArguments& arguments, void (*kernel)(const StreamArguments)) {
-  const int outputs = kStreamRows * arguments.row_warps;
-  const int rows =
-      arguments.sum != 0 ? arguments.routed.slots / arguments.routed.top_k : arguments.routed.slots;
+// w13 or w2: what its numbers are, and how kernels are told of them.
+struct Sizes {
+  int experts, parts, outputs, depth;
+  bool interleaved, first;  // w13
+
+  // Of all rows in memory.
+  int row(int expert, int part, int output) const {
+    return (expert * parts) * outputs +
+           (interleaved ? output * parts + part : part * outputs + output);
+  }
+  int rows() const { return experts * parts * outputs; }
+};
+void describe(const Sizes& s, int width, StreamArguments& arguments) {
+  arguments.expert_stride = std::int64_t{s.parts} * s.outputs * width;
+  arguments.row_stride = s.interleaved ? s.parts * width : width;
+  arguments.offset[0] = 0;
+  arguments.offset[1] = s.parts == 1     ? 0
+                        : s.interleaved ? width
+                                        : std::int64_t{s.outputs} * width;
+  arguments.columns = s.outputs;
+  arguments.depth = s.depth;
+}
+
+template <class Format>
+class Matrix;
+
+template <>
+class Matrix<formats::Bf16> {
+ public:
+  Matrix(Numbers& numbers, const Sizes& sizes)
+      : sizes_(sizes), data_(numbers.bf16(sizes.rows() * sizes.depth, 1 / std::sqrt(sizes.depth))) {}
+  double at(int expert, int part, int output, int k) const {
+    return to_float(data_[sizes_.row(expert, part, output) * sizes_.depth + k]);
+  }
+  void pass(StreamArguments& arguments) const {
+    describe(sizes_, sizes_.depth, arguments);
+    arguments.weights = data_.data();
+  }
+
+ private:
+  Sizes sizes_;
+  std::vector<std::uint16_t> data_;
+};
+
+template <int kOfRow>
+class Matrix<formats::Fp4<kOfRow>> {
+ public:
+  Matrix(Numbers& numbers, const Sizes& sizes) : sizes_(sizes) {
+    for (int i = 0; i < sizes.rows() * sizes.depth / 2; ++i)
+      codes_.push_back(static_cast<std::uint8_t>(numbers.random()()));
+    // Weights of a size that keeps sums near 1, whatever the depth.
+    const int exponent = -1 - std::ilogb(std::sqrt(sizes.depth));
+    for (int i = 0; i < sizes.rows() * groups(); ++i) {
+      const auto some = static_cast<int>(numbers.random()() % 4) - 3;
+      scales_.push_back(static_cast<std::uint8_t>(
+          kOfRow == 1 ? 127 + exponent + some : 0x30 + numbers.random()() % 16));
+    }
+    for (int i = 0; i < sizes.experts * sizes.parts; ++i)
+      globals_.push_back(std::ldexp(0.5f + 0.125f * static_cast<float>(i % 7), exponent));
+    order(sizes);
+  }
+  double at(int expert, int part, int output, int k) const {
+    const int row = sizes_.row(expert, part, output);
+    const std::uint8_t byte = codes_[(row * sizes_.depth + k) / 2];
+    const double code = moe::decode_e2m1(static_cast<std::uint8_t>(k % 2 == 0 ? byte & 15 : byte >> 4));
+    const std::uint8_t scale = scales_[row * groups() + k / (32 / kOfRow)];
+    return kOfRow == 1 ? std::ldexp(code, scale - 127)
+                       : code * moe::decode_e4m3(scale) * globals_[expert * sizes_.parts + part];
+  }
+  void pass(flexact::cuda::Fp4StreamArguments& arguments) const {
+    describe(sizes_, sizes_.depth / 2, arguments.stream);
+    arguments.stream.weights = codes_.data();
+    arguments.scales = ordered_.data();
+    arguments.column_tiles = tiles();
+    arguments.steps = steps();
+    arguments.global = globals_.data();
+    arguments.global_step = sizes_.parts;
+    arguments.up_step = 1;
+  }
+
+ private:
+  int groups() const { return sizes_.depth / 32 * kOfRow; }
+  int steps() const { return (sizes_.depth + 127) / 128; }
+  bool gated() const { return sizes_.parts == 2; }
+  int tiles() const { return (sizes_.outputs - 1) / (gated() ? 128 : 256) + 1; }
+
+  // As a plan does it: for each thread of a tile's 256 its scales in 128 columns.
+  void order(const Sizes& s) {
+    const int bytes = flexact::cuda::fp4_scale_bytes(kOfRow);
+    for (int i = 0; i < s.experts * tiles() * steps() * bytes; ++i) {
+      const int j = i % kOfRow, half = i / kOfRow % 2, part = i / kOfRow / 2 % 2;
+      const int thread = i / kOfRow / 4 % 256, step = i / bytes % steps();
+      const int tile = i / bytes / steps() % tiles(), expert = i / bytes / steps() / tiles();
+      const int output = (gated() ? tile * 128 : tile * 256 + part * 128) +
+                         flexact::cuda::fp4_row(thread, half, s.first);
+      const int group = (step * 4 + thread % 4) * kOfRow + j;
+      std::uint8_t scale = kOfRow == 1 ? 127 : 0x38;
+      if (output < s.outputs && group < groups())
+        scale = scales_[s.row(expert, gated() ? part : 0, output) * groups() + group];
+      ordered_.push_back(kOfRow == 1 ? flexact::cuda::mxfp4_stored(scale) : scale);
+    }
+  }
+
+  Sizes sizes_;
+  std::vector<std::uint8_t> codes_, scales_, ordered_;
+  std::vector<float> globals_;
+};
+
+StreamArguments& common(StreamArguments& arguments) { return arguments; }
+StreamArguments& common(flexact::cuda::Fp4StreamArguments& arguments) { return arguments.stream; }
+
+// Blocks of x cover the outputs; of FP4's first half whole tiles of 128.
+template <class Format, class Arguments>
+void launch(Arguments arguments, bool first, void (*kernel)(const Arguments)) {
+  const StreamArguments& a = common(arguments);
+  const int outputs = kStreamRows * a.row_warps;
+  const int columns = first && Format::kColumnsOfElement == 2 ? (a.columns + 127) / 128 * 128 : a.columns;
+  const int rows = a.sum != 0 ? a.routed.slots / a.routed.top_k : a.routed.slots;
   for (int y = 0; y < rows; ++y) {
-    for (int x = 0; x < (arguments.columns + outputs - 1) / outputs; ++x) {
+    for (int x = 0; x < (columns + outputs - 1) / outputs; ++x) {
       emulated::Block::current().run(kStreamThreads,
                                      {static_cast<unsigned>(x), static_cast<unsigned>(y)},
                                      [&] { kernel(arguments); });
@@ -73,13 +194,21 @@ void launch(const StreamArguments& arguments, void (*kernel)(const StreamArgumen
   }
 }
 
-void check(const Layer& l, unsigned seed) {
+template <class Format>
+struct Kernels {
+  void (*gated)(typename Format::Arguments);
+  void (*unary)(typename Format::Arguments);
+  void (*down)(typename Format::Arguments);
+};
+
+template <class Format>
+void check(const Layer& l, const Kernels<Format>& kernels, unsigned seed) {
   Numbers numbers(seed);
   const int parts = l.gated ? 2 : 1;
   const int slots = l.tokens * l.top_k;
   const auto hidden = numbers.bf16(l.tokens * (l.hidden + 8), 1);
-  const auto w13 = numbers.bf16(l.experts * parts * l.inner * l.hidden, 1 / std::sqrt(l.hidden));
-  const auto w2 = numbers.bf16(l.experts * l.hidden * l.inner, 1 / std::sqrt(l.inner));
+  const Matrix<Format> w13(numbers, {l.experts, parts, l.inner, l.hidden, l.interleaved, true});
+  const Matrix<Format> w2(numbers, {l.experts, 1, l.hidden, l.inner, false, false});
   const auto bias13 = numbers.fp32(l.experts * parts * l.inner),
              bias2 = numbers.fp32(l.experts * l.hidden);
   const auto router = numbers.fp32(slots), values = numbers.fp32(l.experts);
@@ -88,11 +217,13 @@ void check(const Layer& l, unsigned seed) {
     ids.push_back(static_cast<int>(numbers.random()() % (l.experts + 2)) - 1);
   const std::vector<std::int32_t> narrow(ids.begin(), ids.end());
   const auto ours = [&](int slot) { return ids[slot] >= 0 && ids[slot] < l.experts; };
+  const auto expert_of = [&](int slot) { return static_cast<int>(ids[slot]); };
 
   // What no slot of ours writes must stay as it is.
   std::vector<std::uint16_t> activated(slots * l.inner, 0xffff), rows(slots * l.hidden, 0xffff),
       output(l.tokens * l.hidden, 0xffff);
-  StreamArguments up{};
+  typename Format::Arguments up_arguments{};
+  StreamArguments& up = common(up_arguments);
   up.routed = {l.wide ? static_cast<const void*>(ids.data()) : narrow.data(),
                l.top_k,
                1,
@@ -102,10 +233,6 @@ void check(const Layer& l, unsigned seed) {
                l.top_k};
   up.input = hidden.data();
   up.input_stride = l.hidden + 8;
-  up.weights = w13.data();
-  up.expert_stride = std::int64_t{parts} * l.inner * l.hidden;
-  up.row_stride = l.interleaved ? 2 * l.hidden : l.hidden;
-  up.offset[1] = l.interleaved ? l.hidden : std::int64_t{l.inner} * l.hidden;
   up.output = activated.data();
   up.bias = l.bias ? bias13.data() : nullptr;
   up.weight = l.weight_on_input ? router.data() : nullptr;
@@ -114,16 +241,15 @@ void check(const Layer& l, unsigned seed) {
   up.values = values.data();
   up.value_stride = 1;
   up.value_columns = 1;
-  up.columns = l.inner;
-  up.depth = l.hidden;
   up.row_warps = l.row_warps;
-  launch(up, l.gated ? emulated_gated : emulated_unary);
+  w13.pass(up_arguments);
+  launch<Format>(up_arguments, true, l.gated ? kernels.gated : kernels.unary);
 
-  const auto product = [&](int slot, int row) {  // of w13
+  const auto product = [&](int slot, int part, int i) {
     double sum = 0;
     for (int k = 0; k < l.hidden; ++k) {
       sum += to_float(hidden[slot / l.top_k * (l.hidden + 8) + k]) *
-             static_cast<double>(to_float(w13[(ids[slot] * parts * l.inner + row) * l.hidden + k]));
+             w13.at(expert_of(slot), part, i, k);
     }
     return l.weight_on_input ? sum * router[slot] : sum;
   };
@@ -137,36 +263,31 @@ void check(const Layer& l, unsigned seed) {
       const auto bias = [&](int part) {
         return l.bias ? bias13[(ids[slot] * parts + part) * l.inner + i] : 0.0f;
       };
-      const double g = product(slot, l.interleaved ? 2 * i : i) + bias(0);
+      const double g = product(slot, 0, i) + bias(0);
       const double p = values[ids[slot]];
       double want = g * std::fabs(g) + p;
-      if (l.gated)
-        want = g * (product(slot, l.interleaved ? 2 * i + 1 : l.inner + i) + bias(1)) + p * g;
+      if (l.gated) want = g * (product(slot, 1, i) + bias(1)) + p * g;
       ASSERT_NEAR(to_float(got), want, 0.01 * (1 + std::fabs(want)))
           << "slot " << slot << " output " << i;
     }
   }
 
-  StreamArguments down = up;
+  typename Format::Arguments down_arguments = up_arguments;
+  StreamArguments& down = common(down_arguments);
   down.input = activated.data();
   down.input_stride = l.inner;
   down.input_of_slots = 1;
-  down.weights = w2.data();
-  down.expert_stride = std::int64_t{l.hidden} * l.inner;
-  down.row_stride = l.inner;
-  down.offset[1] = 0;
   down.output = rows.data();
   down.bias = l.bias ? bias2.data() : nullptr;
   down.weight = nullptr;
-  down.columns = l.hidden;
-  down.depth = l.inner;
   down.row_warps = l.row_warps2;
-  launch(down, emulated_down);
+  w2.pass(down_arguments);
+  launch<Format>(down_arguments, false, kernels.down);
   down.sum = 1;
   down.output = output.data();
   down.scale = 2.5f;
   down.weight = router.data();
-  launch(down, emulated_down);
+  launch<Format>(down_arguments, false, kernels.down);
   for (int m = 0; m < l.tokens; ++m) {
     for (int h = 0; h < l.hidden; ++h) {
       double total = 0;
@@ -177,10 +298,8 @@ void check(const Layer& l, unsigned seed) {
           continue;
         }
         double want = l.bias ? bias2[ids[slot] * l.hidden + h] : 0.0f;
-        for (int k = 0; k < l.inner; ++k) {
-          want += to_float(activated[slot * l.inner + k]) *
-                  static_cast<double>(to_float(w2[(ids[slot] * l.hidden + h) * l.inner + k]));
-        }
+        for (int k = 0; k < l.inner; ++k)
+          want += to_float(activated[slot * l.inner + k]) * w2.at(expert_of(slot), 0, h, k);
         ASSERT_NEAR(to_float(rows[slot * l.hidden + h]), want, 0.01 * (1 + std::fabs(want)));
         total += router[slot] * want;
         size += std::fabs(router[slot] * want);
@@ -234,8 +353,62 @@ TEST(StreamKernels, compute_a_layer_whatever_its_sizes) {
   };
   unsigned seed = 0;
   for (const Layer& layer : layers) {
-    check(layer, ++seed);
+    check<formats::Bf16>(
+        layer, {emulated_gated_Bf16, emulated_unary_Bf16, emulated_down_Bf16}, ++seed);
     if (HasFatalFailure()) FAIL() << "layer " << seed;
+  }
+}
+
+// Blocks of 128 columns and tiles of 128 outputs that end anywhere, and more than one of each.
+const Layer kFp4Layers[] = {
+    {.tokens = 1, .top_k = 2, .experts = 4, .hidden = 320, .inner = 96},
+    {.tokens = 3,
+     .top_k = 3,
+     .experts = 2,
+     .hidden = 96,
+     .inner = 160,
+     .bias = true,
+     .row_warps = 2,
+     .row_warps2 = 4,
+     .interleaved = true},
+    {.tokens = 1, .top_k = 11, .experts = 5, .hidden = 32, .inner = 32, .wide = true, .row_warps = 8},
+    {.tokens = 2,
+     .top_k = 4,
+     .experts = 3,
+     .hidden = 288,
+     .inner = 1184,
+     .gated = false,
+     .weight_on_input = true,
+     .row_warps = 4,
+     .row_warps2 = 8},
+    {.tokens = 10, .top_k = 1, .experts = 1, .hidden = 64, .inner = 64, .gated = false},
+};
+
+TEST(StreamKernels, compute_mxfp4_whatever_its_sizes) {
+  unsigned seed = 100;
+  for (const Layer& layer : kFp4Layers) {
+    check<formats::Mxfp4>(
+        layer, {emulated_gated_Mxfp4, emulated_unary_Mxfp4, emulated_down_Mxfp4}, ++seed);
+    if (HasFatalFailure()) FAIL() << "layer " << seed;
+  }
+}
+
+TEST(StreamKernels, compute_nvfp4_whatever_its_sizes) {
+  unsigned seed = 200;
+  for (const Layer& layer : kFp4Layers) {
+    check<formats::Nvfp4>(
+        layer, {emulated_gated_Nvfp4, emulated_unary_Nvfp4, emulated_down_Nvfp4}, ++seed);
+    if (HasFatalFailure()) FAIL() << "layer " << seed;
+  }
+}
+
+TEST(StreamKernels, decode_pairs_as_the_tile_kernels_do) {
+  std::mt19937 random(7);
+  for (int i = 0; i < 100000; ++i) {
+    const auto word = static_cast<std::uint32_t>(random());
+    std::uint32_t pair[4];
+    formats::fp4_pairs(word, pair);
+    for (int j = 0; j < 4; ++j) ASSERT_EQ(pair[j], flexact::cuda::fp4_pair(word, j)) << word;
   }
 }
 

@@ -243,7 +243,7 @@ struct RoutedIds {
   std::int32_t top_k;
 };
 
-// Kernels for a few tokens (sm90_bf16_stream.cuh).
+// Kernels for a few tokens (sm90_stream.cuh).
 inline constexpr int kStreamThreads = 256;
 inline constexpr int kStreamRows = 16;    // outputs that a warp works on
 inline constexpr int kStreamColumns = 8;  // slots that one pass over the weights serves
@@ -272,6 +272,17 @@ struct StreamArguments {
   std::int32_t sum;        // blocks of y are tokens, and their slots' results are added
   float scale;             // of a sum
   std::int32_t padding;
+};
+
+// With E2M1 weights and bf16 inputs. Strides of weights are bytes.
+struct Fp4StreamArguments {
+  StreamArguments stream;
+  const std::uint8_t* scales;  // as Fp4ScaleArguments leave them, as are the next two
+  std::int32_t column_tiles;
+  std::int32_t steps;
+  const float* global;  // nvfp4: of expert e and part p at e·global_step + p·up_step
+  std::int64_t global_step;
+  std::int64_t up_step;
 };
 
 struct CombineArguments {

@@ -1,4 +1,4 @@
 // The second half of layers of a few tokens.
-#include "sm90_bf16_stream.cuh"
+#include "stream_bf16.cuh"
 
-FLEXACT_STREAM_KERNEL(flexact_stream_down, Down)
+FLEXACT_STREAM_KERNEL(flexact_stream_down, Down, Bf16)

@@ -1,4 +1,4 @@
 // The first half of gated layers of a few tokens.
-#include "sm90_bf16_stream.cuh"
+#include "stream_bf16.cuh"
 
-FLEXACT_STREAM_KERNEL(flexact_stream_gated, Gated)
+FLEXACT_STREAM_KERNEL(flexact_stream_gated, Gated, Bf16)

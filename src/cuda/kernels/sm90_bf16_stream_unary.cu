@@ -1,4 +1,4 @@
 // The first half of layers without a gate of a few tokens.
-#include "sm90_bf16_stream.cuh"
+#include "stream_bf16.cuh"
 
-FLEXACT_STREAM_KERNEL(flexact_stream_unary, Unary)
+FLEXACT_STREAM_KERNEL(flexact_stream_unary, Unary, Bf16)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -29,11 +30,64 @@ __device__ __forceinline__ uint4 load_input(const void* address, bool there) {
 }
 #undef FLEXACT_LOAD_WHERE
 
+// Scales: eight bytes, four or two. Other warps may read what lies beside them.
+__device__ __forceinline__ void load_words(const void* address, bool there, std::uint32_t& first,
+                                           std::uint32_t& second) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %3, 0;\nmov.b32 %0, 0;\nmov.b32 %1, 0;\n"
+      "@p ld.global.nc.v2.b32 {%0, %1}, [%2];\n}"
+      : "=r"(first), "=r"(second)
+      : "l"(address), "r"(static_cast<int>(there)));
+}
+__device__ __forceinline__ std::uint32_t load_word(const void* address, bool there) {
+  std::uint32_t word;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.nc.b32 %0, [%1];\n}"
+      : "=r"(word)
+      : "l"(address), "r"(static_cast<int>(there)));
+  return word;
+}
+__device__ __forceinline__ std::uint32_t load_half(const void* address, bool there) {
+  std::uint32_t word;
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\nmov.b32 %0, 0;\n@p ld.global.nc.u16 %0, [%1];\n}"
+      : "=r"(word)
+      : "l"(address), "r"(static_cast<int>(there)));
+  return word;
+}
+
+// Two E4M3 codes as f16, which holds them exactly.
+__device__ __forceinline__ std::uint32_t e4m3_to_f16(std::uint32_t two) {
+  std::uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(static_cast<std::uint16_t>(two)));
+  return halves;
+}
+__device__ __forceinline__ float e4m3_value(std::uint32_t code) {
+  const std::uint32_t halves = e4m3_to_f16(code);
+  return __low2float(reinterpret_cast<const __half2&>(halves));
+}
+
+__device__ __forceinline__ std::uint32_t bits_of(float value) { return __float_as_uint(value); }
+
+// The compiler sees a word here and not before: it would decode many at once, for which there are not
+// registers enough.
+__device__ __forceinline__ std::uint32_t only_now(std::uint32_t word) {
+  asm volatile("" : "+r"(word)::"memory");
+  return word;
+}
+
+// Of two bf16 each.
+__device__ __forceinline__ std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // acc (16 outputs × 8 slots) += 16 values of K; `low` and `high` hold two pairs each of this thread's two
 // rows, `x` the same two pairs of its column.
-__device__ __forceinline__ void multiply(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
-                                         std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
-                                         std::uint32_t x1) {
+__device__ __forceinline__ void multiply_bf16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
+                                              std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
+                                              std::uint32_t x1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "block.hpp"
+#include "moe/small_floats.hpp"
 
 namespace flexact::cuda {
 
@@ -21,6 +22,38 @@ inline uint4 load_input(const void* address, bool there) {
   return load_weights(address, there);
 }
 
+// The bytes of a scale's load, which must lie where loads of so many bytes may begin.
+inline std::uint32_t load_bytes(const void* address, bool there, std::size_t count) {
+  std::uint32_t value = 0;
+  if (reinterpret_cast<std::uintptr_t>(address) % count != 0 && there)
+    throw std::runtime_error("a load that is not aligned");
+  if (there) std::memcpy(&value, address, count);
+  return value;
+}
+inline void load_words(const void* address, bool there, std::uint32_t& first,
+                       std::uint32_t& second) {
+  if (reinterpret_cast<std::uintptr_t>(address) % 8 != 0 && there)
+    throw std::runtime_error("a load that is not aligned");
+  first = load_bytes(address, there, 4);
+  second = load_bytes(static_cast<const char*>(address) + 4, there, 4);
+}
+inline std::uint32_t load_word(const void* address, bool there) {
+  return load_bytes(address, there, 4);
+}
+inline std::uint32_t load_half(const void* address, bool there) {
+  return load_bytes(address, there, 2);
+}
+
+inline float e4m3_value(std::uint32_t code) {
+  return flexact::moe::decode_e4m3(static_cast<std::uint8_t>(code));
+}
+inline std::uint32_t bits_of(float value) {
+  return std::bit_cast<std::uint32_t>(value);
+}
+inline std::uint32_t only_now(std::uint32_t word) {
+  return word;
+}
+
 inline float low_half(std::uint32_t pair) {
   return std::bit_cast<float>(pair << 16);
 }
@@ -28,12 +61,19 @@ inline float high_half(std::uint32_t pair) {
   return std::bit_cast<float>(pair & 0xffff0000u);
 }
 
+inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
+  const __nv_bfloat162 pair =
+      __floats2bfloat162_rn(low_half(a) * low_half(b), high_half(a) * high_half(b));
+  return std::bit_cast<std::uint32_t>(pair);
+}
+
 // mma.m16n8k16 by its definition: a thread's registers hold
 //   A  rows lane/4 and lane/4 + 8 at k = lane%4·2 + {0, 1}, then the same at k + 8
 //   B  column lane/4 at those k
 //   C  rows lane/4 and lane/4 + 8 at columns lane%4·2 + {0, 1}
-inline void multiply(float (&acc)[4], std::uint32_t low0, std::uint32_t high0, std::uint32_t low1,
-                     std::uint32_t high1, std::uint32_t x0, std::uint32_t x1) {
+inline void multiply_bf16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
+                          std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
+                          std::uint32_t x1) {
   const emulated::Meeting& warp =
       emulated::Block::current().meet_warp({low0, high0, low1, high1, x0, x1});
   const unsigned lane = threadIdx.x % 32;
