@@ -116,6 +116,34 @@ std::int64_t Fp4Layer::bytes_of_row() const {
   return activated_bytes(1) + input_scale_bytes(1) + activated_scale_bytes(1);
 }
 
+Fp4StreamArguments Fp4Layer::stream_up(const StreamArguments& stream, const Memory& memory) const {
+  const Ordering ordering = order13();
+  Fp4StreamArguments arguments{};
+  arguments.stream = stream;
+  arguments.scales = static_cast<const std::uint8_t*>(memory.scales13);
+  arguments.column_tiles = ordering.arguments.column_tiles;
+  arguments.steps = ordering.arguments.steps;
+  arguments.global = static_cast<const float*>(global13_.data);
+  if (global13_) {
+    arguments.global_step = global13_.strides[0];
+    arguments.up_step = global13_.rank == 2 ? global13_.strides[1] : 0;
+  }
+  return arguments;
+}
+
+Fp4StreamArguments Fp4Layer::stream_down(const StreamArguments& stream,
+                                         const Memory& memory) const {
+  const Ordering ordering = order2();
+  Fp4StreamArguments arguments{};
+  arguments.stream = stream;
+  arguments.scales = static_cast<const std::uint8_t*>(memory.scales2);
+  arguments.column_tiles = ordering.arguments.column_tiles;
+  arguments.steps = ordering.arguments.steps;
+  arguments.global = static_cast<const float*>(global2_.data);
+  if (global2_) arguments.global_step = global2_.strides[0];
+  return arguments;
+}
+
 Fp4GemmArguments Fp4Layer::gemm1(const GemmArguments& gemm, const Memory& memory,
                                  int box_rows) const {
   Fp4GemmArguments arguments{};

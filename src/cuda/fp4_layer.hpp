@@ -67,6 +67,9 @@ class Fp4Layer {
   };
   Fp4GatherArguments gather(const GatherArguments& gather) const;
   Fp8GatherArguments gather_codes(const GatherArguments& gather, const Memory& memory) const;
+  // The stream kernels' (not of mxfp4_fp8): the same scales, rows as the caller has them.
+  Fp4StreamArguments stream_up(const StreamArguments& stream, const Memory& memory) const;
+  Fp4StreamArguments stream_down(const StreamArguments& stream, const Memory& memory) const;
   Fp4GemmArguments gemm1(const GemmArguments& gemm, const Memory& memory, int box_rows) const;
   Fp4GemmArguments gemm2(const GemmArguments& gemm, const Memory& memory, int box_rows) const;
 

@@ -249,8 +249,8 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   Linking layer = linked(fp8_ ? "fp8_layer" : fp4_ ? fp4_->rows() : "bf16_layer", false);
   Linking stream_up, stream_down;
   if (stream_) {
-    stream_up = linked("bf16_stream_" + variant, true);
-    stream_down = linked("bf16_stream_down", false);
+    stream_up = linked(stream_->image() + (gated ? "gated" : "unary"), true);
+    stream_down = linked(stream_->image() + "down", false);
   }
 
   const auto gemm_kernel = [&](const LinkedKernel& image, const std::string& name, unsigned threads,
@@ -284,8 +284,9 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
     largest_scales_ = kernel(*rows, "flexact_fp4_largest_scales", 0);
   }
   if (stream_) {
-    stream_up_ = kernel(*stream_up.get(), "flexact_stream_" + variant, 0);
-    stream_down_ = kernel(*stream_down.get(), "flexact_stream_down", 0);
+    const std::string name = "flexact_" + stream_->kernel();
+    stream_up_ = kernel(*stream_up.get(), name + (gated ? "gated" : "unary"), 0);
+    stream_down_ = kernel(*stream_down.get(), name + "down", 0);
   }
 }
 
@@ -521,17 +522,30 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
                                  workspace + at.activated,
                                  workspace + at.rows,
                                  combine.output};
-    const auto pass = [&](unsigned which, Kernel kernel, const StreamArguments& arguments,
-                          const char* doing) {
-      if ((launches_ & which) == 0) return;
-      launch(kernel, arguments,
-             {StreamLayer::blocks_x(arguments), StreamLayer::blocks_y(arguments), kStreamThreads, 0,
-              1, choice.dependent_launches},
-             stream, doing);
+    const auto grid = [&](unsigned blocks, const StreamArguments& arguments) {
+      return Grid{blocks,        StreamLayer::blocks_y(arguments), kStreamThreads, 0, 1,
+                  choice.dependent_launches};
     };
-    pass(kGemm1, stream_up_, stream_->up(call, choice, values, bias13_.get()),
-         "computing gate, up and activation");
-    pass(kGemm2, stream_down_, stream_->down(call, choice, bias2_.get()), "computing down");
+    if ((launches_ & kGemm1) != 0) {
+      const StreamArguments up = stream_->up(call, choice, values, bias13_.get());
+      const Grid blocks = grid(stream_->blocks_up(up), up);
+      const char* doing = "computing gate, up and activation";
+      if (fp4_) {
+        launch(stream_up_, fp4_->stream_up(up, fp4_memory), blocks, stream, doing);
+      } else {
+        launch(stream_up_, up, blocks, stream, doing);
+      }
+    }
+    if ((launches_ & kGemm2) != 0) {
+      const StreamArguments down = stream_->down(call, choice, bias2_.get());
+      const Grid blocks = grid(StreamLayer::blocks_x(down), down);
+      const char* doing = "computing down";
+      if (fp4_) {
+        launch(stream_down_, fp4_->stream_down(down, fp4_memory), blocks, stream, doing);
+      } else {
+        launch(stream_down_, down, blocks, stream, doing);
+      }
+    }
     if (!choice.sum && (launches_ & kCombine) != 0) {
       launch(combine_, combine, of_rows, stream, "adding the experts' results");
     }

@@ -39,10 +39,15 @@ bool counting_fits(const MoeProblem& problem, std::int64_t tokens) {
   return problem.experts <= kCountedExperts && tokens * problem.top_k <= kCountedSlots;
 }
 
-bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
-  return problem.format == Format::Bf16 && aligned && tokens * problem.top_k <= kStreamMaxSlots;
+bool has_stream(Format format) {
+  return format == Format::Bf16 || format == Format::Mxfp4 || format == Format::Nvfp4;
 }
 
+bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
+  return has_stream(problem.format) && aligned && tokens * problem.top_k <= kStreamMaxSlots;
+}
+
+// Measured in bf16, and taken for the other formats until they are: so experts of as many weights.
 std::int64_t most_stream_tokens(const MoeProblem& problem) {
   const std::int64_t matrices = problem.pairing == Pairing::None ? 2 : 3;
   const std::int64_t bytes_of_expert = matrices * problem.hidden * problem.intermediate * 2;

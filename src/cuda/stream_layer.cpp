@@ -1,6 +1,9 @@
 // Arguments of the stream kernels.
 #include "cuda/stream_layer.hpp"
 
+#include "cuda/kernels/fp4_layout.hpp"
+#include "moe/quantised.hpp"
+
 namespace flexact::cuda {
 
 RoutedIds routed_ids(const MoeProblem& problem, const MoeInputs& inputs, const void* ids,
@@ -77,6 +80,24 @@ StreamArguments StreamLayer::down(const Call& call, const Choice& choice, const 
   down.sum = choice.sum;
   down.scale = problem_.routed_scaling_factor;
   return down;
+}
+
+std::string StreamLayer::image() const {
+  return std::string(to_string(problem_.format)) + "_stream_";
+}
+
+std::string StreamLayer::kernel() const {
+  return problem_.format == Format::Bf16 ? "stream_"
+                                         : "stream_" + std::string(to_string(problem_.format)) + "_";
+}
+
+// Where scales of FP4 weights are in order, a warp's outputs lie anywhere in 128.
+unsigned StreamLayer::blocks_up(const StreamArguments& arguments) const {
+  StreamArguments whole = arguments;
+  if (moe::is_fp4(problem_.format)) {
+    whole.columns = (arguments.columns + kFp4Block - 1) / kFp4Block * kFp4Block;
+  }
+  return blocks_x(whole);
 }
 
 unsigned StreamLayer::blocks_x(const StreamArguments& arguments) {

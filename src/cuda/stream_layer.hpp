@@ -1,8 +1,10 @@
-// A few tokens: what the two stream kernels (kernels/sm90_bf16_stream.cuh) are told of a layer and
+// A few tokens: what the two stream kernels (kernels/sm90_stream.cuh) are told of a layer and
 // a call. There is no routing and no gather before them.
 //
 //   up + activation ─ down ( ─ combine )
 #pragma once
+
+#include <string>
 
 #include "cuda/kernels/arguments.hpp"
 #include "cuda/policy.hpp"
@@ -16,7 +18,8 @@ RoutedIds routed_ids(const MoeProblem& problem, const MoeInputs& inputs, const v
 
 class StreamLayer {
  public:
-  // Weights are read where they are.
+  // Weights are read where they are. What a format's kernels are told beside that is the format's
+  // (fp4_layer.hpp).
   StreamLayer(const MoeProblem& problem, const MoeWeights& weights);
 
   struct Call {
@@ -33,7 +36,13 @@ class StreamLayer {
                      const float* bias) const;
   StreamArguments down(const Call& call, const Choice& choice, const float* bias) const;
 
+  // The images and kernels are called "sm90_" image() + part and "flexact_" kernel() + part, with the
+  // parts gated, unary and down.
+  std::string image() const;
+  std::string kernel() const;
+
   // Blocks of a launch: of x for outputs, of y for slots, or for the tokens of a sum.
+  unsigned blocks_up(const StreamArguments& arguments) const;
   static unsigned blocks_x(const StreamArguments& arguments);
   static unsigned blocks_y(const StreamArguments& arguments);
 

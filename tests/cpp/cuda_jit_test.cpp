@@ -258,11 +258,14 @@ TEST(ShippedKernels, link_without_spills_stack_or_serialised_wgmma) {
 TEST(ShippedKernels, of_few_tokens_link_as_cleanly) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
-  expect_clean("sm90_bf16_stream_down", "", "no function");
   const std::string gated = cuda::function_source(Function::named("situ"), Numerics::Fast);
   const std::string unary = cuda::function_source(Function::named("xielu"), Numerics::Fast);
-  expect_clean("sm90_bf16_stream_gated", gated, "situ");
-  expect_clean("sm90_bf16_stream_unary", unary, "xielu");
+  for (const std::string format : {"bf16", "mxfp4", "nvfp4"}) {
+    const std::string image = "sm90_" + format + "_stream_";
+    expect_clean((image + "down").c_str(), "", "no function");
+    expect_clean((image + "gated").c_str(), gated, "situ");
+    expect_clean((image + "unary").c_str(), unary, "xielu");
+  }
 }
 
 TEST(ShippedKernels, of_fp8_link_without_spills_stack_or_serialised_wgmma) {

@@ -285,6 +285,25 @@ struct Fp4StreamArguments {
   std::int64_t up_step;
 };
 
+// With E4M3 weights, and inputs that become E4M3. Strides of weights are bytes.
+struct Fp8StreamArguments {
+  StreamArguments stream;  // input: bf16, in the second half fp32; output: the other way around
+  ScaleGrid weights;       // as the GEMM's
+  std::int64_t expert_step;
+  std::int64_t up_step;
+  const float* given;  // the input's scale, where it is given
+  InputScaling scaling;
+  std::int32_t interleaved;     // blocks of scales are cut from alternating rows
+  std::int32_t rounds_results;  // the fp32 output holds bf16 numbers
+  std::int32_t padding;
+};
+
+// Shared memory for a column's codes and scales.
+constexpr int fp8_stream_bytes(int depth) {
+  return (depth + kGroup - 1) / kGroup * (kGroup + 4) + 64;
+}
+inline constexpr int kFp8StreamMostShared = 200 * 1024;
+
 struct CombineArguments {
   const void* rows;  // [rows, hidden]
   const std::int32_t*

@@ -78,7 +78,8 @@ struct Stage {
 // And of the input.
 template <Kind kKind, class Format>
 struct Input {
-  uint4 x[Format::template kChunks<kKind>][Format::template kInputLoads<kKind>];
+  static constexpr int kLoads = Format::template kInputLoads<kKind>;  // of a thread for a chunk
+  uint4 x[Format::template kChunks<kKind>][kLoads == 0 ? 1 : kLoads];
 };
 
 // This warp's part of a product: its 16 outputs, and every step that is its own, of one expert or, for a
@@ -124,7 +125,7 @@ class Walk {
   }
 
   __device__ void run(float (&acc)[kParts<kKind>][4]) {
-    thread_.begin(shared_, column_, has_column_);
+    thread_.begin(format_, count_);
     bring(input_of_[0], position_[0]);
     bring(input_of_[1], position_[1]);
     while (true) {
@@ -132,7 +133,7 @@ class Walk {
       for (int i = 0; i < kStages; ++i) {
         // Of a pair of steps the second may be one of zeros.
         if (i % 2 == 0 && !position_[i].there()) return;
-        thread_.multiply(acc, stage_[i], input_of_[i % 2]);
+        thread_.multiply(acc, stage_[i], input_of_[i % 2], position_[i].step(), position_[i].mine());
         fetch(stage_[i], position_[i]);
         bring(input_of_[i % 2], position_[(i + 2) % kStages]);
       }
@@ -148,7 +149,8 @@ class Walk {
     __device__ bool there() const { return word_ >= 0; }
     // The column of this thread belongs to the step's expert.
     __device__ bool mine() const { return word_ >= 0 && (word_ & 1) != 0; }
-    __device__ int k() const { return (word_ >> 1) * kStep; }
+    __device__ int step() const { return word_ >> 1; }
+    __device__ int k() const { return step() * kStep; }
 
    private:
     int word_ = -1;
@@ -179,7 +181,7 @@ class Walk {
 
   __device__ void fetch(Stage<kKind, Format>& stage, Position& position) {
     position = Position(step_, has_column_ && (!kSums || column_ == of_), there_);
-    thread_.load_scales(stage, step_, there_);
+    thread_.load_scales(format_, stage, step_, there_);
 #pragma unroll
     for (int part = 0; part < kParts<kKind>; ++part) {
 #pragma unroll

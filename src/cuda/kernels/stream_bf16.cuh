@@ -34,10 +34,10 @@ struct Bf16 {
       return {min(first, a.columns - 8) + lane / 4, first + 8 < a.columns ? 8 : 0};
     }
     __device__ void turn_to(const Arguments&, int) {}
-    __device__ void load_scales(Stage<kKind, Bf16>&, int, bool) {}
-    __device__ void begin(const Shared<Bf16>&, int, bool) {}
+    __device__ void load_scales(const Arguments&, Stage<kKind, Bf16>&, int, bool) {}
+    __device__ void begin(const Arguments&, int) {}
     __device__ void multiply(float (&acc)[kParts<kKind>][4], const Stage<kKind, Bf16>& stage,
-                             const Input<kKind, Bf16>& input) {
+                             const Input<kKind, Bf16>& input, int, bool) {
 #pragma unroll
       for (int chunk = 0; chunk < kChunks<kKind>; ++chunk) {
         const uint4& x = input.x[chunk][0];

@@ -71,7 +71,7 @@ struct Fp4 {
     __device__ void turn_to(const Arguments& f, int expert) {
       scales_ = f.scales + std::int64_t{expert} * f.column_tiles * f.steps * kBytes + of_tile_;
     }
-    __device__ void load_scales(Stage<kKind, Fp4>& stage, int step, bool there) {
+    __device__ void load_scales(const Arguments&, Stage<kKind, Fp4>& stage, int step, bool there) {
       const std::uint8_t* at = scales_ + step * kBytes;
       auto& word = stage.scales.word;
       if constexpr (kKind != Kind::Gated) {
@@ -82,10 +82,10 @@ struct Fp4 {
         load_words(at, there, word[0], word[1]);
       }
     }
-    __device__ void begin(const Shared<Fp4>&, int, bool) {}
+    __device__ void begin(const Arguments&, int) {}
 
     __device__ void multiply(float (&acc)[kParts<kKind>][4], const Stage<kKind, Fp4>& stage,
-                             const Input<kKind, Fp4>& input) {
+                             const Input<kKind, Fp4>& input, int, bool) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // Pairs as fp4_pairs() has them.

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "dependent_launch.cuh"
+#include "e4m3.cuh"
 
 namespace flexact::cuda::stream {
 
@@ -68,6 +69,13 @@ __device__ __forceinline__ float e4m3_value(std::uint32_t code) {
 }
 
 __device__ __forceinline__ std::uint32_t bits_of(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ float float_of(std::uint32_t bits) { return __uint_as_float(bits); }
+
+// What a launch asked for beside the block's own.
+__device__ __forceinline__ std::uint8_t* dynamic_shared() {
+  extern __shared__ uint4 memory[];
+  return reinterpret_cast<std::uint8_t*>(memory);
+}
 
 // The compiler sees a word here and not before: it would decode many at once, for which there are not
 // registers enough.
@@ -90,6 +98,17 @@ __device__ __forceinline__ void multiply_bf16(float (&acc)[4], std::uint32_t low
                                               std::uint32_t x1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(low0), "r"(high0), "r"(low1), "r"(high1), "r"(x0), "r"(x1));
+}
+
+// The same of f16.
+__device__ __forceinline__ void multiply_f16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
+                                             std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
+                                             std::uint32_t x1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
       : "r"(low0), "r"(high0), "r"(low1), "r"(high1), "r"(x0), "r"(x1));

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -581,15 +582,59 @@ std::int64_t expert_of(const RoutedIds& r, int slot) {
   return id >= 0 && id < r.experts ? id : -1;
 }
 
-// What a slot adds at an output, before the activation or the sum: `part` 1 is up.
-float stream_product(const StreamArguments& s, int slot, std::int64_t expert, int output, int part,
-                     bool gated) {
+// The sum of a slot's products: weights of an expert's output, `part` 1 is up, with the slot's row.
+using StreamSum = std::function<double(const StreamArguments& s, int slot, std::int64_t expert,
+                                       int output, int part, bool gated)>;
+
+std::int64_t stream_row(const StreamArguments& s, int slot) {
+  return (s.input_of_slots != 0 ? slot : slot / s.routed.top_k) * s.input_stride;
+}
+
+double stream_sum_bf16(const StreamArguments& s, int slot, std::int64_t expert, int output,
+                       int part, bool) {
   const auto* weights = static_cast<const std::uint16_t*>(s.weights) + expert * s.expert_stride +
                         output * s.row_stride + s.offset[part];
-  const int row = s.input_of_slots != 0 ? slot : slot / s.routed.top_k;
-  const auto* input = static_cast<const std::uint16_t*>(s.input) + row * s.input_stride;
+  const auto* input = static_cast<const std::uint16_t*>(s.input) + stream_row(s, slot);
   double sum = 0;
   for (int k = 0; k < s.depth; ++k) sum += from_bf16(weights[k]) * from_bf16(input[k]);
+  return sum;
+}
+
+// With scales where a thread of the tile kernels, and of these, finds them.
+double stream_sum_fp4(const Fp4StreamArguments& f, bool mx, bool first, int slot,
+                      std::int64_t expert, int output, int part, bool gated) {
+  const StreamArguments& s = f.stream;
+  const int of_row = mx ? 1 : 2;
+  const auto* codes = static_cast<const std::uint8_t*>(s.weights) + expert * s.expert_stride +
+                      output * s.row_stride + s.offset[part];
+  const auto* input = static_cast<const std::uint16_t*>(s.input) + stream_row(s, slot);
+  const int tile = output / (gated ? 128 : 256);
+  const int block = gated ? part : output / 128 % 2;
+  const std::uint8_t* scales =
+      f.scales + (expert * f.column_tiles + tile) * f.steps * fp4_scale_bytes(of_row);
+  double sum = 0;
+  for (int thread = 0; thread < kFp4ScaleThreads; ++thread) {
+    for (int half = 0; half < 2; ++half) {
+      if (fp4_row(thread, half, first) != output % 128) continue;
+      for (int k = thread % 4 * 32; k < s.depth; k += k % 32 == 31 ? 97 : 1) {
+        const std::uint8_t scale = scales[std::int64_t{k / 128} * fp4_scale_bytes(of_row) +
+                                          scale_at(of_row, thread, block, half, mx ? 0 : k / 16 % 2)];
+        const double factor = mx ? from_bf16(static_cast<std::uint16_t>(mxfp4_factor(scale))) * 0x1p-94
+                                 : flexact::moe::decode_e4m3(scale);
+        const int code = codes[k / 2] >> k % 2 * 4 & 15;
+        sum += factor * flexact::moe::decode_e2m1(static_cast<std::uint8_t>(code)) *
+               from_bf16(input[k]);
+      }
+    }
+  }
+  if (!mx) sum *= f.global[expert * f.global_step + part * f.up_step];
+  return sum;
+}
+
+// What a slot adds at an output, before the activation or the sum.
+float stream_product(const StreamArguments& s, const StreamSum& sum_of, int slot,
+                     std::int64_t expert, int output, int part, bool gated) {
+  const double sum = sum_of(s, slot, expert, output, part, gated);
   return static_cast<float>(sum) * (s.weight == nullptr || s.sum != 0
                                         ? 1.0f
                                         : s.weight[slot / s.routed.top_k * s.weight_stride +
@@ -599,14 +644,18 @@ float stream_product(const StreamArguments& s, int slot, std::int64_t expert, in
 }
 
 // Blocks of x must cover the outputs, and blocks of y the slots, or the tokens of a sum.
-bool stream(const std::string& name, const StreamArguments& s, const unsigned (&grid)[3]) {
-  const bool gated = name == "flexact_stream_gated";
-  const bool down = name == "flexact_stream_down";
+bool stream(const std::string& name, const StreamArguments& s, const StreamSum& sum_of,
+            const unsigned (&grid)[3]) {
+  const bool gated = name.ends_with("_gated");
+  const bool down = name.ends_with("_down");
+  // Where rows of the first half are in the order of scales, whole tiles of 128.
+  const int covered =
+      name.find("fp4") != std::string::npos && !down ? (s.columns + 127) / 128 * 128 : s.columns;
   const auto rows =
       static_cast<unsigned>(s.sum != 0 ? s.routed.slots / s.routed.top_k : s.routed.slots);
   const bool divides = s.row_warps == 1 || s.row_warps == 2 || s.row_warps == 4 || s.row_warps == 8;
   if (!divides || grid[1] != rows || s.routed.slots > kStreamMaxSlots || (s.sum != 0 && !down) ||
-      grid[0] != static_cast<unsigned>((s.columns - 1) / (kStreamRows * s.row_warps) + 1) ||
+      grid[0] != static_cast<unsigned>((covered - 1) / (kStreamRows * s.row_warps) + 1) ||
       reinterpret_cast<std::uintptr_t>(s.input) % 16 != 0 || s.input_stride % 8 != 0)
     return false;
   auto* output = static_cast<std::uint16_t*>(s.output);
@@ -615,8 +664,8 @@ bool stream(const std::string& name, const StreamArguments& s, const unsigned (&
     for (int slot = 0; slot < s.routed.slots; ++slot) {
       const std::int64_t expert = expert_of(s.routed, slot);
       if (expert >= 0) {
-        float y = stream_product(s, slot, expert, o, 0, gated);
-        if (gated) y *= stream_product(s, slot, expert, o, 1, gated);
+        float y = stream_product(s, sum_of, slot, expert, o, 0, gated);
+        if (gated) y *= stream_product(s, sum_of, slot, expert, o, 1, gated);
         if (!gated && !down) y *= 2;
         if (!down && s.value_columns > 0) y += s.values[expert * s.value_stride];
         if (s.sum == 0) output[std::int64_t{slot} * s.columns + o] = to_bf16(y);
@@ -878,8 +927,18 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
   } else if (name == "flexact_fp8_round") {
     round_rows(*static_cast<const Fp8RoundArguments*>(parameters[0]), blocks);
   } else if (name.rfind("flexact_stream", 0) == 0) {
-    if (!stream(name, *static_cast<const StreamArguments*>(parameters[0]), configuration->grid))
+    if (name.find("fp4_") != std::string::npos) {
+      const auto& arguments = *static_cast<const Fp4StreamArguments*>(parameters[0]);
+      const StreamSum sum_of = [&](const StreamArguments&, int slot, std::int64_t expert,
+                                   int output, int part, bool gated) {
+        return stream_sum_fp4(arguments, name.find("mxfp4") != std::string::npos,
+                              !name.ends_with("_down"), slot, expert, output, part, gated);
+      };
+      if (!stream(name, arguments.stream, sum_of, configuration->grid)) return kInvalidValue;
+    } else if (!stream(name, *static_cast<const StreamArguments*>(parameters[0]), stream_sum_bf16,
+                       configuration->grid)) {
       return kInvalidValue;
+    }
   } else {
     Map a, b;
     std::memcpy(&a, parameters[0], sizeof a);

@@ -290,7 +290,10 @@ TEST(CutlassPolicy, large_experts_stream_two_tokens_and_long_calls_wait_for_each
   EXPECT_EQ(choice(5).path, flexact::cuda::Path::Tiled);
   EXPECT_TRUE(choice(4096).dependent_launches);
   EXPECT_FALSE(choice(4097).dependent_launches);
-  p.format = flexact::Format::Fp8Block;
+  p.format = flexact::Format::Mxfp4;
+  EXPECT_EQ(choice(4).path, flexact::cuda::Path::Stream);
+  EXPECT_EQ(choice(5).path, flexact::cuda::Path::Tiled);
+  p.format = flexact::Format::Mxfp4Fp8;
   EXPECT_EQ(choice(1).path, flexact::cuda::Path::Tiled);
   EXPECT_TRUE(choice(1).dependent_launches);
 }
@@ -401,8 +404,9 @@ void expect_agreement(std::span<const flexact::Format> formats, int rows = 2,
   EXPECT_GT(proofs, static_cast<int>(formats.size()) * rows * 5 / 2);
 }
 
-void expect_mistakes_to_be_found(std::span<const flexact::Format> formats) {
-  const conformance::Variant variant = {&flexact::backend("cutlass"), "sm_90a"};
+void expect_mistakes_to_be_found(std::span<const flexact::Format> formats,
+                                 const char* name = "sm_90a") {
+  const conformance::Variant variant = {&flexact::backend("cutlass"), name};
   int found = 0;
   for_each_case(formats, 1, [&](const conformance::Case& test) {
     const conformance::Prepared prepared(test);
@@ -448,6 +452,29 @@ TEST(CutlassPlan, fp4_layers_agree_on_either_way_of_few_rows) {
 TEST(CutlassPlan, fp4_layers_with_a_mistake_do_not) {
   NEED_MACHINE();
   expect_mistakes_to_be_found(kFp4Formats);
+}
+
+constexpr flexact::Format kStreamFormats[] = {flexact::Format::Mxfp4, flexact::Format::Nvfp4};
+
+TEST(CutlassPlan, quantised_layers_of_few_tokens_agree_with_fp64) {
+  NEED_MACHINE();
+  for (const char* name : {"sm_90a_stream", "sm_90a_stream_sum"}) {
+    launched();
+    expect_agreement(kStreamFormats, name);
+    const std::string list = launched();
+    for (const flexact::Format format : kStreamFormats) {
+      EXPECT_THAT(list, HasSubstr("flexact_stream_" + std::string(to_string(format)) + "_gated"));
+      EXPECT_THAT(list, HasSubstr("flexact_stream_" + std::string(to_string(format)) + "_unary"));
+      EXPECT_THAT(list, HasSubstr("flexact_stream_" + std::string(to_string(format)) + "_down"));
+    }
+  }
+  conformance::select({&flexact::backend("cutlass"), "sm_90a"});
+}
+
+TEST(CutlassPlan, quantised_layers_of_few_tokens_with_a_mistake_do_not) {
+  NEED_MACHINE();
+  expect_mistakes_to_be_found(kStreamFormats, "sm_90a_stream");
+  conformance::select({&flexact::backend("cutlass"), "sm_90a"});
 }
 
 // The bits of a layer's result, with as much scratch as given.

@@ -1,0 +1,4 @@
+// The first half of gated layers of a few tokens, E4M3 with scales by blocks.
+#include "stream_fp8.cuh"
+
+FLEXACT_STREAM_KERNEL(flexact_stream_fp8_block_gated, Gated, Fp8Block)
