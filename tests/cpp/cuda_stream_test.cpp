@@ -11,6 +11,7 @@
 #define FLEXACT_EMULATED
 #include "cuda/kernels/stream_bf16.cuh"
 #include "cuda/kernels/stream_fp4.cuh"
+#include "cuda/kernels/stream_fp8.cuh"
 
 extern "C" void flexact_act2(const float g[2], const float u[2], const float* p, float y[2]) {
   for (int i = 0; i < 2; ++i) y[i] = g[i] * u[i] + p[0] * g[i];
@@ -26,6 +27,8 @@ extern "C" void flexact_act2_unary(const float x[2], const float* p, float y[2])
 KERNELS(Bf16)
 KERNELS(Mxfp4)
 KERNELS(Nvfp4)
+KERNELS(Fp8Block)
+KERNELS(Fp8Whole)
 
 namespace {
 
@@ -175,7 +178,65 @@ class Matrix<formats::Fp4<kOfRow>> {
   std::vector<float> globals_;
 };
 
+template <bool kBlocks>
+class Matrix<formats::Fp8<kBlocks>> {
+ public:
+  // `rows`: whether each output has a scale, else each of gate and up of an expert.
+  Matrix(Numbers& numbers, const Sizes& sizes, bool rows = true) : sizes_(sizes), rows_(rows) {
+    for (int i = 0; i < sizes.rows() * sizes.depth; ++i) {
+      const auto code = static_cast<std::uint8_t>(numbers.random()());
+      codes_.push_back((code & 0x7f) == 0x7f ? std::uint8_t{0x7e} : code);
+    }
+    const int count = kBlocks ? sizes.experts * 2 * blocks() * groups() : sizes.rows();
+    for (int i = 0; i < count; ++i)
+      scales_.push_back((0.5f + static_cast<float>(numbers.random()() % 8) / 8) /
+                        (100 * std::sqrt(static_cast<float>(sizes.depth))));
+  }
+  double at(int expert, int part, int output, int k) const {
+    const int row = sizes_.row(expert, part, output);
+    float scale;
+    if (kBlocks) {
+      const int block = sizes_.interleaved ? (2 * output + part) / 128 : output / 128;
+      scale = scales_[((expert * 2 + (sizes_.interleaved ? 0 : part)) * blocks() + block) * groups() +
+                      k / 128];
+    } else {
+      scale = scales_[rows_ ? row : expert * sizes_.parts + part];
+    }
+    return double{moe::decode_e4m3(codes_[row * sizes_.depth + k])} * scale;
+  }
+  void pass(flexact::cuda::Fp8StreamArguments& arguments) const {
+    describe(sizes_, sizes_.depth, arguments.stream);
+    arguments.stream.weights = codes_.data();
+    arguments.weights.at = scales_.data();
+    arguments.interleaved = sizes_.interleaved;
+    if (kBlocks) {
+      arguments.weights.row_step = groups();
+      arguments.weights.group_step = 1;
+      arguments.expert_step = 2 * blocks() * groups();
+      arguments.up_step = sizes_.interleaved ? 0 : blocks() * groups();
+    } else if (rows_) {
+      arguments.weights.row_step = sizes_.interleaved ? sizes_.parts : 1;
+      arguments.expert_step = sizes_.parts * sizes_.outputs;
+      arguments.up_step = sizes_.interleaved ? 1 : sizes_.outputs;
+    } else {
+      arguments.weights.row_step = 0;
+      arguments.expert_step = sizes_.parts;
+      arguments.up_step = 1;
+    }
+  }
+
+ private:
+  int groups() const { return (sizes_.depth + 127) / 128; }
+  int blocks() const { return (sizes_.outputs * (sizes_.interleaved ? 2 : 1) + 127) / 128; }
+
+  Sizes sizes_;
+  bool rows_;
+  std::vector<std::uint8_t> codes_;
+  std::vector<float> scales_;
+};
+
 StreamArguments& common(StreamArguments& arguments) { return arguments; }
+StreamArguments& common(flexact::cuda::Fp8StreamArguments& arguments) { return arguments.stream; }
 StreamArguments& common(flexact::cuda::Fp4StreamArguments& arguments) { return arguments.stream; }
 
 // Blocks of x cover the outputs; of FP4's first half whole tiles of 128.
@@ -193,6 +254,62 @@ void launch(Arguments arguments, bool first, void (*kernel)(const Arguments)) {
     }
   }
 }
+
+// What stands between rows and products. bf16 rows are multiplied as they are.
+template <class Format>
+struct Rows {
+  using Activated = std::uint16_t;
+  static double value(Activated bits) { return to_float(bits); }
+  static bool untouched(Activated bits) { return bits == 0xffff; }
+  static Activated poison() { return 0xffff; }
+  static std::vector<std::vector<double>> multiplied(std::vector<std::vector<double>> rows) {
+    return rows;
+  }
+  static void pass(typename Format::Arguments&) {}
+};
+
+// E4M3 of rows (an empty one has no part in it), under a scale of each group, each row or all.
+using flexact::cuda::InputScaling;
+InputScaling scaling = InputScaling::Groups;
+constexpr float kGiven = 0.01f;
+template <bool kBlocks>
+struct Rows<formats::Fp8<kBlocks>> {
+  using Activated = float;
+  static double value(Activated number) { return number; }
+  static bool untouched(Activated number) { return std::isnan(number); }
+  static Activated poison() { return std::nanf(""); }
+  static std::vector<std::vector<double>> multiplied(std::vector<std::vector<double>> rows) {
+    const auto largest_of = [](const double* at, std::size_t count) {
+      double largest = 0;
+      for (std::size_t i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(at[i]));
+      return largest;
+    };
+    double of_all = 0;
+    for (const auto& row : rows) of_all = std::fmax(of_all, largest_of(row.data(), row.size()));
+    for (auto& row : rows) {
+      const std::size_t group = scaling == InputScaling::Groups ? 128 : row.size();
+      for (std::size_t from = 0; from < row.size(); from += group) {
+        const std::size_t count = std::min(group, row.size() - from);
+        const double largest =
+            scaling == InputScaling::All ? of_all : largest_of(&row[from], count);
+        const float scale = scaling == InputScaling::Given
+                                ? kGiven
+                                : std::fmax(static_cast<float>(largest), 1e-10f) / 448.0f;
+        const float inverse = 1.0f / scale;
+        for (std::size_t i = from; i < from + count; ++i)
+          row[i] = double{moe::decode_e4m3(moe::encode_e4m3(static_cast<float>(row[i]) * inverse))} *
+                   scale;
+      }
+    }
+    return rows;
+  }
+  static void pass(flexact::cuda::Fp8StreamArguments& arguments) {
+    static const float given = kGiven;
+    arguments.scaling = scaling;
+    arguments.given = scaling == InputScaling::Given ? &given : nullptr;
+    arguments.rounds_results = scaling == InputScaling::Rows || scaling == InputScaling::All;
+  }
+};
 
 template <class Format>
 struct Kernels {
@@ -220,8 +337,9 @@ void check(const Layer& l, const Kernels<Format>& kernels, unsigned seed) {
   const auto expert_of = [&](int slot) { return static_cast<int>(ids[slot]); };
 
   // What no slot of ours writes must stay as it is.
-  std::vector<std::uint16_t> activated(slots * l.inner, 0xffff), rows(slots * l.hidden, 0xffff),
-      output(l.tokens * l.hidden, 0xffff);
+  using OfRows = Rows<Format>;
+  std::vector<typename OfRows::Activated> activated(slots * l.inner, OfRows::poison());
+  std::vector<std::uint16_t> rows(slots * l.hidden, 0xffff), output(l.tokens * l.hidden, 0xffff);
   typename Format::Arguments up_arguments{};
   StreamArguments& up = common(up_arguments);
   up.routed = {l.wide ? static_cast<const void*>(ids.data()) : narrow.data(),
@@ -243,21 +361,28 @@ void check(const Layer& l, const Kernels<Format>& kernels, unsigned seed) {
   up.value_columns = 1;
   up.row_warps = l.row_warps;
   w13.pass(up_arguments);
+  OfRows::pass(up_arguments);
   launch<Format>(up_arguments, true, l.gated ? kernels.gated : kernels.unary);
 
+  std::vector<std::vector<double>> input(l.tokens);
+  for (int slot = 0; slot < slots; ++slot) {
+    auto& row = input[slot / l.top_k];
+    if (!ours(slot) || !row.empty()) continue;
+    for (int k = 0; k < l.hidden; ++k)
+      row.push_back(to_float(hidden[slot / l.top_k * (l.hidden + 8) + k]));
+  }
+  input = OfRows::multiplied(input);
   const auto product = [&](int slot, int part, int i) {
     double sum = 0;
-    for (int k = 0; k < l.hidden; ++k) {
-      sum += to_float(hidden[slot / l.top_k * (l.hidden + 8) + k]) *
-             w13.at(expert_of(slot), part, i, k);
-    }
+    for (int k = 0; k < l.hidden; ++k)
+      sum += input[slot / l.top_k][k] * w13.at(expert_of(slot), part, i, k);
     return l.weight_on_input ? sum * router[slot] : sum;
   };
   for (int slot = 0; slot < slots; ++slot) {
     for (int i = 0; i < l.inner; ++i) {
-      const std::uint16_t got = activated[slot * l.inner + i];
+      const auto got = activated[slot * l.inner + i];
       if (!ours(slot)) {
-        ASSERT_EQ(got, 0xffff);
+        ASSERT_TRUE(OfRows::untouched(got));
         continue;
       }
       const auto bias = [&](int part) {
@@ -267,11 +392,17 @@ void check(const Layer& l, const Kernels<Format>& kernels, unsigned seed) {
       const double p = values[ids[slot]];
       double want = g * std::fabs(g) + p;
       if (l.gated) want = g * (product(slot, 1, i) + bias(1)) + p * g;
-      ASSERT_NEAR(to_float(got), want, 0.01 * (1 + std::fabs(want)))
+      ASSERT_NEAR(OfRows::value(got), want, 0.01 * (1 + std::fabs(want)))
           << "slot " << slot << " output " << i;
     }
   }
 
+  std::vector<std::vector<double>> middle(slots);
+  for (int slot = 0; slot < slots; ++slot) {
+    for (int k = 0; ours(slot) && k < l.inner; ++k)
+      middle[slot].push_back(OfRows::value(activated[slot * l.inner + k]));
+  }
+  middle = OfRows::multiplied(middle);
   typename Format::Arguments down_arguments = up_arguments;
   StreamArguments& down = common(down_arguments);
   down.input = activated.data();
@@ -299,7 +430,7 @@ void check(const Layer& l, const Kernels<Format>& kernels, unsigned seed) {
         }
         double want = l.bias ? bias2[ids[slot] * l.hidden + h] : 0.0f;
         for (int k = 0; k < l.inner; ++k)
-          want += to_float(activated[slot * l.inner + k]) * w2.at(expert_of(slot), 0, h, k);
+          want += middle[slot][k] * w2.at(expert_of(slot), 0, h, k);
         ASSERT_NEAR(to_float(rows[slot * l.hidden + h]), want, 0.01 * (1 + std::fabs(want)));
         total += router[slot] * want;
         size += std::fabs(router[slot] * want);
@@ -399,6 +530,53 @@ TEST(StreamKernels, compute_nvfp4_whatever_its_sizes) {
     check<formats::Nvfp4>(
         layer, {emulated_gated_Nvfp4, emulated_unary_Nvfp4, emulated_down_Nvfp4}, ++seed);
     if (HasFatalFailure()) FAIL() << "layer " << seed;
+  }
+}
+
+// Groups of 128 columns and blocks of 128 outputs that end anywhere.
+const Layer kFp8Layers[] = {
+    {.tokens = 1, .top_k = 2, .experts = 4, .hidden = 304, .inner = 144},
+    {.tokens = 3,
+     .top_k = 3,
+     .experts = 2,
+     .hidden = 48,
+     .inner = 208,
+     .bias = true,
+     .row_warps = 2,
+     .row_warps2 = 4,
+     .interleaved = true},
+    {.tokens = 1, .top_k = 11, .experts = 5, .hidden = 16, .inner = 32, .wide = true, .row_warps = 8},
+    {.tokens = 2,
+     .top_k = 4,
+     .experts = 3,
+     .hidden = 272,
+     .inner = 1168,
+     .gated = false,
+     .weight_on_input = true,
+     .row_warps = 4,
+     .row_warps2 = 8},
+    {.tokens = 10, .top_k = 1, .experts = 1, .hidden = 64, .inner = 128, .gated = false},
+};
+
+TEST(StreamKernels, compute_fp8_by_blocks_whatever_its_sizes) {
+  unsigned seed = 300;
+  scaling = InputScaling::Groups;
+  for (const Layer& layer : kFp8Layers) {
+    check<formats::Fp8Block>(
+        layer, {emulated_gated_Fp8Block, emulated_unary_Fp8Block, emulated_down_Fp8Block}, ++seed);
+    if (HasFatalFailure()) FAIL() << "layer " << seed;
+  }
+}
+
+TEST(StreamKernels, compute_fp8_with_scales_of_rows_of_all_and_given) {
+  unsigned seed = 400;
+  for (const InputScaling each : {InputScaling::Rows, InputScaling::All, InputScaling::Given}) {
+    scaling = each;
+    for (const Layer& layer : kFp8Layers) {
+      check<formats::Fp8Whole>(
+          layer, {emulated_gated_Fp8Whole, emulated_unary_Fp8Whole, emulated_down_Fp8Whole}, ++seed);
+      if (HasFatalFailure()) FAIL() << "layer " << seed;
+    }
   }
 }
 

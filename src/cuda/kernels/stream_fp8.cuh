@@ -83,7 +83,9 @@ struct Fp8 {
       } else {
         float sums[kParts<kKind>][4] = {};
         add(sums, stage, step, mine);
-        const float scale[2] = {row_scales_[first_ + step], row_scales_[second_ + step]};
+        // A step that there is not has zeros, and no scale.
+        const int group = max(step, 0);
+        const float scale[2] = {row_scales_[first_ + group], row_scales_[second_ + group]};
 #pragma unroll
         for (int part = 0; part < kParts<kKind>; ++part) {
 #pragma unroll

@@ -29,6 +29,9 @@ struct uint4 {
 struct uint2 {
   std::uint32_t x, y;
 };
+inline uint2 make_uint2(std::uint32_t x, std::uint32_t y) {
+  return {x, y};
+}
 struct alignas(8) float2 {
   float x, y;
 };
@@ -214,6 +217,11 @@ inline std::uint32_t __float_as_uint(float value) {
 }
 inline float __uint_as_float(std::uint32_t bits) {
   return std::bit_cast<float>(bits);
+}
+inline std::uint32_t atomicMax(std::uint32_t* at, std::uint32_t other) {
+  const std::uint32_t before = *at;
+  *at = std::max(before, other);
+  return before;
 }
 inline int __popc(unsigned mask) {
   return std::popcount(mask);

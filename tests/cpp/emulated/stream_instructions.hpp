@@ -2,12 +2,27 @@
 #pragma once
 
 #include "block.hpp"
+#include "cuda/kernels/arguments.hpp"
 #include "moe/small_floats.hpp"
 
 namespace flexact::cuda {
 
 inline void wait_for_predecessors() {}
 inline void let_successor_start() {}
+
+// e4m3.cuh.
+inline std::uint16_t to_e4m3(float first, float second) {
+  return static_cast<std::uint16_t>(moe::encode_e4m3(first) | moe::encode_e4m3(second) << 8);
+}
+inline std::uint32_t magnitude_bits(float value) {
+  return std::bit_cast<std::uint32_t>(value) & 0x7fffffffu;
+}
+inline float fp8_scale(float largest) {
+  return (largest < 1e-10f ? 1e-10f : largest) / 448.0f;
+}
+inline float reciprocal(float scale) {
+  return 1.0f / scale;
+}
 
 namespace stream {
 
@@ -47,6 +62,36 @@ inline std::uint32_t load_half(const void* address, bool there) {
 inline float e4m3_value(std::uint32_t code) {
   return flexact::moe::decode_e4m3(static_cast<std::uint8_t>(code));
 }
+// f16 of a number that it holds exactly.
+inline std::uint32_t half_of(float value) {
+  const auto word = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = word >> 16 & 0x8000;
+  if (std::isnan(value)) return sign | 0x7fff;
+  // All of E4M3 but 0 is in the range of f16's normal numbers.
+  return value == 0 ? sign : sign | ((word & 0x7fffffff) - (112u << 23)) >> 13;
+}
+inline float value_of_half(std::uint32_t half) {
+  const std::uint32_t sign = (half & 0x8000) << 16;
+  const std::uint32_t magnitude = half & 0x7fff;
+  if (magnitude == 0) return std::bit_cast<float>(sign);
+  if (magnitude > 0x7c00) return std::nanf("");
+  return std::bit_cast<float>(sign | ((magnitude << 13) + (112u << 23)));
+}
+inline std::uint32_t e4m3_to_f16(std::uint32_t two) {
+  return half_of(e4m3_value(two & 0xff)) | half_of(e4m3_value(two >> 8 & 0xff)) << 16;
+}
+// Poisoned: no launch may count on what is in it.
+inline std::uint8_t* dynamic_shared() {
+  alignas(16) static std::array<std::uint8_t, kFp8StreamMostShared> memory = [] {
+    std::array<std::uint8_t, kFp8StreamMostShared> poison;
+    poison.fill(0xff);
+    return poison;
+  }();
+  return memory.data();
+}
+inline float float_of(std::uint32_t bits) {
+  return std::bit_cast<float>(bits);
+}
 inline std::uint32_t bits_of(float value) {
   return std::bit_cast<std::uint32_t>(value);
 }
@@ -71,9 +116,9 @@ inline std::uint32_t multiply_pairs(std::uint32_t a, std::uint32_t b) {
 //   A  rows lane/4 and lane/4 + 8 at k = lane%4·2 + {0, 1}, then the same at k + 8
 //   B  column lane/4 at those k
 //   C  rows lane/4 and lane/4 + 8 at columns lane%4·2 + {0, 1}
-inline void multiply_bf16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
-                          std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
-                          std::uint32_t x1) {
+template <typename Low, typename High>
+void multiply(float (&acc)[4], std::uint32_t low0, std::uint32_t high0, std::uint32_t low1,
+              std::uint32_t high1, std::uint32_t x0, std::uint32_t x1, Low low_of, High high_of) {
   const emulated::Meeting& warp =
       emulated::Block::current().meet_warp({low0, high0, low1, high1, x0, x1});
   const unsigned lane = threadIdx.x % 32;
@@ -86,10 +131,23 @@ inline void multiply_bf16(float (&acc)[4], std::uint32_t low0, std::uint32_t hig
       const unsigned quad = k % 8 / 2;
       const std::uint32_t a = given[row * 4 + quad][(k < 8 ? 0u : 2u) + i / 2];
       const std::uint32_t b = given[column * 4 + quad][4 + k / 8];
-      sum += (k % 2 == 0 ? low_half(a) : high_half(a)) * (k % 2 == 0 ? low_half(b) : high_half(b));
+      sum += (k % 2 == 0 ? low_of(a) : high_of(a)) * (k % 2 == 0 ? low_of(b) : high_of(b));
     }
     acc[i] = sum;
   }
+}
+
+inline void multiply_bf16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
+                          std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
+                          std::uint32_t x1) {
+  multiply(acc, low0, high0, low1, high1, x0, x1, low_half, high_half);
+}
+inline void multiply_f16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
+                         std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
+                         std::uint32_t x1) {
+  const auto low_of = [](std::uint32_t pair) { return value_of_half(pair & 0xffff); };
+  const auto high_of = [](std::uint32_t pair) { return value_of_half(pair >> 16); };
+  multiply(acc, low0, high0, low1, high1, x0, x1, low_of, high_of);
 }
 
 }  // namespace stream
