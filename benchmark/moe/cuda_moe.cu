@@ -6,7 +6,7 @@
 //
 // Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call),
 // fp8_tensor_given, mxfp4, nvfp4 and mxfp4_fp8. Variants are compared with the default in turns: those of
-// variants_for() whose names begin so.
+// variants_for() whose names begin so, or with a full stop at the end are so.
 // benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M
 // and variant.
 #include <cuda_bf16.h>
@@ -496,7 +496,9 @@ struct Variant {
 std::vector<Variant> variants_for(int tokens, const std::vector<std::string>& wanted) {
   std::vector<Variant> list = {{"default", {}}};
   const auto add = [&](const std::string& name, auto change) {
-    const auto begins = [&](const std::string& each) { return !each.empty() && name.rfind(each, 0) == 0; };
+    const auto begins = [&](const std::string& each) {
+      return !each.empty() && (name.rfind(each, 0) == 0 || each == name + ".");
+    };
     if (std::none_of(wanted.begin(), wanted.end(), begins)) return;
     Variant variant{name, {}};
     change(variant.wish);

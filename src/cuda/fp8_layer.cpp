@@ -28,6 +28,8 @@ Fp8Layer::Fp8Layer(const MoeProblem& problem, const MoeWeights& weights)
              : problem.format == Format::Fp8Channel ? InputScaling::Rows
              : weights.a13_scale                    ? InputScaling::Given
                                                     : InputScaling::All),
+      interleaved_blocks_(problem.format == Format::Fp8Block &&
+                          problem.pairing == Pairing::Interleaved),
       later_(problem.format != Format::Fp8Block && !weights.a2_scale),
       given13_(data_of(weights.a13_scale)),
       given2_(data_of(weights.a2_scale)),
@@ -160,6 +162,31 @@ Fp8GemmArguments Fp8Layer::gemm1(const GemmArguments& gemm, const Memory& memory
     arguments.largest = activated_largest(memory);
     arguments.largest_step = format_ == Format::Fp8Channel;
   }
+  return arguments;
+}
+
+Fp8StreamArguments Fp8Layer::stream_up(const StreamArguments& stream) const {
+  Fp8StreamArguments arguments{};
+  arguments.stream = stream;
+  arguments.weights = weights13_.grid;
+  arguments.expert_step = weights13_.expert_step;
+  arguments.up_step = weights13_.up_step;
+  arguments.given = given13_;
+  arguments.scaling = input_;
+  arguments.interleaved = interleaved_blocks_;
+  arguments.rounds_results = later_;
+  return arguments;
+}
+
+Fp8StreamArguments Fp8Layer::stream_down(const StreamArguments& stream) const {
+  Fp8StreamArguments arguments{};
+  arguments.stream = stream;
+  arguments.weights = weights2_.grid;
+  arguments.expert_step = weights2_.expert_step;
+  arguments.given = given2_;
+  arguments.scaling = format_ == Format::Fp8Tensor
+                          ? (later_ ? InputScaling::All : InputScaling::Given)
+                          : input_;
   return arguments;
 }
 

@@ -50,6 +50,9 @@ class Fp8Layer {
     std::uint32_t* counters;  // the two that were cleared
   };
   Fp8GatherArguments gather(const GatherArguments& gather, const Memory& memory) const;
+  // The stream kernels', which round rows themselves. Their activated rows are fp32.
+  Fp8StreamArguments stream_up(const StreamArguments& stream) const;
+  Fp8StreamArguments stream_down(const StreamArguments& stream) const;
   Fp8GemmArguments gemm1(const GemmArguments& gemm, const Memory& memory) const;
   Fp8RoundArguments round(const GemmArguments& gemm1, void* codes, const Memory& memory) const;
   Fp8GemmArguments gemm2(const GemmArguments& gemm, const Memory& memory) const;
@@ -71,6 +74,7 @@ class Fp8Layer {
   std::string pairing_;  // "gated" or "unary"
   std::int64_t hidden_, intermediate_;
   InputScaling input_;
+  bool interleaved_blocks_;
   bool later_;
   const float* given13_;
   const float* given2_;

@@ -285,8 +285,9 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   }
   if (stream_) {
     const std::string name = "flexact_" + stream_->kernel();
-    stream_up_ = kernel(*stream_up.get(), name + (gated ? "gated" : "unary"), 0);
-    stream_down_ = kernel(*stream_down.get(), name + "down", 0);
+    const int shared = stream_->most_shared();
+    stream_up_ = kernel(*stream_up.get(), name + (gated ? "gated" : "unary"), shared);
+    stream_down_ = kernel(*stream_down.get(), name + "down", shared);
   }
 }
 
@@ -372,8 +373,11 @@ Layout MoePlan::layout(std::int64_t tokens) const {
   const std::int64_t rows = tokens * problem_.top_k;
   layout.rows = take(rows * input_width() * 2);
   const bool wide = !fp8_ || fp8_->rounds_later();
-  layout.activated =
-      take(fp4_ ? fp4_->activated_bytes(rows) : rows * activated_width() * (wide ? 2 : 1));
+  std::int64_t activated =
+      fp4_ ? fp4_->activated_bytes(rows) : rows * activated_width() * (wide ? 2 : 1);
+  // The stream kernels leave fp32 to be rounded.
+  if (fp8_ && stream_ && rows <= kStreamMaxSlots) activated = rows * activated_width() * 4;
+  layout.activated = take(activated);
   if (fp4_) {
     layout.input_scales = take(fp4_->input_scale_bytes(rows));
     layout.activated_scales = take(fp4_->activated_scale_bytes(rows));
@@ -523,7 +527,11 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
                                  workspace + at.rows,
                                  combine.output};
     const auto grid = [&](unsigned blocks, const StreamArguments& arguments) {
-      return Grid{blocks,        StreamLayer::blocks_y(arguments), kStreamThreads, 0, 1,
+      return Grid{blocks,
+                  StreamLayer::blocks_y(arguments),
+                  kStreamThreads,
+                  stream_->shared(arguments),
+                  1,
                   choice.dependent_launches};
     };
     if ((launches_ & kGemm1) != 0) {
@@ -532,6 +540,8 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
       const char* doing = "computing gate, up and activation";
       if (fp4_) {
         launch(stream_up_, fp4_->stream_up(up, fp4_memory), blocks, stream, doing);
+      } else if (fp8_) {
+        launch(stream_up_, fp8_->stream_up(up), blocks, stream, doing);
       } else {
         launch(stream_up_, up, blocks, stream, doing);
       }
@@ -542,6 +552,8 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
       const char* doing = "computing down";
       if (fp4_) {
         launch(stream_down_, fp4_->stream_down(down, fp4_memory), blocks, stream, doing);
+      } else if (fp8_) {
+        launch(stream_down_, fp8_->stream_down(down), blocks, stream, doing);
       } else {
         launch(stream_down_, down, blocks, stream, doing);
       }

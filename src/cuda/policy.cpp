@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cuda/fp8_layer.hpp"
 #include "moe/quantised.hpp"
 
 namespace flexact::cuda {
@@ -40,11 +41,17 @@ bool counting_fits(const MoeProblem& problem, std::int64_t tokens) {
 }
 
 bool has_stream(Format format) {
-  return format == Format::Bf16 || format == Format::Mxfp4 || format == Format::Nvfp4;
+  return format == Format::Bf16 || format == Format::Mxfp4 || format == Format::Nvfp4 ||
+         is_fp8(format);
 }
 
 bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
-  return has_stream(problem.format) && aligned && tokens * problem.top_k <= kStreamMaxSlots;
+  const std::int64_t slots = tokens * problem.top_k;
+  if (!has_stream(problem.format) || !aligned || slots > kStreamMaxSlots) return false;
+  const std::int64_t depth = std::max(problem.hidden, problem.intermediate);
+  return !is_fp8(problem.format) ||
+         std::min<std::int64_t>(slots, kStreamColumns) * fp8_stream_bytes(depth) <=
+             kFp8StreamMostShared;
 }
 
 // Measured in bf16, and taken for the other formats until they are: so experts of as many weights.

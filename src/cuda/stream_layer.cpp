@@ -1,6 +1,8 @@
 // Arguments of the stream kernels.
 #include "cuda/stream_layer.hpp"
 
+#include <algorithm>
+
 #include "cuda/kernels/fp4_layout.hpp"
 #include "moe/quantised.hpp"
 
@@ -83,12 +85,28 @@ StreamArguments StreamLayer::down(const Call& call, const Choice& choice, const 
 }
 
 std::string StreamLayer::image() const {
-  return std::string(to_string(problem_.format)) + "_stream_";
+  return variant() + "_stream_";
 }
 
 std::string StreamLayer::kernel() const {
-  return problem_.format == Format::Bf16 ? "stream_"
-                                         : "stream_" + std::string(to_string(problem_.format)) + "_";
+  return problem_.format == Format::Bf16 ? "stream_" : "stream_" + variant() + "_";
+}
+
+std::string StreamLayer::variant() const {
+  const bool whole = is_fp8(problem_.format) && problem_.format != Format::Fp8Block;
+  return whole ? "fp8_whole" : std::string(to_string(problem_.format));
+}
+
+unsigned StreamLayer::shared(const StreamArguments& arguments) const {
+  if (!is_fp8(problem_.format)) return 0;
+  const RoutedIds& routed = arguments.routed;
+  const int columns =
+      std::min(kStreamColumns, arguments.sum != 0 ? routed.top_k : routed.slots);
+  return static_cast<unsigned>(columns * fp8_stream_bytes(arguments.depth));
+}
+
+int StreamLayer::most_shared() const {
+  return is_fp8(problem_.format) ? kFp8StreamMostShared : 0;
 }
 
 // Where scales of FP4 weights are in order, a warp's outputs lie anywhere in 128.

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cuda/kernels/arguments.hpp"
+#include "cuda/fp8_layer.hpp"
 #include "cuda/policy.hpp"
 #include "flexact/moe.hpp"
 
@@ -45,6 +46,9 @@ class StreamLayer {
   unsigned blocks_up(const StreamArguments& arguments) const;
   static unsigned blocks_x(const StreamArguments& arguments);
   static unsigned blocks_y(const StreamArguments& arguments);
+  // Bytes of shared memory that it asks for: FP8's codes of rows.
+  unsigned shared(const StreamArguments& arguments) const;
+  int most_shared() const;
 
  private:
   // In elements; `offset` of gate and up from an expert's first row.
@@ -52,6 +56,7 @@ class StreamLayer {
     const void* data;
     std::int64_t expert, row, offset[2];
   };
+  std::string variant() const;
   static Rows rows_of(const TensorView& weights, Pairing pairing);
   static StreamArguments arguments_of(const Rows& rows, const Call& call);
 

@@ -260,7 +260,7 @@ TEST(ShippedKernels, of_few_tokens_link_as_cleanly) {
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
   const std::string gated = cuda::function_source(Function::named("situ"), Numerics::Fast);
   const std::string unary = cuda::function_source(Function::named("xielu"), Numerics::Fast);
-  for (const std::string format : {"bf16", "mxfp4", "nvfp4"}) {
+  for (const std::string format : {"bf16", "mxfp4", "nvfp4", "fp8_block", "fp8_whole"}) {
     const std::string image = "sm90_" + format + "_stream_";
     expect_clean((image + "down").c_str(), "", "no function");
     expect_clean((image + "gated").c_str(), gated, "situ");

@@ -299,7 +299,7 @@ struct Fp8StreamArguments {
 };
 
 // Shared memory for a column's codes and scales.
-constexpr int fp8_stream_bytes(int depth) {
+constexpr std::int64_t fp8_stream_bytes(std::int64_t depth) {
   return (depth + kGroup - 1) / kGroup * (kGroup + 4) + 64;
 }
 inline constexpr int kFp8StreamMostShared = 200 * 1024;

