@@ -184,9 +184,8 @@ Fp8StreamArguments Fp8Layer::stream_down(const StreamArguments& stream) const {
   arguments.weights = weights2_.grid;
   arguments.expert_step = weights2_.expert_step;
   arguments.given = given2_;
-  arguments.scaling = format_ == Format::Fp8Tensor
-                          ? (later_ ? InputScaling::All : InputScaling::Given)
-                          : input_;
+  arguments.scaling =
+      format_ == Format::Fp8Tensor ? (later_ ? InputScaling::All : InputScaling::Given) : input_;
   return arguments;
 }
 

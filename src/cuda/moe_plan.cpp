@@ -527,12 +527,9 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
                                  workspace + at.rows,
                                  combine.output};
     const auto grid = [&](unsigned blocks, const StreamArguments& arguments) {
-      return Grid{blocks,
-                  StreamLayer::blocks_y(arguments),
-                  kStreamThreads,
-                  stream_->shared(arguments),
-                  1,
-                  choice.dependent_launches};
+      return Grid{
+          blocks, StreamLayer::blocks_y(arguments), kStreamThreads, stream_->shared(arguments),
+          1,      choice.dependent_launches};
     };
     if ((launches_ & kGemm1) != 0) {
       const StreamArguments up = stream_->up(call, choice, values, bias13_.get());

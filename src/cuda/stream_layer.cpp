@@ -100,8 +100,7 @@ std::string StreamLayer::variant() const {
 unsigned StreamLayer::shared(const StreamArguments& arguments) const {
   if (!is_fp8(problem_.format)) return 0;
   const RoutedIds& routed = arguments.routed;
-  const int columns =
-      std::min(kStreamColumns, arguments.sum != 0 ? routed.top_k : routed.slots);
+  const int columns = std::min(kStreamColumns, arguments.sum != 0 ? routed.top_k : routed.slots);
   return static_cast<unsigned>(columns * fp8_stream_bytes(arguments.depth));
 }
 

@@ -6,8 +6,8 @@
 
 #include <string>
 
-#include "cuda/kernels/arguments.hpp"
 #include "cuda/fp8_layer.hpp"
+#include "cuda/kernels/arguments.hpp"
 #include "cuda/policy.hpp"
 #include "flexact/moe.hpp"
 
@@ -37,8 +37,8 @@ class StreamLayer {
                      const float* bias) const;
   StreamArguments down(const Call& call, const Choice& choice, const float* bias) const;
 
-  // The images and kernels are called "sm90_" image() + part and "flexact_" kernel() + part, with the
-  // parts gated, unary and down.
+  // The images and kernels are called "sm90_" image() + part and "flexact_" kernel() + part, with
+  // the parts gated, unary and down.
   std::string image() const;
   std::string kernel() const;
 

@@ -617,10 +617,12 @@ double stream_sum_fp4(const Fp4StreamArguments& f, bool mx, bool first, int slot
     for (int half = 0; half < 2; ++half) {
       if (fp4_row(thread, half, first) != output % 128) continue;
       for (int k = thread % 4 * 32; k < s.depth; k += k % 32 == 31 ? 97 : 1) {
-        const std::uint8_t scale = scales[std::int64_t{k / 128} * fp4_scale_bytes(of_row) +
-                                          scale_at(of_row, thread, block, half, mx ? 0 : k / 16 % 2)];
-        const double factor = mx ? from_bf16(static_cast<std::uint16_t>(mxfp4_factor(scale))) * 0x1p-94
-                                 : flexact::moe::decode_e4m3(scale);
+        const std::uint8_t scale =
+            scales[std::int64_t{k / 128} * fp4_scale_bytes(of_row) +
+                   scale_at(of_row, thread, block, half, mx ? 0 : k / 16 % 2)];
+        const double factor =
+            mx ? from_bf16(static_cast<std::uint16_t>(mxfp4_factor(scale))) * 0x1p-94
+               : flexact::moe::decode_e4m3(scale);
         const int code = codes[k / 2] >> k % 2 * 4 & 15;
         sum += factor * flexact::moe::decode_e2m1(static_cast<std::uint8_t>(code)) *
                from_bf16(input[k]);
