@@ -608,14 +608,4 @@ TEST(StreamKernels, compute_fp8_with_scales_of_rows_of_all_and_given) {
   }
 }
 
-TEST(StreamKernels, decode_pairs_as_the_tile_kernels_do) {
-  std::mt19937 random(7);
-  for (int i = 0; i < 100000; ++i) {
-    const auto word = static_cast<std::uint32_t>(random());
-    std::uint32_t pair[4];
-    formats::fp4_pairs(word, pair);
-    for (int j = 0; j < 4; ++j) ASSERT_EQ(pair[j], flexact::cuda::fp4_pair(word, j)) << word;
-  }
-}
-
 }  // namespace

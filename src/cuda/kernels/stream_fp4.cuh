@@ -12,17 +12,6 @@
 
 namespace flexact::cuda::stream {
 
-// The words of fp4_pair(word, 0 … 3), in half of the shifts: a multiplication puts sign and magnitude of
-// two codes where they belong.
-__device__ __forceinline__ void fp4_pairs(std::uint32_t word, std::uint32_t (&pair)[4]) {
-  constexpr std::uint32_t kEven = 0x000f000fu, kOdd = 0x00f000f0u, kBits = 0x81c081c0u;
-  const std::uint32_t later = word >> 8;
-  pair[0] = (word & kEven) * 0x1040u & kBits;
-  pair[1] = (word & kOdd) * 0x0104u & kBits;
-  pair[2] = (later & kEven) * 0x1040u & kBits;
-  pair[3] = (later & kOdd) * 0x0104u & kBits;
-}
-
 // kOfRow: scales of a weight row in a thread's 32 columns, 1 (E8M0) or 2 (E4M3).
 template <int kOfRow>
 struct Fp4 {
@@ -66,7 +55,11 @@ struct Fp4 {
       of_tile_ = tile * f.steps * kBytes + thread * 4 * kOfRow + (kGated ? 0 : block / 8 % 2 * 2 * kOfRow);
       const int row = block / 8 * 128 + fp4_row(thread, 0, kPermuted<kKind>);
       // Outputs beyond the last are read as some of the first.
-      return {row < f.stream.columns ? row : lane / 4, kPermuted<kKind> ? 1 : 8};
+      // Where rows are neighbours every other group of four lanes has the later one's scales first; here
+      // all have the first row first.
+      turned_ = kPermuted<kKind> && lane / 4 % 2 != 0;
+      const int first = row < f.stream.columns ? row : lane / 4;
+      return {turned_ ? first - 1 : first, fp4_other_row(kPermuted<kKind>)};
     }
     __device__ void turn_to(const Arguments& f, int expert) {
       scales_ = f.scales + std::int64_t{expert} * f.column_tiles * f.steps * kBytes + of_tile_;
@@ -86,9 +79,16 @@ struct Fp4 {
 
     __device__ void multiply(float (&acc)[kParts<kKind>][4], const Stage<kKind, Fp4>& stage,
                              const Input<kKind, Fp4>& input, int, bool) {
+      Scales<kKind> scales = stage.scales;
+      if constexpr (kPermuted<kKind>) {
+#pragma unroll
+        for (std::uint32_t& word : scales.word) {
+          if (turned_) word = select_bytes(word, word, kOfRow == 1 ? 0x2301 : 0x1032);
+        }
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        // Pairs as fp4_pairs() has them.
+        // Pairs as fp4_pair() has them.
         const uint4& eight = input.x[0][i];
         const std::uint32_t x[4] = {select_bytes(eight.x, eight.z, 0x5410), select_bytes(eight.x, eight.z, 0x7632),
                                     select_bytes(eight.y, eight.w, 0x5410), select_bytes(eight.y, eight.w, 0x7632)};
@@ -98,10 +98,10 @@ struct Fp4 {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const uint4& codes = stage.weight[part][0][half];
-            fp4_pairs(only_now(i == 0 ? codes.x : i == 1 ? codes.y : i == 2 ? codes.z : codes.w), weight[half]);
-            const std::uint32_t factor = factor_of(stage.scales.of(part, half, i));
+            const std::uint32_t word = only_now(i == 0 ? codes.x : i == 1 ? codes.y : i == 2 ? codes.z : codes.w);
+            const std::uint32_t factor = factor_of(scales.of(part, half, i));
 #pragma unroll
-            for (int j = 0; j < 4; ++j) weight[half][j] = multiply_pairs(weight[half][j], factor);
+            for (int j = 0; j < 4; ++j) weight[half][j] = multiply_pairs(fp4_pair(word, j), factor);
           }
           multiply_bf16(acc[part], weight[0][0], weight[1][0], weight[0][1], weight[1][1], x[0], x[1]);
           multiply_bf16(acc[part], weight[0][2], weight[1][2], weight[0][3], weight[1][3], x[2], x[3]);
@@ -123,6 +123,7 @@ struct Fp4 {
       }
     }
 
+    bool turned_;
     int of_tile_;                 // from an expert's first scale
     const std::uint8_t* scales_;  // this thread's, of the expert's first 128 columns
   };

@@ -3,26 +3,13 @@
 
 #include "block.hpp"
 #include "cuda/kernels/arguments.hpp"
+#include "e4m3.hpp"
 #include "moe/small_floats.hpp"
 
 namespace flexact::cuda {
 
 inline void wait_for_predecessors() {}
 inline void let_successor_start() {}
-
-// e4m3.cuh.
-inline std::uint16_t to_e4m3(float first, float second) {
-  return static_cast<std::uint16_t>(moe::encode_e4m3(first) | moe::encode_e4m3(second) << 8);
-}
-inline std::uint32_t magnitude_bits(float value) {
-  return std::bit_cast<std::uint32_t>(value) & 0x7fffffffu;
-}
-inline float fp8_scale(float largest) {
-  return (largest < 1e-10f ? 1e-10f : largest) / 448.0f;
-}
-inline float reciprocal(float scale) {
-  return 1.0f / scale;
-}
 
 namespace stream {
 
