@@ -375,8 +375,11 @@ Layout MoePlan::layout(std::int64_t tokens) const {
   const bool wide = !fp8_ || fp8_->rounds_later();
   std::int64_t activated =
       fp4_ ? fp4_->activated_bytes(rows) : rows * activated_width() * (wide ? 2 : 1);
-  // The stream kernels leave fp32 to be rounded.
-  if (fp8_ && stream_ && rows <= kStreamMaxSlots) activated = rows * activated_width() * 4;
+  // The stream kernels leave fp32 to be rounded. More tokens never need less.
+  if (fp8_ && stream_) {
+    const std::int64_t most = std::min<std::int64_t>(rows, kStreamMaxSlots);
+    activated = std::max(activated, most * activated_width() * 4);
+  }
   layout.activated = take(activated);
   if (fp4_) {
     layout.input_scales = take(fp4_->input_scale_bytes(rows));

@@ -481,6 +481,22 @@ TEST(CutlassPlan, quantised_layers_of_few_tokens_agree_with_fp64) {
   conformance::select({&flexact::backend("cutlass"), "sm_90a"});
 }
 
+TEST(CutlassPlan, more_tokens_never_need_less_workspace) {
+  NEED_MACHINE();
+  conformance::use_gpu_cases();
+  for (const flexact::Format format : kStreamFormats) {
+    const conformance::Case test{&subject_of(Pairing::Concat), Pairing::Concat, format, 0};
+    const conformance::CaseData data(test);
+    Device device;
+    const auto plan = flexact::cuda::make_moe_plan(data.problem(), test.function(),
+                                                   device.copy(data.weights()), {});
+    for (std::int64_t tokens = 1; tokens < 400; ++tokens) {
+      EXPECT_LE(plan->workspace_bytes(tokens), plan->workspace_bytes(tokens + 1))
+          << to_string(format) << " " << tokens;
+    }
+  }
+}
+
 TEST(CutlassPlan, quantised_layers_of_few_tokens_with_a_mistake_do_not) {
   NEED_MACHINE();
   expect_mistakes_to_be_found(kStreamFormats, "sm_90a_stream");
