@@ -285,9 +285,9 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   }
   if (stream_) {
     const std::string name = "flexact_" + stream_->kernel();
-    const int shared = stream_->most_shared();
-    stream_up_ = kernel(*stream_up.get(), name + (gated ? "gated" : "unary"), shared);
-    stream_down_ = kernel(*stream_down.get(), name + "down", shared);
+    const int rows_shared = stream_->most_shared();
+    stream_up_ = kernel(*stream_up.get(), name + (gated ? "gated" : "unary"), rows_shared);
+    stream_down_ = kernel(*stream_down.get(), name + "down", rows_shared);
   }
 }
 

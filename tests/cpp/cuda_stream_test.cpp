@@ -164,7 +164,7 @@ class Matrix<formats::Fp4<kOfRow>> {
       const int thread = i / kOfRow / 4 % 256, step = i / bytes % steps();
       const int tile = i / bytes / steps() % tiles(), expert = i / bytes / steps() / tiles();
       const int output = (gated() ? tile * 128 : tile * 256 + part * 128) +
-                         flexact::cuda::fp4_row(thread, half, s.first);
+                         flexact::cuda::fp4_row(thread, half, s.first, gated());
       const int group = (step * 4 + thread % 4) * kOfRow + j;
       std::uint8_t scale = kOfRow == 1 ? 127 : 0x38;
       if (output < s.outputs && group < groups())

@@ -53,11 +53,11 @@ struct Fp4 {
       const int tile = min(kGated ? block / 8 : block / 16, f.column_tiles - 1);
       const int thread = block % 8 * 32 + lane;
       of_tile_ = tile * f.steps * kBytes + thread * 4 * kOfRow + (kGated ? 0 : block / 8 % 2 * 2 * kOfRow);
-      const int row = block / 8 * 128 + fp4_row(thread, 0, kPermuted<kKind>);
+      const int row = block / 8 * 128 + fp4_row(thread, 0, kPermuted<kKind>, kGated);
       // Outputs beyond the last are read as some of the first.
-      // Where rows are neighbours every other group of four lanes has the later one's scales first; here
-      // all have the first row first.
-      turned_ = kPermuted<kKind> && lane / 4 % 2 != 0;
+      // Of a gate every other group of four lanes has the later row's scales first; here all have the first
+      // row first.
+      turned_ = kGated && lane / 4 % 2 != 0;
       const int first = row < f.stream.columns ? row : lane / 4;
       return {turned_ ? first - 1 : first, fp4_other_row(kPermuted<kKind>)};
     }
@@ -80,7 +80,7 @@ struct Fp4 {
     __device__ void multiply(float (&acc)[kParts<kKind>][4], const Stage<kKind, Fp4>& stage,
                              const Input<kKind, Fp4>& input, int, bool) {
       Scales<kKind> scales = stage.scales;
-      if constexpr (kPermuted<kKind>) {
+      if constexpr (kKind == Kind::Gated) {
 #pragma unroll
         for (std::uint32_t& word : scales.word) {
           if (turned_) word = select_bytes(word, word, kOfRow == 1 ? 0x2301 : 0x1032);

@@ -615,7 +615,7 @@ double stream_sum_fp4(const Fp4StreamArguments& f, bool mx, bool first, int slot
   double sum = 0;
   for (int thread = 0; thread < kFp4ScaleThreads; ++thread) {
     for (int half = 0; half < 2; ++half) {
-      if (fp4_row(thread, half, first) != output % 128) continue;
+      if (fp4_row(thread, half, first, gated) != output % 128) continue;
       for (int k = thread % 4 * 32; k < s.depth; k += k % 32 == 31 ? 97 : 1) {
         const std::uint8_t scale =
             scales[std::int64_t{k / 128} * fp4_scale_bytes(of_row) +
