@@ -6,12 +6,13 @@
     python benchmark/benchmark_moe_kernels.py --precision mxfp4 --peer marlin --json marlin.json
     python benchmark/benchmark_moe_kernels.py --against all --json functions.json
     python benchmark/benchmark_moe_kernels.py --backend cutlass --beside triton --peer deep-gemm --json a.json
-    python benchmark/benchmark_moe_kernels.py --dense --json dense.json
+    python benchmark/benchmark_moe_kernels.py --dense --backend cutlass --beside triton --json dense.json
     python benchmark/benchmark_moe_kernels.py --start-up --json start_up.json
 
 Peers are imported from where PYTHONPATH says; a peer that is not there, or that computes something else, is
-an error. --dense times act_and_mul alone, beside SGLang's kernel where it can be imported. --start-up times a
-function that this machine has never seen, from its text to the first result, and again from the disk cache.
+an error. --dense times act_and_mul alone, beside torch, the backends of --beside, and SGLang's kernel where
+it can be imported. --start-up times a function that this machine has never seen, from its text to the first
+result, and again from the disk cache.
 
 Every call is a CUDA graph that was captured once; the L2 is flushed before each replay. With a peer, ours
 and the peer's take turns, and the ratio is the median of paired measurements. The machine's limits (copy,
@@ -339,14 +340,17 @@ def dense(options, emit):
     emit({"kind": "machine", **limits(timer), **description()})
     act = activation_of(options.activation, parse_parameters(options.activation_params))
     names = others_of(options)
+    if "cutlass" in (options.backend, *options.beside):
+        flexact._core.allow_untried(True)
     for model in options.model:
         width = SHAPES[model].intermediate
         for rows in options.tokens:
             x = torch.randn(rows, 2 * width, device=DEVICE).bfloat16()
-            outs = [torch.empty(rows, width, dtype=x.dtype, device=DEVICE) for _ in range(len(names) + 2)]
+            count = 3 + len(names) + len(options.beside)
+            outs = [torch.empty(rows, width, dtype=x.dtype, device=DEVICE) for _ in range(count)]
 
-            def call(activation, out, x=x):
-                return lambda: ours.act_and_mul(x, activation, out=out)
+            def call(activation, out, backend=options.backend, x=x):
+                return lambda: ours.act_and_mul(x, activation, out=out, backend=backend)
 
             graphs = [timer.capture(call(act, outs[0]))[0]]
             graphs += [
@@ -354,6 +358,20 @@ def dense(options, emit):
                 for each, out in zip(names, outs[1:], strict=False)
             ]
             peers = {name: "flexact" for name in names}
+            for backend, out in zip(options.beside, outs[1 + len(names) :], strict=False):
+                graph, result = timer.capture(call(act, out, backend))
+                torch.cuda.synchronize()
+                torch.testing.assert_close(result, outs[0], rtol=2**-7, atol=2**-10)
+                graphs.append(graph)
+                peers[backend] = "flexact"
+            if options.activation == "silu":
+
+                def plain(x=x, out=outs[-2]):
+                    gate, up = x.chunk(2, dim=-1)
+                    return torch.mul(torch.nn.functional.silu(gate), up, out=out)
+
+                graphs.append(timer.capture(plain)[0])
+                peers["torch"] = "silu, mul"
             if silu_and_mul is not None and options.activation == "silu":
 
                 def theirs(x=x, out=outs[-1]):
@@ -369,7 +387,7 @@ def dense(options, emit):
             size = 3 * rows * width * 2
             us = median(row[0] for row in measured)
             record = {
-                "kind": "dense", "model": model, "rows": rows, "width": width,
+                "kind": "dense", "backend": options.backend, "model": model, "rows": rows, "width": width,
                 "activation": options.activation, "us": round(us, 2), "gb_s": round(size / us * 1e-3, 1),
                 "rounds": len(measured),
             }  # fmt: skip

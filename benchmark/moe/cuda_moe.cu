@@ -4,12 +4,13 @@
 //   cuda_moe OUTPUT.json [--shapes a,b] [--tokens 16,4096] [--function swiglu] [--format bf16] [--seconds S]
 //            [--variants stream,rows]
 //
-// Formats: bf16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call),
+// Formats: bf16, fp16, fp8_block, fp8_channel, fp8_tensor (scales of activations from each call),
 // fp8_tensor_given, mxfp4, nvfp4 and mxfp4_fp8. Variants are compared with the default in turns: those of
 // variants_for() whose names begin so, or with a full stop at the end are so.
 // benchmark/moe/build_cuda_moe.sh builds it. Results are JSON lines: one for each shape, M
 // and variant.
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
@@ -75,6 +76,20 @@ __global__ void fill(T* out, std::size_t count, float scale, unsigned seed) {
     out[i] = T(normal_of(i, seed) * scale);
   }
 }
+// 16 bits of bf16 or fp16, and what they stand for.
+__host__ __device__ std::uint16_t narrow(float value, bool fp16) {
+  return fp16 ? __half_as_ushort(__float2half_rn(value)) : __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+__host__ __device__ float widen(std::uint16_t bits, bool fp16) {
+  return fp16 ? __half2float(__ushort_as_half(bits)) : __bfloat162float(__ushort_as_bfloat16(bits));
+}
+__host__ __device__ float widen(float value, bool) { return value; }
+__global__ void fill16(std::uint16_t* out, std::size_t count, float scale, unsigned seed, bool fp16) {
+  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
+       i += std::size_t{gridDim.x} * blockDim.x) {
+    out[i] = narrow(normal_of(i, seed) * scale, fp16);
+  }
+}
 // Scales between half of `size` and one and a half of it.
 __global__ void fill_scales(float* out, std::size_t count, float size, unsigned seed) {
   for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
@@ -96,7 +111,8 @@ __global__ void fill_bytes(std::uint8_t* out, std::size_t count, unsigned low, u
 
 // A weight matrix of each expert as stored, [experts, rows, k].
 struct Stored {
-  const void* values;  // bf16, E4M3 codes with scales, or E2M1 codes with scales of groups
+  const void* values;  // bf16, fp16, E4M3 codes with scales, or E2M1 codes with scales of groups
+  bool fp16;
   const float* scales;
   const std::uint8_t* group_scales;  // [experts, rows, k / group]
   const float* global;               // nvfp4: [experts, rows / half]
@@ -117,7 +133,7 @@ struct Stored {
       stored.__x = scale;
       return value * static_cast<double>(static_cast<float>(stored)) * global[expert * (rows / half) + row / half];
     }
-    if (scales == nullptr) return __bfloat162float(static_cast<const __nv_bfloat16*>(values)[index]);
+    if (scales == nullptr) return widen(static_cast<const std::uint16_t*>(values)[index], fp16);
     const std::int64_t of_rows = row / half * half_blocks + row % half / block;
     const float scale = scales[expert * expert_step + of_rows * row_step + column / 128 * group_step];
     return static_cast<double>(static_cast<float>(static_cast<const __nv_fp8_e4m3*>(values)[index])) * scale;
@@ -126,7 +142,8 @@ struct Stored {
 
 // out[r, n] = Σ_k a[row of r, k] · b[e of r, n, k] in fp64, a warp for each element.
 template <typename A>
-__global__ void reference_gemm(const A* a, const int* row, const int* expert, const Stored b, double* out) {
+__global__ void reference_gemm(const A* a, bool fp16, const int* row, const int* expert, const Stored b,
+                               double* out) {
   const int warp = static_cast<int>((blockIdx.x * std::size_t{blockDim.x} + threadIdx.x) / 32);
   const int lane = threadIdx.x % 32;
   const int r = blockIdx.y;
@@ -134,7 +151,7 @@ __global__ void reference_gemm(const A* a, const int* row, const int* expert, co
   const A* left = a + static_cast<std::size_t>(row[r]) * b.k;
   double sum = 0;
   for (int k = lane; k < b.k; k += 32) {
-    sum += static_cast<double>(static_cast<float>(left[k])) * b.at(expert[r], warp, k);
+    sum += static_cast<double>(widen(left[k], fp16)) * b.at(expert[r], warp, k);
   }
   for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
   if (lane == 0) out[static_cast<std::size_t>(r) * b.rows + warp] = sum;
@@ -190,14 +207,15 @@ class Weights {
       : shape_{experts, rows, k},
         mx_(format == flexact::Format::Mxfp4 || format == flexact::Format::Mxfp4Fp8),
         fp4_(mx_ || format == flexact::Format::Nvfp4),
-        fp8_(format != flexact::Format::Bf16 && !fp4_),
+        fp16_(format == flexact::Format::Fp16),
+        fp8_(format != flexact::Format::Bf16 && !fp16_ && !fp4_),
         group_(mx_ ? 32 : 16),
         values_(static_cast<std::size_t>(experts * rows * k) * (fp8_ ? 2 : fp4_ ? 1 : 4) / 2),
         scales_(static_cast<std::size_t>(experts * rows)),
         group_scales_(fp4_ ? static_cast<std::size_t>(experts * rows * k / group_) : 1) {
     const auto blocks = [](std::int64_t count) { return (count + 127) / 128; };
     const std::size_t count = static_cast<std::size_t>(experts * rows * k);
-    stored_ = {values_.get(), nullptr, nullptr, nullptr, group_, rows, k, 0, 0, 0, rows / halves, 1, rows};
+    stored_ = {values_.get(), fp16_, nullptr, nullptr, nullptr, group_, rows, k, 0, 0, 0, rows / halves, 1, rows};
     if (fp4_) {
       // Magnitudes of random codes are 2.9 in the mean.
       const float scale = size / 2.93f;
@@ -219,7 +237,7 @@ class Weights {
       return;
     }
     if (!fp8_) {
-      fill<<<1024, 256>>>(reinterpret_cast<__nv_bfloat16*>(values_.get()), count, size, seed);
+      fill16<<<1024, 256>>>(reinterpret_cast<std::uint16_t*>(values_.get()), count, size, seed, fp16_);
       return;
     }
     // Codes of size 64: the largest are some 220.
@@ -246,9 +264,10 @@ class Weights {
   const Stored& stored() const { return stored_; }
   flexact::TensorView view_of() const {
     return view(values_.get(),
-                fp4_   ? flexact::DType::UInt8
-                : fp8_ ? flexact::DType::Float8E4M3
-                       : flexact::DType::BFloat16,
+                fp4_    ? flexact::DType::UInt8
+                : fp8_  ? flexact::DType::Float8E4M3
+                : fp16_ ? flexact::DType::Float16
+                        : flexact::DType::BFloat16,
                 shape_);
   }
   flexact::TensorView global_scale() const {
@@ -266,7 +285,7 @@ class Weights {
 
  private:
   std::vector<std::int64_t> shape_, scale_shape_, global_shape_;
-  bool mx_, fp4_, fp8_;
+  bool mx_, fp4_, fp16_, fp8_;
   std::int64_t group_;
   Array<std::uint8_t> values_;
   Array<float> scales_;  // of rows, which are more than blocks; or global ones
@@ -292,6 +311,8 @@ struct Layer {
         activated_scale(std::vector<float>{32.0f / 448}) {
     CHECK(cudaDeviceSynchronize());
   }
+  bool fp16() const { return format == flexact::Format::Fp16; }
+  flexact::DType io() const { return fp16() ? flexact::DType::Float16 : flexact::DType::BFloat16; }
   flexact::MoeWeights weights() const {
     flexact::MoeWeights weights;
     weights.w13 = w13.view_of();
@@ -312,10 +333,10 @@ struct Batch {
   int tokens;
   std::vector<int> ids;
   std::vector<float> weights;
-  Array<__nv_bfloat16> hidden;
+  Array<std::uint16_t> hidden;
   Array<int> device_ids;
   Array<float> device_weights;
-  Array<__nv_bfloat16> output;
+  Array<std::uint16_t> output;
 
   static std::vector<int> draw(const Shape& s, int tokens) {
     std::mt19937 random(17);
@@ -336,7 +357,7 @@ struct Batch {
     for (float& w : weights) w = uniform(random) / s.top_k;
     return weights;
   }
-  Batch(const Shape& s, int m)
+  Batch(const Shape& s, int m, bool fp16)
       : tokens(m),
         ids(draw(s, m)),
         weights(draw_weights(s, m)),
@@ -344,13 +365,13 @@ struct Batch {
         device_ids(ids),
         device_weights(weights),
         output(std::size_t(m) * s.hidden) {
-    fill<<<1024, 256>>>(hidden.get(), hidden.size(), 1.0f, 3);
+    fill16<<<1024, 256>>>(hidden.get(), hidden.size(), 1.0f, 3, fp16);
     CHECK(cudaDeviceSynchronize());
   }
-  flexact::MoeInputs inputs(const Shape& s) const {
+  flexact::MoeInputs inputs(const Shape& s, flexact::DType io) const {
     flexact::MoeInputs in;
     in.tokens = tokens;
-    in.hidden_states = view(hidden.get(), flexact::DType::BFloat16, {tokens, s.hidden});
+    in.hidden_states = view(hidden.get(), io, {tokens, s.hidden});
     in.topk_weights = view(device_weights.get(), flexact::DType::Float32, {tokens, s.top_k});
     in.topk_ids = view(device_ids.get(), flexact::DType::Int32, {tokens, s.top_k});
     in.output = output.get();
@@ -364,7 +385,7 @@ struct Expected {
   std::vector<double> rows;
 };
 
-// Everything in fp64 but one rounding of the activated values to bf16.
+// Everything in fp64 but one rounding of the activated values to 16 bits.
 Expected expected_of(const Layer& layer, const Batch& batch, const Function& function,
                      const std::vector<double>& parameters) {
   const Shape& s = layer.shape;
@@ -381,14 +402,15 @@ Expected expected_of(const Layer& layer, const Batch& batch, const Function& fun
   const Array<int> device_rows(rows), device_experts(experts);
   Array<double> product(std::size_t(pairs) * 2 * s.intermediate);
   reference_gemm<<<dim3((2 * s.intermediate + 7) / 8, pairs), 256>>>(
-      batch.hidden.get(), device_rows.get(), device_experts.get(), layer.w13.stored(), product.get());
+      batch.hidden.get(), layer.fp16(), device_rows.get(), device_experts.get(), layer.w13.stored(), product.get());
   const std::vector<double> values = product.read();
   std::vector<float> activated(std::size_t(pairs) * s.intermediate);
   for (int r = 0; r < pairs; ++r) {
     for (int i = 0; i < s.intermediate; ++i) {
       const double* at = &values[std::size_t(r) * 2 * s.intermediate + i];
-      activated[std::size_t(r) * s.intermediate + i] = __bfloat162float(
-          __float2bfloat16_rn(static_cast<float>(function.reference(at[0], at[s.intermediate], parameters))));
+      activated[std::size_t(r) * s.intermediate + i] = widen(
+          narrow(static_cast<float>(function.reference(at[0], at[s.intermediate], parameters)), layer.fp16()),
+          layer.fp16());
     }
   }
   std::vector<int> order(pairs);
@@ -396,7 +418,7 @@ Expected expected_of(const Layer& layer, const Batch& batch, const Function& fun
   const Array<float> device_activated(activated);
   const Array<int> device_order(order);
   Array<double> down(std::size_t(pairs) * s.hidden);
-  reference_gemm<<<dim3((s.hidden + 7) / 8, pairs), 256>>>(device_activated.get(), device_order.get(),
+  reference_gemm<<<dim3((s.hidden + 7) / 8, pairs), 256>>>(device_activated.get(), false, device_order.get(),
                                                           device_experts.get(), layer.w2.stored(), down.get());
   const std::vector<double> partial = down.read();
   Expected expected{tokens, {}};
@@ -414,11 +436,11 @@ Expected expected_of(const Layer& layer, const Batch& batch, const Function& fun
 }
 
 // ‖out − ref‖ / ‖ref‖ over the sampled tokens.
-double error_of(const Shape& s, const std::vector<__nv_bfloat16>& output, const Expected& expected) {
+double error_of(const Shape& s, const std::vector<std::uint16_t>& output, bool fp16, const Expected& expected) {
   double difference = 0, size = 0;
   for (std::size_t i = 0; i < expected.rows.size(); ++i) {
     const std::size_t token = expected.tokens[i / s.hidden];
-    const double got = __bfloat162float(output[token * s.hidden + i % s.hidden]);
+    const double got = widen(output[token * s.hidden + i % s.hidden], fp16);
     difference += (got - expected.rows[i]) * (got - expected.rows[i]);
     size += expected.rows[i] * expected.rows[i];
   }
@@ -591,6 +613,7 @@ class Run {
     problem.hidden = s.hidden;
     problem.intermediate = s.intermediate;
     problem.format = layer.format;
+    problem.io_dtype = layer.io();
     flexact::cuda::PlanOptions options;
     options.wish = variant.wish;
     options.launches = launches;
@@ -599,13 +622,13 @@ class Run {
 
   void batch(const Layer& layer, int tokens) {
     const Shape& s = layer.shape;
-    const Batch data(s, tokens);
+    const Batch data(s, tokens, layer.fp16());
     const auto variants = variants_for(tokens, options_.variants);
     const std::size_t bytes = plan(layer, variants[0], flexact::cuda::kAllLaunches)->workspace_bytes(tokens);
     Array<char> workspace(bytes);
     const flexact::ParameterTable values{values_->get(), 1, static_cast<std::int64_t>(parameters_.size())};
     const auto launch = [&](const flexact::Plan& each) {
-      each.run(data.inputs(s), values, workspace.get(), bytes, timer_.stream());
+      each.run(data.inputs(s, layer.io()), values, workspace.get(), bytes, timer_.stream());
     };
 
     const Expected expected = expected_of(layer, data, function_, parameters_);
@@ -619,10 +642,11 @@ class Run {
       CHECK(cudaMemset(data.output.get(), 0xff, data.output.size() * 2));
       launch(*plans.back());
       CHECK(cudaStreamSynchronize(timer_.stream()));
-      const std::vector<__nv_bfloat16> once = data.output.read();
-      errors.push_back(error_of(s, once, expected));
+      const std::vector<std::uint16_t> once = data.output.read();
+      errors.push_back(error_of(s, once, layer.fp16(), expected));
       // What E4M3 costs: 3 bits of each input and each activated value.
-      const bool exact_inputs = layer.format == flexact::Format::Bf16 || layer.format == flexact::Format::Mxfp4 ||
+      const bool exact_inputs = layer.format == flexact::Format::Bf16 || layer.fp16() ||
+                                layer.format == flexact::Format::Mxfp4 ||
                                 layer.format == flexact::Format::Nvfp4;
       const double allowed = exact_inputs ? 0.006 : 0.06;
       if (!(errors.back() < allowed)) {
@@ -632,7 +656,7 @@ class Run {
       graphs.push_back(timer_.capture([&] { launch(*plans.back()); }));
       CHECK(cudaGraphLaunch(graphs.back(), timer_.stream()));
       CHECK(cudaStreamSynchronize(timer_.stream()));
-      const std::vector<__nv_bfloat16> again = data.output.read();
+      const std::vector<std::uint16_t> again = data.output.read();
       if (std::memcmp(once.data(), again.data(), once.size() * 2) != 0) {
         std::printf("%s M=%d %s: a replay gives other bits\n", s.name, tokens, variant.name.c_str());
         ++failures_;

@@ -42,6 +42,45 @@ class Plan {
   virtual void unpack(void* w13, void* w2) const;
 };
 
+// What act_and_mul writes.
+enum class DenseResult {
+  Plain,      // x's own type, rounded once
+  Fp8Groups,  // E4M3 codes, and one fp32 scale for each 128 results of a row
+  Fp8Rows,    // E4M3 codes, and one fp32 scale a row
+};
+
+// act_and_mul of dense and shared MLPs on a GPU: act(x[:, :I], x[:, I:]) → out.
+struct DenseProblem {
+  Pairing pairing = Pairing::Concat;  // any but Separate; None: x is [rows, I]
+  DType dtype = DType::BFloat16;      // of x: Float32, BFloat16 or Float16
+  DenseResult result = DenseResult::Plain;
+};
+
+// One call. Strides are in elements of what they belong to. out must not overlap x.
+struct DenseCall {
+  std::int64_t rows = 0;
+  std::int64_t intermediate = 0;  // I
+  const void* x = nullptr;        // [rows, 2I], last stride 1
+  std::int64_t x_stride = 0;
+  void* out = nullptr;  // [rows, I], last stride 1: x's type, or E4M3 codes
+  std::int64_t out_stride = 0;
+  float* scales = nullptr;  // [rows, ceil(I / 128)], or [rows]; of E4M3 codes alone
+  std::int64_t scale_row_stride = 0;
+  std::int64_t scale_group_stride = 0;
+};
+
+// The function compiled for one kind of x, whatever its size. run() only launches; `values` is one
+// row, and all pointers are memory of one GPU, on which it runs. Any number of threads and streams
+// may run one plan.
+class DensePlan {
+ public:
+  virtual ~DensePlan() = default;
+  // Throws InvalidArgument where the call contradicts itself or the problem.
+  virtual void run(const DenseCall& call, const ParameterTable& values, void* stream) const = 0;
+  // One line: backend, kernel, function.
+  virtual std::string describe() const = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -57,6 +96,13 @@ class Backend {
   // Throws Unsupported with the refusal's reason, InvalidArgument for shapes that contradict.
   virtual std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
                                      const MoeWeights& weights) const = 0;
+  // The same for act_and_mul on a GPU. A unary f with a gate means f(g) * u. Backends that leave it
+  // to others refuse it; that is the default.
+  virtual std::optional<Refusal> refuse_dense(const DenseProblem& problem,
+                                              const Function& function) const;
+  // Throws Unsupported with the refusal's reason.
+  virtual std::unique_ptr<DensePlan> plan_dense(const DenseProblem& problem,
+                                                const Function& function) const;
 };
 
 // The backends of this build in order of preference; they live as long as the process.

@@ -7,6 +7,7 @@ waits nor allocates anything but its result, so a CUDA graph can hold it.
 from __future__ import annotations
 
 import functools
+import os
 import types
 from typing import Any
 
@@ -17,7 +18,7 @@ from flexact._core import Activation, Function
 from flexact.activation import require_scopes
 from flexact.errors import InvalidArgument, Unsupported
 from flexact.formats import quantise_activations
-from flexact.moe import Undifferentiable, _function, _table
+from flexact.moe import Undifferentiable, _function, _say, _table, _wanted
 from flexact.moe import activation_values as values_of_layer
 
 __all__ = ["act_and_mul", "act_and_quantise"]
@@ -33,12 +34,13 @@ def act_and_mul(
     pairing: str = "concat",
     layer: int | None = None,
     out: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Applies an activation to the output of a (fused gate and) up projection.
 
     Tensors of float32, bfloat16 and float16 run on the CPU's vector kernels or, on a GPU, on a Triton
     kernel when no gradient is needed; all others run as torch operations printed from the same graph,
-    gradients included.
+    gradients included. A backend that is named computes it, or refuses with the reason.
 
     Args:
         x: [..., 2I] with gate and up as `pairing` says; [..., I] with pairing "none".
@@ -46,12 +48,14 @@ def act_and_mul(
         pairing: "concat", "up_first", "interleaved" or "none".
         layer: The absolute layer number; needed where values differ by layer.
         out: Where the result goes, [..., I] of x's dtype; not with gradients.
+        backend: "auto", "cpu", "triton" or "cutlass", the CUDA kernels, which run where they are named.
 
     Returns:
         [..., I] in x's dtype.
 
     Raises:
         InvalidArgument: Shapes, dtypes and pairing contradict each other.
+        Unsupported: The backend that is named does not compute it.
     """
     _check(x, pairing)
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
@@ -61,17 +65,19 @@ def act_and_mul(
             f"out is {list(out.shape)} {out.dtype}", hint=f"{list(shape)} {x.dtype}, and no gradients"
         )
     kernels = x.dtype in _KERNEL_DTYPES and (x.is_cpu or (x.is_cuda and _triton() is not None))
-    if needs_gradient or not kernels:
+    if backend != "auto" and needs_gradient:
+        raise Unsupported(f"backend {backend} has no gradients", hint="backend='auto'")
+    if backend == "auto" and (needs_gradient or not kernels):
         result = _fitting(activation, pairing)(*_split(x, pairing), layer=layer)
         return result if out is None else out.copy_(result)
     canonical, rows = _described(activation, pairing, layer)
     values = torch.tensor(rows, dtype=torch.float32) if rows[0] else None
     if out is None:
-        return torch.ops.flexact.act_and_mul(x, canonical, values, pairing=pairing)
+        return torch.ops.flexact.act_and_mul(x, canonical, values, pairing=pairing, backend=backend)
     # Written in place only where no row of x can be overwritten before it is read.
     if out.is_contiguous() and out.device == x.device and not _share_memory(out, x):
-        return _launch(x, canonical, values, pairing, out)
-    return out.copy_(torch.ops.flexact.act_and_mul(x, canonical, values, pairing=pairing))
+        return _launch(x, canonical, values, pairing, out, backend)
+    return out.copy_(torch.ops.flexact.act_and_mul(x, canonical, values, pairing=pairing, backend=backend))
 
 
 def act_and_quantise(
@@ -81,6 +87,7 @@ def act_and_quantise(
     format: str = "fp8_block",
     pairing: str = "concat",
     layer: int | None = None,
+    backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`act_and_mul` with its result quantised to E4M3 from fp32, with no rounding before.
 
@@ -92,6 +99,7 @@ def act_and_quantise(
         format: "fp8_block", one scale for 128 values of a row, or "fp8_channel", one a row.
         pairing: See `act_and_mul`.
         layer: See `act_and_mul`.
+        backend: "auto", "triton" or "cutlass", the CUDA kernels, which run where they are named.
 
     Returns:
         Codes [..., I] and fp32 scales, [..., ceil(I / 128)] or [...], as
@@ -99,6 +107,7 @@ def act_and_quantise(
 
     Raises:
         InvalidArgument: Shapes, dtypes and pairing contradict each other, or x needs a gradient.
+        Unsupported: The backend that is named does not compute it.
     """
     _check(x, pairing)
     activation = _fitting(activation, pairing)
@@ -106,6 +115,12 @@ def act_and_quantise(
         raise InvalidArgument(f"format {format!r}", hint="fp8_block or fp8_channel")
     if torch.is_grad_enabled() and x.requires_grad:
         raise InvalidArgument("x needs a gradient, which quantised values have not", hint="x.detach()")
+    if backend != "auto":
+        _check_backend(backend, x)
+        if backend == "cpu":
+            raise Unsupported("the backend cpu has no kernel that quantises", hint="auto, triton or cutlass")
+    if backend == "cutlass":
+        return _quantise_on_gpu(x, activation, format, pairing, layer)
     kernels = _triton() if x.is_cuda and x.dtype in _KERNEL_DTYPES else None
     if kernels is None:
         return quantise_activations(activation(*_split(x.float(), pairing), layer=layer), format)
@@ -122,6 +137,22 @@ def _check(x: torch.Tensor, pairing: str) -> None:
         raise InvalidArgument(f"pairing {pairing!r}", hint=", ".join(_PAIRINGS))
     if x.dim() == 0 or (pairing != "none" and x.shape[-1] % 2):
         raise InvalidArgument(f"x is {list(x.shape)}", hint="[..., 2I]; [..., I] with pairing 'none'")
+
+
+def _check_backend(backend: str, x: torch.Tensor) -> None:
+    """Nothing stands in for a backend that was named."""
+    _wanted(backend)
+    device = _core.backend_device(backend)
+    if x.device.type != device:
+        raise Unsupported(
+            f"backend {backend} computes {device} tensors, and x is on {x.device}", hint="the other device"
+        )
+    if x.dtype not in _KERNEL_DTYPES:
+        raise Unsupported(
+            f"act_and_mul has no kernel for {x.dtype}", hint=", ".join(map(str, _KERNEL_DTYPES))
+        )
+    if backend == "triton" and _triton() is None:
+        raise Unsupported("act_and_mul on a GPU needs Triton", hint="pip install triton")
 
 
 def _fitting(activation: Activation, pairing: str) -> Activation:
@@ -172,16 +203,91 @@ def _named(canonical: str, pairing: str) -> Function:
     return function if pairing == "none" else function.gated()
 
 
+@functools.lru_cache(maxsize=1024)
+def _plan(function: Function, pairing: str, dtype: torch.dtype, result: str, numerics: str | None) -> Any:
+    """The CUDA kernels with the function linked in. `numerics` is read by the core; here it is a key."""
+    plan = _core.plan_dense("cutlass", function, pairing=pairing, dtype=_KERNEL_DTYPES[dtype], result=result)
+    _say(plan.describe())
+    return plan
+
+
+def _run_on_gpu(
+    function: Function,
+    values: torch.Tensor,
+    pairing: str,
+    rows: torch.Tensor,
+    out: torch.Tensor,
+    result: str = "",
+    scales: torch.Tensor | None = None,
+) -> None:
+    """Launches the CUDA kernel on the current stream; rows and out are matrices."""
+    plan = _plan(function, pairing, rows.dtype, result, os.environ.get("FLEXACT_NUMERICS"))
+    strides = (0, 0) if scales is None else (*scales.stride(), 0)[:2]
+    plan.run(
+        x=rows.data_ptr(),
+        x_stride=rows.stride(0),
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
+        rows=out.shape[0],
+        intermediate=out.shape[1],
+        scales=0 if scales is None else scales.data_ptr(),
+        scale_row_stride=strides[0],
+        scale_group_stride=strides[1],
+        values=values.data_ptr(),
+        value_columns=values.shape[1],
+        stream=torch.cuda.current_stream(rows.device).cuda_stream,
+    )
+
+
+def _values_on_device(values: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    if values is None:
+        return torch.empty((1, 0), dtype=torch.float32, device=device)
+    if values.is_cuda:
+        return values.to(dtype=torch.float32).contiguous()
+    # Copied once for a set of values, so that a captured call copies nothing.
+    return _uploaded(tuple(values.flatten().tolist()), device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _uploaded(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor([values], dtype=torch.float32, device=device)
+
+
+def _quantise_on_gpu(
+    x: torch.Tensor, activation: Activation, format: str, pairing: str, layer: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, width = _rows(x), _result_shape(x, pairing)[-1]
+    codes = torch.empty((rows.shape[0], width), dtype=torch.float8_e4m3fn, device=x.device)
+    groups = -(-width // 128)
+    shape = (rows.shape[0], groups) if format == "fp8_block" else (rows.shape[0],)
+    scales = torch.empty(shape, dtype=torch.float32, device=x.device)
+    values = _values_on_device(_values(activation, layer), x.device)
+    _run_on_gpu(activation.function, values, pairing, rows, codes, format, scales)
+    leading = x.shape[:-1]
+    return codes.view(*leading, width), scales.view(*leading, *scales.shape[1:])
+
+
 def _launch(
-    x: torch.Tensor, canonical: str, values: torch.Tensor | None, pairing: str, out: torch.Tensor
+    x: torch.Tensor,
+    canonical: str,
+    values: torch.Tensor | None,
+    pairing: str,
+    out: torch.Tensor,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Computes into `out`, which is contiguous and shares no memory with x."""
+    if backend != "auto":
+        _check_backend(backend, x)
     if x.dtype not in _KERNEL_DTYPES:
         raise Unsupported(
             f"act_and_mul has no kernel for {x.dtype}", hint=", ".join(map(str, _KERNEL_DTYPES))
         )
     function = _named(canonical, pairing)
     rows, width = _rows(x), out.shape[-1]
+    if backend == "cutlass":
+        table = _table(function, values) if values is None or not values.is_cuda else values
+        _run_on_gpu(function, _values_on_device(table, x.device), pairing, rows, out.view(-1, width))
+        return out
     if x.is_cuda:
         kernels = _triton()
         if kernels is None:
@@ -211,7 +317,8 @@ def _launch(
 
 _library = torch.library.Library("flexact", "FRAGMENT")
 _library.define(
-    "act_and_mul(Tensor x, str activation, Tensor? activation_values=None, *, str pairing='concat') -> Tensor"
+    "act_and_mul(Tensor x, str activation, Tensor? activation_values=None, *, str pairing='concat', "
+    "str backend='auto') -> Tensor"
 )
 
 
@@ -221,10 +328,11 @@ def _act_and_mul(
     activation_values: torch.Tensor | None = None,
     *,
     pairing: str = "concat",
+    backend: str = "auto",
 ) -> torch.Tensor:
     _check(x, pairing)
     out = torch.empty(_result_shape(x, pairing), dtype=x.dtype, device=x.device)
-    return _launch(x, activation, activation_values, pairing, out)
+    return _launch(x, activation, activation_values, pairing, out, backend)
 
 
 _library.impl("act_and_mul", _act_and_mul, "CPU")
@@ -238,6 +346,7 @@ def _act_and_mul_meta(
     activation_values: torch.Tensor | None = None,
     *,
     pairing: str = "concat",
+    backend: str = "auto",
 ) -> torch.Tensor:
     _check(x, pairing)
     return x.new_empty(_result_shape(x, pairing))

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cuda/dense_plan.hpp"
 #include "cuda/driver.hpp"
 #include "cuda/fp8_layer.hpp"
 #include "cuda/jit/kernel_images.hpp"
@@ -29,14 +30,23 @@ class CutlassBackend final : public Backend {
     if (auto refusal = moe::refuse_meaningless(problem, function)) return refusal;
     const bool fp8 = is_fp8(problem.format);
     const bool fp4 = moe::is_fp4(problem.format);
-    if (problem.format != Format::Bf16 && !fp8 && !fp4) {
+    const bool fp16 = problem.format == Format::Fp16;
+    if (problem.format != Format::Bf16 && !fp16 && !fp8 && !fp4) {
       return Refusal{
           "there are no CUDA kernels for format " + std::string(to_string(problem.format)),
-          "bf16, the FP8 and the FP4 formats are what there is"};
+          "bf16, fp16, the FP8 and the FP4 formats are what there is"};
     }
-    if (problem.io_dtype != DType::BFloat16) {
-      return Refusal{"the CUDA kernels take " + std::string(to_string(DType::BFloat16)) +
-                         " hidden states, not " + std::string(to_string(problem.io_dtype)),
+    if (fp16 && !untried_kernels()) {
+      return Refusal{
+          "the CUDA kernels for format fp16 are compiled and linked, but have not run on "
+          "hardware yet",
+          "the backend triton computes it"};
+    }
+    const DType io = fp16 ? DType::Float16 : DType::BFloat16;
+    if (problem.io_dtype != io) {
+      return Refusal{"the CUDA kernels take " + std::string(to_string(io)) +
+                         " hidden states beside " + std::string(to_string(problem.format)) +
+                         " weights, not " + std::string(to_string(problem.io_dtype)),
                      "convert the hidden states"};
     }
     const std::int64_t piece = fp4 ? 32 : fp8 ? 16 : 8;
@@ -63,6 +73,26 @@ class CutlassBackend final : public Backend {
     options.wish = standing_wish();
     return make_moe_plan(problem, function, weights, options);
   }
+
+  std::optional<Refusal> refuse_dense(const DenseProblem& problem,
+                                      const Function& function) const override {
+    if (auto refusal = refuse_meaningless(problem, function)) return refusal;
+    if (!untried_kernels()) {
+      return Refusal{
+          "the CUDA kernels of act_and_mul are compiled and linked, but have not run on "
+          "hardware yet",
+          "the backend triton computes it"};
+    }
+    return refuse_machine();
+  }
+
+  std::unique_ptr<DensePlan> plan_dense(const DenseProblem& problem,
+                                        const Function& function) const override {
+    if (const auto refusal = refuse_dense(problem, function)) {
+      throw Error(ErrorCode::Unsupported, refusal->reason, "cutlass", refusal->hint);
+    }
+    return make_dense_plan(problem, function, moe::selected_numerics());
+  }
 };
 
 }  // namespace
@@ -70,6 +100,11 @@ class CutlassBackend final : public Backend {
 Wish& standing_wish() {
   static Wish wish;
   return wish;
+}
+
+bool& untried_kernels() {
+  static bool allowed = false;
+  return allowed;
 }
 
 std::optional<Refusal> refuse_machine() {

@@ -195,7 +195,7 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
       launches_(options.launches),
       most_scratch_(options.most_scratch),
       element_(is_fp8(problem.format) || problem.format == Format::Mxfp4Fp8 ? DType::Float8E4M3
-                                                                            : DType::BFloat16) {
+                                                                            : problem.io_dtype) {
   moe::validate_weights(problem, weights);
   location_ = location_of(driver_, "w13", weights.w13.data);
   for (const auto& [name, view] :
@@ -234,7 +234,10 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
                               : fp4_  ? fp4_->gemm1()
                               : gated ? "gated"
                                       : "unary";
-  const std::string source = function_source(function, numerics);
+  const std::string source = function_source(function, numerics, problem_.io_dtype);
+  // Images and kernels of fp16; those of bf16 bear no type in their names.
+  const bool fp16 = problem_.format == Format::Fp16;
+  const std::string type = fp16 ? "fp16_" : "bf16_", of_type = fp16 ? "fp16_" : "";
   const auto linked = [&](const std::string& image, bool with_function) {
     return std::async(std::launch::async, [this, &source, image, with_function] {
       return link_kernel(kernel_image("sm90_" + image), with_function ? source : "", kArchitecture,
@@ -245,8 +248,8 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
     return kernel_of(driver_, location_.context, image, name.c_str(), shared);
   };
   using Linking = std::future<std::shared_ptr<const LinkedKernel>>;
-  Linking gemm1 = linked(fp8_ || fp4_ ? variant : "bf16_" + variant, true);
-  Linking layer = linked(fp8_ ? "fp8_layer" : fp4_ ? fp4_->rows() : "bf16_layer", false);
+  Linking gemm1 = linked(fp8_ || fp4_ ? variant : type + variant, true);
+  Linking layer = linked(fp8_ ? "fp8_layer" : fp4_ ? fp4_->rows() : type + "layer", false);
   Linking stream_up, stream_down;
   if (stream_) {
     stream_up = linked(stream_->image() + (gated ? "gated" : "unary"), true);
@@ -257,11 +260,13 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
                                int shared) {
     return GemmKernel{kernel(image, "flexact_gemm_" + name, shared), threads, shared};
   };
-  const std::string variant2 = fp8_ ? "fp8_" + fp8_->gemm2() : fp4_ ? fp4_->gemm2() : "plain";
+  const std::string variant2 = fp8_   ? "fp8_" + fp8_->gemm2()
+                               : fp4_ ? fp4_->gemm2()
+                                      : of_type + "plain";
   const int shared = fp8_ ? kFp8SharedBytes : fp4_ ? fp4_->gemm_shared() : kGemmSharedBytes;
   const auto first = gemm1.get();
   const auto rows = layer.get();
-  gemm1_ = gemm_kernel(*first, variant, kGemmThreads, shared);
+  gemm1_ = gemm_kernel(*first, of_type + variant, kGemmThreads, shared);
   gemm2_ = gemm_kernel(*rows, variant2, kGemmThreads, shared);
   if (has_few_rows(problem_)) {
     few1_ = gemm_kernel(*first, variant + "_few", kFp4FewThreads, kFp4FewSharedBytes);
@@ -273,7 +278,7 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
                                                   : "gather");
   gather_ = kernel(*rows, gather, 0);
   gather_counted_ = kernel(*rows, gather + "_counted", 0);
-  combine_ = kernel(*rows, "flexact_combine", 0);
+  combine_ = kernel(*rows, fp16 ? "flexact_combine_fp16" : "flexact_combine", 0);
   order_bias_ = kernel(*rows, "flexact_order_bias", 0);
   if (fp8_) {
     fp8_largest_ = kernel(*rows, "flexact_fp8_largest", 0);

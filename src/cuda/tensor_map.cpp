@@ -12,6 +12,7 @@ namespace flexact::cuda {
 namespace {
 
 constexpr int kBytes = 0;
+constexpr int kFloat16 = 6;
 constexpr int kBFloat16 = 9;
 constexpr int kNoInterleave = 0;
 constexpr int kNoSwizzle = 0;
@@ -37,7 +38,7 @@ TensorMap encode(const Driver& driver, DType dtype, const void* data,
   std::array<std::uint32_t, kRank> steps;
   steps.fill(1);
   TensorMap map;
-  const int type = size_of(dtype) == 1 ? kBytes : kBFloat16;
+  const int type = size_of(dtype) == 1 ? kBytes : dtype == DType::Float16 ? kFloat16 : kBFloat16;
   driver.check(
       driver.tensor_map(&map, type, static_cast<int>(kRank), const_cast<void*>(data), sizes.data(),
                         strides.data(), box.data(), steps.data(), kNoInterleave,

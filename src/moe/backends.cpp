@@ -26,6 +26,18 @@ const Backend& backend(const std::string& name) {
               "one of " + known);
 }
 
+std::optional<Refusal> Backend::refuse_dense(const DenseProblem&, const Function&) const {
+  return Refusal{"the backend " + name() + " makes no plans of act_and_mul",
+                 "the function act_and_mul on the CPU, the backend cutlass on a GPU"};
+}
+
+std::unique_ptr<DensePlan> Backend::plan_dense(const DenseProblem& problem,
+                                               const Function& function) const {
+  const auto refusal = refuse_dense(problem, function);
+  throw Error(ErrorCode::Unsupported, refusal ? refusal->reason : "there is no plan", name(),
+              refusal ? refusal->hint : "");
+}
+
 void Plan::unpack(void*, void*) const {
   throw Error(ErrorCode::Unsupported, "the packed weights do not hold the original ones", "",
               describe());

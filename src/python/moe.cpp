@@ -19,6 +19,7 @@
 #include <new>
 #include <tuple>
 
+#include "cuda/backend.hpp"
 #include "cuda/fp4_layer.hpp"
 #include "flexact/backend.hpp"
 #include "flexact/error.hpp"
@@ -266,11 +267,75 @@ void bind_plan(nb::module_& module) {
            "run() on scratch memory and a stream of the caller's.");
 }
 
+DenseProblem dense_problem(std::string_view pairing, std::string_view dtype,
+                           std::string_view result) {
+  DenseProblem problem{parse_pairing(pairing), to_dtype(dtype)};
+  if (result == "fp8_block") problem.result = DenseResult::Fp8Groups;
+  if (result == "fp8_channel") problem.result = DenseResult::Fp8Rows;
+  return problem;
+}
+
+// act_and_mul on a GPU. `result`: "fp8_block", "fp8_channel", or empty for x's own type.
+void bind_dense(nb::module_& module) {
+  nb::class_<DensePlan>(module, "DensePlan", "act_and_mul of one function and kind of x on a GPU.")
+      .def("describe", &DensePlan::describe)
+      .def(
+          "run",
+          [](const DensePlan& self, std::uintptr_t x, std::int64_t x_stride, std::uintptr_t out,
+             std::int64_t out_stride, std::int64_t rows, std::int64_t intermediate,
+             std::uintptr_t scales, std::int64_t scale_row_stride, std::int64_t scale_group_stride,
+             std::uintptr_t values, std::int64_t value_columns, std::uintptr_t stream) {
+            const DenseCall call{rows,
+                                 intermediate,
+                                 reinterpret_cast<const void*>(x),
+                                 x_stride,
+                                 reinterpret_cast<void*>(out),
+                                 out_stride,
+                                 reinterpret_cast<float*>(scales),
+                                 scale_row_stride,
+                                 scale_group_stride};
+            const ParameterTable table{reinterpret_cast<const float*>(values), 1, value_columns};
+            const nb::gil_scoped_release unlocked;
+            self.run(call, table, reinterpret_cast<void*>(stream));
+          },
+          nb::kw_only(), nb::arg("x"), nb::arg("x_stride"), nb::arg("out"), nb::arg("out_stride"),
+          nb::arg("rows"), nb::arg("intermediate"), nb::arg("scales") = 0,
+          nb::arg("scale_row_stride") = 0, nb::arg("scale_group_stride") = 0, nb::arg("values"),
+          nb::arg("value_columns"), nb::arg("stream"));
+  module.def(
+      "refuse_dense",
+      [](const std::string& name, const Function& function, std::string_view pairing,
+         std::string_view dtype,
+         std::string_view result) -> std::optional<std::pair<std::string, std::string>> {
+        if (const auto refusal =
+                backend(name).refuse_dense(dense_problem(pairing, dtype, result), function))
+          return std::pair(refusal->reason, refusal->hint);
+        return std::nullopt;
+      },
+      nb::arg("backend"), nb::arg("function"), nb::kw_only(), nb::arg("pairing"), nb::arg("dtype"),
+      nb::arg("result") = "");
+  module.def(
+      "plan_dense",
+      [](const std::string& name, const Function& function, std::string_view pairing,
+         std::string_view dtype, std::string_view result) {
+        const DenseProblem problem = dense_problem(pairing, dtype, result);
+        const nb::gil_scoped_release unlocked;
+        return backend(name).plan_dense(problem, function);
+      },
+      nb::arg("backend"), nb::arg("function"), nb::kw_only(), nb::arg("pairing"), nb::arg("dtype"),
+      nb::arg("result") = "");
+  module.def(
+      "allow_untried", [](bool allowed) { cuda::untried_kernels() = allowed; }, nb::arg("allowed"),
+      "For tests that are to prove them: whether CUDA kernels run that have not run on hardware "
+      "yet.");
+}
+
 }  // namespace
 
 void bind_moe(nb::module_& module) {
   bind_problem(module);
   bind_plan(module);
+  bind_dense(module);
   nb::class_<ContentSample>(
       module, "ContentSample",
       "Whether tensors (address, element size, shape, strides) were written since.")

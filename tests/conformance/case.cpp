@@ -45,6 +45,7 @@ const std::vector<Size>& gpu_sizes() {
 
 void use_gpu_cases() {
   gpu_cases = true;
+  cuda::untried_kernels() = true;
 }
 
 bool on_gpu() {
@@ -155,7 +156,7 @@ MoeProblem Case::problem() const {
   p.hidden = (size.hidden + piece - 1) / piece * piece;
   p.intermediate = (size.intermediate + piece - 1) / piece * piece;
   p.format = format;
-  p.io_dtype = o.io;
+  p.io_dtype = gpu_cases && format == Format::Fp16 ? DType::Float16 : o.io;
   p.pairing = pairing;
   p.bias13 = o.bias13;
   p.bias2 = o.bias2;
@@ -179,7 +180,8 @@ std::string Case::describe() const {
   const Size& s = sizes()[static_cast<std::size_t>(o.size)];
   std::string text = "E=" + std::to_string(s.experts) + " k=" + std::to_string(s.top_k) +
                      " H=" + std::to_string(s.hidden) + " I=" + std::to_string(s.intermediate) +
-                     " M=" + std::to_string(s.tokens) + " io=" + std::string(to_string(o.io));
+                     " M=" + std::to_string(s.tokens) +
+                     " io=" + std::string(to_string(problem().io_dtype));
   if (o.bias13) text += " bias13";
   if (o.bias2) text += " bias2";
   if (o.router_weight_on_input) text += " router_weight_on_input";
@@ -204,8 +206,8 @@ const std::vector<Format>& all_formats() {
                                            Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
                                            Format::Mxfp4,    Format::Nvfp4,     Format::Mxfp4Fp8};
   static const std::vector<Format> on_gpu = {
-      Format::Bf16,  Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
-      Format::Mxfp4, Format::Nvfp4,    Format::Mxfp4Fp8};
+      Format::Bf16,       Format::Fp16,  Format::Fp8Block, Format::Fp8Tensor,
+      Format::Fp8Channel, Format::Mxfp4, Format::Nvfp4,    Format::Mxfp4Fp8};
   return gpu_cases ? on_gpu : list;
 }
 

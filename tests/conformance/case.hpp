@@ -52,7 +52,7 @@ struct Options {
 };
 
 const std::vector<Size>& sizes();
-// From now on: what the kernels of a GPU take. bf16 hidden states, rows of whole 16-byte pieces,
+// From now on: what the kernels of a GPU take. 16-bit hidden states, rows of whole 16-byte pieces,
 // sizes around their tiles, and the formats that are still to be proven. To be called first.
 void use_gpu_cases();
 bool on_gpu();

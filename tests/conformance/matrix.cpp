@@ -25,7 +25,7 @@ using Json = nlohmann::ordered_json;
 std::vector<std::string> exercised(const Case& test) {
   const Options& o = test.options();
   const Size& s = sizes()[static_cast<std::size_t>(o.size)];
-  std::vector<std::string> list = {std::string(to_string(o.io)) + " in and out"};
+  std::vector<std::string> list = {std::string(to_string(test.problem().io_dtype)) + " in and out"};
   if (o.bias13) list.push_back("bias of gate and up");
   if (o.bias2) list.push_back("bias of down");
   if (o.router_weight_on_input) list.push_back("router weight on the input");

@@ -41,10 +41,8 @@ TEST(CutlassBackend, is_in_the_table_and_works_on_a_gpu) {
 TEST(CutlassBackend, refuses_formats_types_and_sizes_it_has_no_kernel_for) {
   MoeProblem p = problem();
   p.intermediate = 64;
-  for (const Format format : {Format::Fp16, Format::Fp32}) {
-    p.format = format;
-    EXPECT_THAT(reason(p), HasSubstr("no CUDA kernels for format"));
-  }
+  p.format = Format::Fp32;
+  EXPECT_THAT(reason(p), HasSubstr("no CUDA kernels for format"));
   p = problem();
   p.io_dtype = DType::Float16;
   EXPECT_THAT(reason(p), HasSubstr("float16"));
@@ -78,6 +76,22 @@ TEST(CutlassBackend, takes_fp8_whose_rows_are_whole_pieces) {
   EXPECT_THAT(reason(p), HasSubstr("float16"));
 }
 
+TEST(CutlassBackend, refuses_fp16_until_it_has_run_on_hardware) {
+  MoeProblem p = problem();
+  p.format = Format::Fp16;
+  p.io_dtype = DType::Float16;
+  EXPECT_THAT(reason(p), HasSubstr("format fp16 are compiled and linked, but have not run"));
+  flexact::cuda::untried_kernels() = true;
+  const auto machine = flexact::cuda::refuse_machine();
+  EXPECT_EQ(reason(p), machine ? machine->reason : "");
+  p.io_dtype = DType::BFloat16;
+  EXPECT_THAT(reason(p), HasSubstr("float16 hidden states beside fp16 weights, not bfloat16"));
+  p.io_dtype = DType::Float16;
+  p.hidden = 68;
+  EXPECT_THAT(reason(p), HasSubstr("hidden 68"));
+  flexact::cuda::untried_kernels() = false;
+}
+
 TEST(CutlassBackend, takes_fp4_in_whole_pieces) {
   MoeProblem p = problem();
   p.hidden = p.intermediate = 64;
@@ -88,6 +102,30 @@ TEST(CutlassBackend, takes_fp4_in_whole_pieces) {
   }
   p.hidden = 48;  // whole groups, but no whole pieces
   EXPECT_THAT(reason(p), HasSubstr("hidden 48 or intermediate 64 is not a multiple of 32"));
+}
+
+TEST(CutlassBackend, refuses_act_and_mul_until_it_has_run_on_hardware) {
+  const flexact::Backend& backend = flexact::cuda::backend();
+  const Function swiglu = Function::named("swiglu");
+  const auto reason_of = [&](const flexact::DenseProblem& p) {
+    const auto refusal = backend.refuse_dense(p, swiglu);
+    return refusal ? refusal->reason : "";
+  };
+  EXPECT_THAT(reason_of({}), HasSubstr("act_and_mul are compiled and linked, but have not run"));
+  EXPECT_THAT(reason_of({Pairing::None}), HasSubstr("needs a gate"));
+  EXPECT_THAT(reason_of({Pairing::Separate}), HasSubstr("not in one tensor"));
+  EXPECT_THAT(reason_of({Pairing::Concat, DType::Int32}), HasSubstr("int32"));
+  flexact::cuda::untried_kernels() = true;
+  const auto machine = flexact::cuda::refuse_machine();
+  EXPECT_EQ(reason_of({}), machine ? machine->reason : "");
+  flexact::cuda::untried_kernels() = false;
+  try {
+    backend.plan_dense({}, swiglu);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::Unsupported);
+  }
+  EXPECT_THAT(flexact::backend("cpu").refuse_dense({}, swiglu)->reason, HasSubstr("no plans"));
 }
 
 TEST(CutlassBackend, refuses_what_the_machine_lacks_and_plans_nothing_then) {

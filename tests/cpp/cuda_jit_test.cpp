@@ -98,6 +98,10 @@ TEST(FunctionSource, rounds_or_slows_down_as_asked) {
   const Function f = Function::named("swiglu");
   EXPECT_EQ(cuda::function_source(f, Numerics::Fast), flexact::activation::print_cuda(f));
   EXPECT_THAT(cuda::function_source(f, Numerics::Exact), HasSubstr("cvt.rn.bf16"));
+  EXPECT_THAT(cuda::function_source(f, Numerics::Exact, flexact::DType::Float16),
+              HasSubstr("cvt.rn.f16"));
+  EXPECT_EQ(cuda::function_source(f, Numerics::Exact, flexact::DType::Float32),
+            cuda::function_source(f, Numerics::Fast));
   EXPECT_THAT(cuda::function_source(f, Numerics::Precise), HasSubstr("#define FLEXACT_PRECISE"));
 }
 
@@ -110,8 +114,9 @@ TEST(LateLinking, compiles_every_catalogue_function_in_every_form) {
     const Function f = Function::named(name);
     // The forms take turns; each meets every third function.
     const Numerics numerics[] = {Numerics::Fast, Numerics::Exact, Numerics::Precise};
+    const auto io = index % 2 == 0 ? flexact::DType::BFloat16 : flexact::DType::Float16;
     const auto linked =
-        link(image_of(gated), cuda::function_source(f.gated(), numerics[index++ % 3]));
+        link(image_of(gated), cuda::function_source(f.gated(), numerics[index++ % 3], io));
     EXPECT_THAT(linked.report.faults(), IsEmpty()) << name;
     ASSERT_EQ(linked.report.kernels.size(), 1u) << name;
     EXPECT_GT(linked.report.kernels[0].registers, 16);
@@ -226,7 +231,7 @@ TEST(ShippedKernels, an_unknown_one_is_refused) {
   }
 }
 
-void expect_clean(const char* image, const std::string& source, const char* what) {
+void expect_clean(const std::string& image, const std::string& source, const char* what) {
   const auto linked = link(cuda::kernel_image(image), source);
   EXPECT_THAT(linked.report.faults(), IsEmpty()) << image << " " << what;
   int gemms = 0;
@@ -236,23 +241,25 @@ void expect_clean(const char* image, const std::string& source, const char* what
     // 384 threads share 65536 registers until setmaxnreg divides them anew, or 640.
     EXPECT_EQ(kernel.registers, kernel.name.ends_with("_few") ? 96 : 168) << kernel.name;
   }
-  if (std::string(image).find("stream") == std::string::npos) {
+  if (image.find("stream") == std::string::npos && image.find("dense") == std::string::npos) {
     EXPECT_GT(gemms, 0);
   }
-  std::printf("%s + %s: compiled in %.0f ms, linked in %.0f ms\n", image, what, linked.compile_ms,
-              linked.link_ms);
+  std::printf("%s + %s: compiled in %.0f ms, linked in %.0f ms\n", image.c_str(), what,
+              linked.compile_ms, linked.link_ms);
 }
 
 TEST(ShippedKernels, link_without_spills_stack_or_serialised_wgmma) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
-  expect_clean("sm90_bf16_layer", "", "no function");
-  for (const char* name : {"swiglu", "geglu", "situ"}) {
-    expect_clean("sm90_bf16_gated", cuda::function_source(Function::named(name), Numerics::Fast),
-                 name);
+  for (const std::string type : {"bf16", "fp16"}) {
+    expect_clean("sm90_" + type + "_layer", "", "no function");
+    for (const char* name : {"swiglu", "geglu", "situ"}) {
+      expect_clean("sm90_" + type + "_gated",
+                   cuda::function_source(Function::named(name), Numerics::Fast), name);
+    }
+    expect_clean("sm90_" + type + "_unary",
+                 cuda::function_source(Function::named("xielu"), Numerics::Fast), "xielu");
   }
-  expect_clean("sm90_bf16_unary", cuda::function_source(Function::named("xielu"), Numerics::Fast),
-               "xielu");
 }
 
 TEST(ShippedKernels, of_few_tokens_link_as_cleanly) {
@@ -262,9 +269,22 @@ TEST(ShippedKernels, of_few_tokens_link_as_cleanly) {
   const std::string unary = cuda::function_source(Function::named("xielu"), Numerics::Fast);
   for (const std::string format : {"bf16", "mxfp4", "nvfp4", "fp8_block", "fp8_whole"}) {
     const std::string image = "sm90_" + format + "_stream_";
-    expect_clean((image + "down").c_str(), "", "no function");
-    expect_clean((image + "gated").c_str(), gated, "situ");
-    expect_clean((image + "unary").c_str(), unary, "xielu");
+    expect_clean(image + "down", "", "no function");
+    expect_clean(image + "gated", gated, "situ");
+    expect_clean(image + "unary", unary, "xielu");
+  }
+}
+
+TEST(ShippedKernels, of_act_and_mul_link_without_spills_or_stack) {
+  NEED_TOOLS();
+  if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
+  for (const std::string type : {"bf16", "fp16", "fp32"}) {
+    for (const char* name : {"swiglu", "situ"}) {
+      expect_clean("sm90_dense_" + type + "_gated",
+                   cuda::function_source(Function::named(name), Numerics::Fast), name);
+    }
+    expect_clean("sm90_dense_" + type + "_unary",
+                 cuda::function_source(Function::named("xielu"), Numerics::Fast), "xielu");
   }
 }
 
@@ -275,12 +295,10 @@ TEST(ShippedKernels, of_fp8_link_without_spills_stack_or_serialised_wgmma) {
   for (const std::string variant : {"block", "given", "whole"}) {
     const std::string gated = "sm90_fp8_" + variant + "_gated";
     for (const char* name : {"swiglu", "geglu", "situ"}) {
-      expect_clean(gated.c_str(), cuda::function_source(Function::named(name), Numerics::Fast),
-                   name);
+      expect_clean(gated, cuda::function_source(Function::named(name), Numerics::Fast), name);
     }
     const std::string unary = "sm90_fp8_" + variant + "_unary";
-    expect_clean(unary.c_str(), cuda::function_source(Function::named("xielu"), Numerics::Fast),
-                 "xielu");
+    expect_clean(unary, cuda::function_source(Function::named("xielu"), Numerics::Fast), "xielu");
   }
 }
 
@@ -291,11 +309,9 @@ TEST(ShippedKernels, of_fp4_link_without_spills_stack_or_serialised_wgmma) {
   expect_clean("sm90_mxfp4_fp8_layer", "", "no function");
   for (const std::string format : {"mxfp4", "nvfp4", "mxfp4_fp8"}) {
     const std::string gated = "sm90_" + format + "_gated";
-    expect_clean(gated.c_str(), cuda::function_source(Function::named("situ"), Numerics::Fast),
-                 "situ");
+    expect_clean(gated, cuda::function_source(Function::named("situ"), Numerics::Fast), "situ");
     const std::string unary = "sm90_" + format + "_unary";
-    expect_clean(unary.c_str(), cuda::function_source(Function::named("xielu"), Numerics::Fast),
-                 "xielu");
+    expect_clean(unary, cuda::function_source(Function::named("xielu"), Numerics::Fast), "xielu");
   }
 }
 

@@ -299,7 +299,8 @@ TEST(TokenRows, gather_rounds_by_groups_rows_or_a_given_scale) {
   }
 }
 
-TEST(TokenRows, combine_adds_a_token_s_rows_in_the_order_of_its_slots) {
+template <typename Element>
+void expect_sums_in_order() {
   for (const Rows& each : all_rows()) {
     for (const bool adds : {true, false}) {
       const std::int64_t count = std::int64_t{each.tokens} * (adds ? 1 : each.top_k) * each.width;
@@ -314,14 +315,14 @@ TEST(TokenRows, combine_adds_a_token_s_rows_in_the_order_of_its_slots) {
               const auto at = static_cast<std::size_t>(each.slot_row[slot]) *
                               static_cast<std::size_t>(each.width);
               value = each.weights[slot] *
-                      __bfloat162float({each.rows[at + static_cast<std::size_t>(h)]});
+                      to_float(Element{each.rows[at + static_cast<std::size_t>(h)]});
             }
             sum[static_cast<std::size_t>(h)] += value;
-            if (!adds) expected.push_back(__float2bfloat16_rn(value).bits);
+            if (!adds) expected.push_back(Rounding<Element>::one(value).bits);
           }
         }
         for (const float each_sum : sum) {
-          if (adds) expected.push_back(__float2bfloat16_rn(each_sum * 2.5f).bits);
+          if (adds) expected.push_back(Rounding<Element>::one(each_sum * 2.5f).bits);
         }
       }
       CombineArguments c{};
@@ -337,10 +338,21 @@ TEST(TokenRows, combine_adds_a_token_s_rows_in_the_order_of_its_slots) {
       c.combine = adds;
       c.tokens = each.tokens;
       c.block_tokens = each.block_tokens;
-      each.launch(each.blocks(), each.width, [&] { combine(c); });
+      each.launch(each.blocks(), each.width, [&] { combine<Element>(c); });
       EXPECT_EQ(output, expected) << each.tokens << " " << adds;
     }
   }
+}
+
+TEST(TokenRows, combine_adds_a_token_s_rows_in_the_order_of_its_slots) {
+  expect_sums_in_order<__nv_bfloat16>();
+  expect_sums_in_order<__half>();
+}
+
+TEST(TokenRows, beyond_the_largest_number_of_fp16_is_an_infinity) {
+  EXPECT_EQ(Rounding<__half>::one(65519.0f).bits, 0x7bff);
+  EXPECT_EQ(Rounding<__half>::one(65520.0f).bits, 0x7c00);
+  EXPECT_EQ(Rounding<__half>::one(-1e9f).bits, 0xfc00);
 }
 
 TEST(TileOrder, takes_every_tile_once_and_halves_of_the_last_round_alone) {

@@ -97,6 +97,24 @@ def test_a_quantised_format_is_as_near_to_fp64_as_its_recipe(format, pairing, na
     assert rms <= 1.1 * recipe
 
 
+@pytest.mark.parametrize("pairing", ["concat", "up_first", "interleaved", "none"])
+@pytest.mark.parametrize("tokens", [1, 3, 40, 300])
+def test_fp16_equals_fp64(tokens, pairing):
+    problem = _core.MoeProblem(
+        experts=2, top_k=1, hidden=64, intermediate=64, format="fp16", io_dtype="float16"
+    )
+    if (refused := _core.refuse("cutlass", problem, SWISH.function.gated())) is not None:
+        pytest.skip(str(refused))
+    layer = Layer(tokens, pairing=pairing)
+    layer.x, layer.w13, layer.w2 = layer.x.half(), layer.w13.half(), layer.w2.half()
+    result = layer.call()
+    assert result.dtype == torch.float16
+    expected = layer.expected()
+    scale = expected.abs().max()
+    torch.testing.assert_close(result.cpu().double() / scale, expected / scale, rtol=0.003, atol=0.003)
+    assert torch.equal(result, layer.call())
+
+
 def test_environment_names_the_backend(monkeypatch):
     layer = Layer(9)
     expected = layer.call()

@@ -4,7 +4,7 @@ import flexact
 import pytest
 import torch
 import torch.nn.functional as F
-from flexact import ActivationRegistry, act_and_mul, formats
+from flexact import ActivationRegistry, _core, act_and_mul, formats
 from flexact.dense import act_and_quantise
 from moe_reference import split
 
@@ -145,6 +145,33 @@ def test_a_quantised_result_is_the_activation_quantised_from_fp32(pairing, forma
     assert scale.shape == ((2, 3, -(-exact.shape[-1] // 128)) if format == "fp8_block" else (2, 3))
     error = (formats.dequantise_activations(codes, scale) - exact).abs()
     assert (error <= exact.abs() / 15.9 + scale.max().double() / 1000).all()
+
+
+def test_a_backend_that_is_named_computes_it_or_refuses():
+    x = torch.randn(3, 8)
+    assert torch.equal(act_and_mul(x, SWISH, backend="cpu"), act_and_mul(x, SWISH))
+    for call, message in (
+        (lambda: act_and_mul(x, SWISH, backend="cutlass"), "cutlass computes cuda tensors"),
+        (lambda: act_and_mul(x, SWISH, backend="triton"), "triton computes cuda tensors"),
+        (lambda: act_and_mul(x.double(), SWISH, backend="cpu"), "no kernel for torch.float64"),
+        (lambda: act_and_mul(x.requires_grad_(), SWISH, backend="cpu"), "no gradients"),
+        (lambda: act_and_quantise(x.detach(), SWISH, backend="cpu"), "no kernel that quantises"),
+        (lambda: act_and_quantise(x.detach(), SWISH, backend="cutlass"), "cutlass computes cuda tensors"),
+    ):
+        with pytest.raises(flexact.Unsupported, match=message):
+            call()
+    with pytest.raises(flexact.InvalidArgument, match="unknown backend 'cuda'"):
+        act_and_mul(x.detach(), SWISH, backend="cuda")
+
+
+def test_the_cuda_kernels_are_refused_until_they_have_run_on_hardware():
+    function = SWISH.function.gated()
+    options = {"pairing": "concat", "dtype": "bfloat16"}
+    reason, _ = _core.refuse_dense("cutlass", function, **options)
+    assert "have not run on hardware" in reason
+    with pytest.raises(flexact.Unsupported, match="have not run on hardware"):
+        _core.plan_dense("cutlass", function, **options)
+    assert "no plans" in _core.refuse_dense("cpu", function, **options)[0]
 
 
 def test_quantising_refuses_other_formats_and_gradients():

@@ -7,11 +7,20 @@ namespace flexact::cuda {
 
 namespace {
 
-constexpr const char* kRound = R"(
+constexpr const char* kRoundBFloat16 = R"(
 static __device__ __forceinline__ float flexact_rounded(float a) {
   unsigned short bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(a));
   return __int_as_float(static_cast<int>(bits) << 16);
+}
+)";
+constexpr const char* kRoundFloat16 = R"(
+static __device__ __forceinline__ float flexact_rounded(float a) {
+  unsigned short bits;
+  float rounded;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+  asm("cvt.f32.f16 %0, %1;" : "=f"(rounded) : "h"(bits));
+  return rounded;
 }
 )";
 constexpr const char* kGated = R"(
@@ -31,15 +40,19 @@ extern "C" __device__ void flexact_act2_unary(const float x[2], const float* par
 
 }  // namespace
 
-std::string function_source(const Function& function, moe::Numerics numerics) {
+std::string function_source(const Function& function, moe::Numerics numerics, DType io) {
   const std::string printed = activation::print_cuda(function);
-  if (numerics == moe::Numerics::Fast) return printed;
+  // What is fp32 in memory already needs no rounding.
+  if (numerics == moe::Numerics::Fast ||
+      (numerics == moe::Numerics::Exact && io == DType::Float32)) {
+    return printed;
+  }
   if (numerics == moe::Numerics::Precise) return "#define FLEXACT_PRECISE\n" + printed;
   const bool gated = function.arity() == Arity::Gated;
   const std::string name = gated ? "flexact_act2" : "flexact_act2_unary";
   return "#define FLEXACT_ACT static __device__ __forceinline__\n#define " + name +
-         " flexact_inner\n" + printed + "#undef " + name + "\n" + kRound +
-         (gated ? kGated : kUnary);
+         " flexact_inner\n" + printed + "#undef " + name + "\n" +
+         (io == DType::Float16 ? kRoundFloat16 : kRoundBFloat16) + (gated ? kGated : kUnary);
 }
 
 }  // namespace flexact::cuda

@@ -5,11 +5,14 @@
 #include <string>
 
 #include "flexact/activation.hpp"
+#include "flexact/moe.hpp"
 #include "moe/numerics.hpp"
 
 namespace flexact::cuda {
 
 // Defines flexact_act2, or flexact_act2_unary for a unary function: see activation/printers.hpp.
-std::string function_source(const Function& function, moe::Numerics numerics);
+// `io`: what the exact mode rounds inputs to, as a host does whose projection writes that type.
+std::string function_source(const Function& function, moe::Numerics numerics,
+                            DType io = DType::BFloat16);
 
 }  // namespace flexact::cuda

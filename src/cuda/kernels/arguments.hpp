@@ -321,4 +321,31 @@ struct CombineArguments {
   std::int32_t block_tokens;  // of one block
 };
 
+// act_and_mul of rows (dense_rows.cuh).
+inline constexpr int kDenseThreads = 256;
+inline constexpr int kDensePieces = 4;        // of 16 bytes that a thread has on their way
+inline constexpr int kDenseRowThreads = 512;  // at most, of a block that has a row
+inline constexpr int kDenseHeld = 4;          // pieces of a row that a thread keeps
+
+struct DenseArguments {
+  const void* x;
+  std::int64_t x_stride;       // elements, as everything here
+  std::int64_t first, second;  // from a place in a row to its gates and its ups; interleaved: to
+                               // its first and second 16 bytes
+  void* output;                // of x's type, or E4M3 codes
+  std::int64_t output_stride;
+  float* scales;
+  std::int64_t scale_row_step;
+  std::int64_t scale_group_step;
+  const float* values;
+  std::int32_t value_columns;
+  std::int32_t width;        // of a row of results
+  std::uint32_t pieces;      // of all rows, fewer than 2^31
+  std::uint32_t row_pieces;  // of a row
+  std::int32_t each;         // pieces of a thread
+  std::int32_t interleaved;
+  std::int32_t vectors;  // all is aligned to pieces, and rows are whole ones
+  std::int32_t padding;
+};
+
 }  // namespace flexact::cuda

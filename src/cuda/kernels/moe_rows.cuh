@@ -124,7 +124,12 @@ FLEXACT_GATHER_KERNELS(flexact_gather, GatherArguments, slot_row, gather)
 
 extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
     flexact_combine(const __grid_constant__ flexact::cuda::CombineArguments arguments) {
-  flexact::cuda::combine(arguments);
+  flexact::cuda::combine<__nv_bfloat16>(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
+    flexact_combine_fp16(const __grid_constant__ flexact::cuda::CombineArguments arguments) {
+  flexact::cuda::combine<__half>(arguments);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

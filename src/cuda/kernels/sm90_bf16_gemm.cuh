@@ -1,5 +1,5 @@
-// The grouped GEMM of a MoE layer on sm_90a in bf16: rows of experts times their weights, with the
-// activation linked in afterwards.
+// The grouped GEMM of a MoE layer on sm_90a in bf16 or fp16: rows of experts times their weights, with
+// the activation linked in afterwards.
 //
 //   output[r, :] = epilogue(input[r, :] · weights[expert of r]^T)
 //
@@ -24,11 +24,20 @@ namespace sm90 {
 inline constexpr int kProducerRegisters = 40;
 inline constexpr int kConsumerRegisters = 232;
 
-using Element = cute::bfloat16_t;
-using Mma = gmma::MMA_64x256x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>;
+template <typename Element>
+struct ProductOf;
+template <>
+struct ProductOf<__nv_bfloat16> {
+  using Mma = gmma::MMA_64x256x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>;
+};
+template <>
+struct ProductOf<__half> {
+  using Mma = gmma::MMA_64x256x16_F32F16F16_SS<gmma::Major::K, gmma::Major::K>;
+};
 
+template <typename Operand>
 struct SharedStorage {
-  using Element = sm90::Element;
+  using Element = Operand;
   alignas(1024) Element a[kStages][kTileRows * kTileDepth];
   alignas(1024) Element b[kStages][kTileColumns * kTileDepth];
   alignas(128) Element staging[kStagingBytes / 2];
@@ -36,13 +45,14 @@ struct SharedStorage {
   EmptyBarrier empty[kStages];
   WorkQueue queue;
 };
-static_assert(sizeof(SharedStorage) <= kGemmSharedBytes);
+static_assert(sizeof(SharedStorage<__nv_bfloat16>) <= kGemmSharedBytes);
 
 // A consumer warpgroup.
 template <Epilogue kEpilogue, typename Storage>
 __device__ __forceinline__ void consume(Storage& shared, const GemmArguments& arguments) {
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  using Element = typename Storage::Element;
 
   Accumulators acc;
   const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
@@ -58,23 +68,24 @@ __device__ __forceinline__ void consume(Storage& shared, const GemmArguments& ar
       continue;
     }
 
-    multiply_stages<Mma>(acc, shared, ring, steps, warpgroup, lane);
+    multiply_stages<typename ProductOf<Element>::Mma>(acc, shared, ring, steps, warpgroup, lane);
 
     const Place place = Place::of_consumer();
     float parameters[kMaxParameters];
     load_parameters<kEpilogue>(arguments, tile.x, parameters);
     const RowTile rows = {tile.x, tile.y, tile.z, 0};
     apply_scale_and_bias<kEpilogue>(acc, arguments, rows, tile.w * kOutputColumns<kEpilogue>, place);
-    store<kEpilogue, 128>(acc, shared.staging + place.warp * 16 * 128, arguments, rows,
-                          tile.w * kOutputColumns<kEpilogue>, place, parameters, [](int, const uint4&) {});
+    store<kEpilogue, 128, Element>(acc, shared.staging + place.warp * 16 * 128, arguments, rows,
+                                   tile.w * kOutputColumns<kEpilogue>, place, parameters,
+                                   [](int, const uint4&) {});
   }
 }
 
-template <Epilogue kEpilogue>
+template <Epilogue kEpilogue, typename Element>
 __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUtensorMap* map_b,
                                              const GemmArguments& arguments) {
   extern __shared__ std::uint8_t memory[];
-  auto& shared = *reinterpret_cast<SharedStorage*>(
+  auto& shared = *reinterpret_cast<SharedStorage<Element>*>(
       (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
 
@@ -101,9 +112,9 @@ __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUt
 }  // namespace sm90
 }  // namespace flexact::cuda
 
-#define FLEXACT_GEMM_KERNEL(name, epilogue)                                                      \
+#define FLEXACT_GEMM_KERNEL(name, epilogue, element)                                             \
   extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                   \
       name(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, \
            const __grid_constant__ flexact::cuda::GemmArguments arguments) {                     \
-    flexact::cuda::sm90::grouped_gemm<flexact::cuda::Epilogue::epilogue>(&map_a, &map_b, arguments); \
+    flexact::cuda::sm90::grouped_gemm<flexact::cuda::Epilogue::epilogue, element>(&map_a, &map_b, arguments); \
   }

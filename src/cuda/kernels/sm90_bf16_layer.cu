@@ -2,4 +2,4 @@
 #include "moe_rows.cuh"
 #include "sm90_bf16_gemm.cuh"
 
-FLEXACT_GEMM_KERNEL(flexact_gemm_plain, Plain)
+FLEXACT_GEMM_KERNEL(flexact_gemm_plain, Plain, __nv_bfloat16)

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "arguments.hpp"
+#include "elements.cuh"
 #include "shared_memory.cuh"
 
 // The linked function: see activation/printers.hpp. Two elements at a time, so that packed arithmetic
@@ -29,8 +30,7 @@ inline constexpr int kOutputColumns = kEpilogue == Epilogue::Gated ? kTileColumn
 namespace sm90 {
 
 __device__ inline std::uint32_t pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const std::uint32_t&>(pair);
+  return rounded_pair<__nv_bfloat16>(low, high);
 }
 
 // What a thread of a consumer warp must know of its place in the tile: it holds rows `row` and
@@ -127,7 +127,7 @@ __device__ __forceinline__ void load_parameters(const GemmArguments& arguments, 
   }
 }
 
-// A warp's 16 rows of results, kColumns bf16 at a time: turned around in the warp's own shared memory, so
+// A warp's 16 rows of results, kColumns of 16 bits at a time: turned around in the warp's own shared memory, so
 // that they are written in whole 16-byte pieces. Piece c of row r lies at c ^ (r % 8), so that neither
 // stmatrix nor the reads meet a bank twice.
 template <int kColumns>
@@ -155,7 +155,7 @@ class Staging {
     __syncwarp();
     column += lane_ % kPieces * 8;
     const int row = lane_ / kPieces;
-    auto* to = static_cast<__nv_bfloat16*>(output) + column + (first_row + row) * columns;
+    auto* to = static_cast<std::uint16_t*>(output) + column + (first_row + row) * columns;
     CUTE_UNROLL
     for (int i = 0; i < 16; i += kRowsAtOnce) {
       const uint4 data = load_shared16((read_ ^ i % 8 * 16) + i * kRowBytes);
@@ -173,8 +173,8 @@ class Staging {
   std::uint32_t written_, read_;
 };
 
-// Writes a warp's rows, kPass columns at a time; see(row of the warp, eight results) as Staging does.
-template <Epilogue kEpilogue, int kPass, typename See>
+// Writes a warp's rows as `Element`, kPass columns at a time; see(row of the warp, eight results) as Staging does.
+template <Epilogue kEpilogue, int kPass, typename Element, typename See>
 __device__ __forceinline__ void store(Accumulators& acc, void* staging, const GemmArguments& arguments,
                                       const RowTile& tile, int first_column, const Place& place,
                                       const float* parameters, See see) {
@@ -191,7 +191,7 @@ __device__ __forceinline__ void store(Accumulators& acc, void* staging, const Ge
       CUTE_UNROLL
       for (int i = 0; i < 4; ++i) {
         const float2 y = result<kEpilogue>(acc, pass * (kPass / 8) + pair * 2 + i / 2, i & 1, parameters);
-        word[i] = pack(y.x, y.y);
+        word[i] = rounded_pair<Element>(y.x, y.y);
       }
       rows.put(pair, word);
     }

@@ -320,7 +320,7 @@ __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArgumen
       store_codes<kEpilogue, kOutput>(acc, staging, arguments, rows, first_column, place, parameters);
     } else {
       const int warp_row = tile.y + place.row - place.lane / 4;
-      store<kEpilogue, 64>(acc, staging, arguments.gemm, rows, first_column, place, parameters,
+      store<kEpilogue, 64, __nv_bfloat16>(acc, staging, arguments.gemm, rows, first_column, place, parameters,
                            [&](int row, const uint4& results) {
                              if constexpr (kOutput == Output::Largest) {
                                raise_largest(arguments, warp_row + row, place.lane, magnitude_bits(results));

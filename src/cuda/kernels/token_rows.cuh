@@ -4,12 +4,11 @@
 #pragma once
 
 #ifndef FLEXACT_EMULATED
-#include <cuda_bf16.h>
-
 #include "dependent_launch.cuh"
 #endif
 
 #include "arguments.hpp"
+#include "elements.cuh"
 #include "slot_rows.cuh"
 
 namespace flexact::cuda {
@@ -38,7 +37,7 @@ __device__ inline void find_rows(const GatherArguments& g, SlotRows& slots, Rows
   }
 }
 
-// Each token's row goes to each of its experts. Rows are on their way before their places are known.
+// Each token's row goes to each of its experts, whatever its 16-bit elements are. Rows are on their way before their places are known.
 template <typename Rows>
 __device__ inline void gather(const GatherArguments& g, Rows rows_of_slots, int block) {
   constexpr int kAhead = 4;
@@ -48,7 +47,7 @@ __device__ inline void gather(const GatherArguments& g, Rows rows_of_slots, int 
   const int piece = piece_of_thread();
   const bool inside = piece < g.width / 8;
   const bool vectors = aligned16(g.hidden, g.hidden_stride * 2);
-  const auto* hidden = static_cast<const __nv_bfloat16*>(g.hidden) + first * g.hidden_stride;
+  const auto* hidden = static_cast<const std::uint16_t*>(g.hidden) + first * g.hidden_stride;
   uint4 data[kAhead];
   const auto load = [&](int base) {
 #pragma unroll
@@ -58,7 +57,7 @@ __device__ inline void gather(const GatherArguments& g, Rows rows_of_slots, int 
       if (vectors) {
         data[ahead] = *reinterpret_cast<const uint4*>(from);
       } else {
-        auto* element = reinterpret_cast<__nv_bfloat16*>(&data[ahead]);
+        auto* element = reinterpret_cast<std::uint16_t*>(&data[ahead]);
         for (int i = 0; i < 8; ++i) element[i] = from[i];
       }
     }
@@ -66,7 +65,7 @@ __device__ inline void gather(const GatherArguments& g, Rows rows_of_slots, int 
   load(0);
   find_rows(g, slots, rows_of_slots, first, count);
   if (!inside) return;
-  auto* rows = static_cast<__nv_bfloat16*>(g.rows);
+  auto* rows = static_cast<std::uint16_t*>(g.rows);
   for (int base = 0; base < count; base += kAhead) {
     if (base > 0) load(base);
 #pragma unroll
@@ -80,11 +79,12 @@ __device__ inline void gather(const GatherArguments& g, Rows rows_of_slots, int 
   }
 }
 
-__device__ inline void store8(__nv_bfloat16* to, const float* values, bool vectors) {
+template <typename Element>
+__device__ inline void store8(Element* to, const float* values, bool vectors) {
   uint4 data;
-  auto* element = reinterpret_cast<__nv_bfloat16*>(&data);
+  auto* element = reinterpret_cast<Element*>(&data);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) element[i] = __float2bfloat16_rn(values[i]);
+  for (int i = 0; i < 8; ++i) element[i] = Rounding<Element>::one(values[i]);
   if (vectors) {
     *reinterpret_cast<uint4*>(to) = data;
   } else {
@@ -102,6 +102,7 @@ __device__ inline int row_of_slot(const CombineArguments& c, int slot) {
 }
 
 // The weighted sum of each token's rows in the order of its slots, in fp32.
+template <typename Element>
 __device__ inline void combine(const CombineArguments& c) {
   constexpr int kAhead = 8;
   __shared__ SlotRows slots;
@@ -120,9 +121,9 @@ __device__ inline void combine(const CombineArguments& c) {
   __syncthreads();
   const int piece = piece_of_thread();
   if (piece >= c.width / 8) return;
-  const auto* rows = static_cast<const __nv_bfloat16*>(c.rows);
+  const auto* rows = static_cast<const Element*>(c.rows);
   const std::int64_t first_row = std::int64_t{first} * (c.combine != 0 ? 1 : c.top_k);
-  auto* output = static_cast<__nv_bfloat16*>(c.output) + first_row * c.width + piece * 8;
+  auto* output = static_cast<Element*>(c.output) + first_row * c.width + piece * 8;
   const bool vectors = aligned16(c.output, 0);
   float sum[8] = {};
   int of_token = 0;
@@ -139,10 +140,10 @@ __device__ inline void combine(const CombineArguments& c) {
     for (int ahead = 0; ahead < kAhead; ++ahead) {
       if (base + ahead >= count) break;
       const float weight = slots.weight[base + ahead];
-      const auto* element = reinterpret_cast<const __nv_bfloat16*>(&data[ahead]);
+      const auto* element = reinterpret_cast<const Element*>(&data[ahead]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const float value = weight * __bfloat162float(element[i]);
+        const float value = weight * to_float(element[i]);
         sum[i] = c.combine != 0 ? sum[i] + value : value;
       }
       const bool last = ++of_token == c.top_k;

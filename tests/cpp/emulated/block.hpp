@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#define FLEXACT_EMULATED
 #define __device__
 #define __forceinline__ inline
 #define __global__ inline
@@ -55,6 +56,23 @@ inline float __bfloat162float(__nv_bfloat16 value) {
 }
 inline __nv_bfloat162 __floats2bfloat162_rn(float low, float high) {
   return {__float2bfloat16_rn(low), __float2bfloat16_rn(high)};
+}
+
+// As wide as its bits: the host's conversions round to nearest even.
+struct __half {
+  std::uint16_t bits;
+};
+struct __half2 {
+  __half x, y;
+};
+inline __half __float2half_rn(float value) {
+  return {std::bit_cast<std::uint16_t>(static_cast<_Float16>(value))};
+}
+inline float __half2float(__half value) {
+  return static_cast<float>(std::bit_cast<_Float16>(value.bits));
+}
+inline __half2 __floats2half2_rn(float low, float high) {
+  return {__float2half_rn(low), __float2half_rn(high)};
 }
 
 namespace emulated {
@@ -222,6 +240,15 @@ inline std::uint32_t atomicMax(std::uint32_t* at, std::uint32_t other) {
   const std::uint32_t before = *at;
   *at = std::max(before, other);
   return before;
+}
+// Byte i of the result is byte `selector`'s i-th digit of `high` and `low`.
+inline std::uint32_t __byte_perm(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
+  const std::uint64_t both = std::uint64_t{high} << 32 | low;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    result |= static_cast<std::uint32_t>(both >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+  }
+  return result;
 }
 inline int __popc(unsigned mask) {
   return std::popcount(mask);

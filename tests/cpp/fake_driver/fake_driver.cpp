@@ -58,6 +58,26 @@ std::uint16_t to_bf16(float value) {
   return static_cast<std::uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
 
+float from_fp16(std::uint16_t bits) {
+  _Float16 value;
+  std::memcpy(&value, &bits, sizeof value);
+  return static_cast<float>(value);
+}
+std::uint16_t to_fp16(float value) {
+  const auto rounded = static_cast<_Float16>(value);
+  std::uint16_t bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  return bits;
+}
+
+// What a kernel's elements are, by its name.
+struct Elements {
+  bool fp16;
+  explicit Elements(const std::string& name) : fp16(name.find("fp16") != std::string::npos) {}
+  float read(std::uint16_t bits) const { return fp16 ? from_fp16(bits) : from_bf16(bits); }
+  std::uint16_t round(float value) const { return fp16 ? to_fp16(value) : to_bf16(value); }
+};
+
 // What cuTensorMapEncodeTiled was given.
 struct Map {
   const void* data;
@@ -65,18 +85,20 @@ struct Map {
   std::uint64_t stride[3];  // bytes
   std::uint32_t box[4];
   std::int32_t rank;
-  std::int32_t bytes;  // of an element: bf16 or E4M3
+  std::int32_t bytes;  // of an element: bf16, fp16 or E4M3
+  std::int32_t fp16;
 };
 static_assert(sizeof(Map) <= sizeof(TensorMap));
 
-// Of bf16; 0 outside, as the copy engine fills.
+// 0 outside, as the copy engine fills.
 float element(const Map& map, const std::uint64_t (&at)[4]) {
   std::uint64_t offset = at[0] * 2;
   for (int i = 0; i < map.rank; ++i) {
     if (at[i] >= map.size[i]) return 0;
     if (i > 0) offset += at[i] * map.stride[i - 1];
   }
-  return from_bf16(static_cast<const std::uint16_t*>(map.data)[offset / 2]);
+  const std::uint16_t bits = static_cast<const std::uint16_t*>(map.data)[offset / 2];
+  return map.fp16 != 0 ? from_fp16(bits) : from_bf16(bits);
 }
 
 // The E4M3 codes of a row that starts at at[0] == 0.
@@ -311,6 +333,7 @@ void gemm_fp8(const std::string& variant, const Map& a, const Map& b, const Fp8G
 void gemm(const std::string& name, const Map& a, const Map& b, const GemmArguments& g) {
   const bool gated = name.ends_with("_gated");
   const bool unary = name.ends_with("_unary");
+  const Elements elements(name);
   auto* output = static_cast<std::uint16_t*>(g.output);
   for (int t = 0; t < *g.tile_count; ++t) {
     const RowTile& tile = g.tiles[t];
@@ -338,7 +361,7 @@ void gemm(const std::string& name, const Map& a, const Map& b, const GemmArgumen
         if (gated) y *= product(1 - g.gate_pair) + bias(1);
         if (unary) y *= 2;
         if ((gated || unary) && g.value_columns > 0) y += g.values[tile.expert * g.value_stride];
-        output[std::int64_t{row} * g.columns + column] = to_bf16(y);
+        output[std::int64_t{row} * g.columns + column] = elements.round(y);
       }
     }
   }
@@ -743,7 +766,7 @@ bool stream(const std::string& name, const StreamArguments& s, const StreamSum& 
   return true;
 }
 
-void combine(const CombineArguments& c) {
+void combine(const Elements& elements, const CombineArguments& c) {
   auto* output = static_cast<std::uint16_t*>(c.output);
   for (std::int64_t m = 0; m < c.tokens; ++m) {
     for (int h = 0; h < c.width; ++h) {
@@ -755,23 +778,74 @@ void combine(const CombineArguments& c) {
                                                                                   : -1;
         float value = 0;
         if (row >= 0) {
-          value = from_bf16(static_cast<const std::uint16_t*>(c.rows)[row * c.width + h]);
+          value = elements.read(static_cast<const std::uint16_t*>(c.rows)[row * c.width + h]);
           if (c.weights != nullptr) value *= c.weights[m * c.weight_stride + slot * c.weight_step];
         }
         sum += value;
-        if (c.combine == 0) output[(m * c.top_k + slot) * c.width + h] = to_bf16(value);
+        if (c.combine == 0) output[(m * c.top_k + slot) * c.width + h] = elements.round(value);
       }
-      if (c.combine != 0) output[m * c.width + h] = to_bf16(sum * c.scale);
+      if (c.combine != 0) output[m * c.width + h] = elements.round(sum * c.scale);
     }
   }
+}
+
+// act_and_mul: the name says what is written, the image what is read. Every thread's place is
+// inside of the launch.
+bool act(const std::string& name, const DenseArguments& a,
+         const LaunchConfiguration& configuration) {
+  const std::int64_t rows = a.pieces / a.row_pieces;
+  const bool by_rows = name.ends_with("_rows"), groups = name.ends_with("_groups");
+  const bool gated = name.find("gated") != std::string::npos;
+  const int piece = name.find("fp32") != std::string::npos ? 4 : 8;
+  const std::int64_t threads = configuration.block[0];
+  if (a.pieces % a.row_pieces != 0 || a.row_pieces * std::int64_t{piece} < a.width ||
+      (groups && a.row_pieces * piece % kGroup != 0) || threads % 32 != 0 ||
+      threads > (by_rows ? kDenseRowThreads : kDenseThreads))
+    return false;
+  if (by_rows ? configuration.grid[0] != rows
+              : configuration.grid[0] != (a.pieces - 1) / (threads * a.each) + 1)
+    return false;
+  const Elements elements(name);
+  const auto read = [&](std::int64_t at) {
+    if (piece == 4) return static_cast<const float*>(a.x)[at];
+    return elements.read(static_cast<const std::uint16_t*>(a.x)[at]);
+  };
+  const bool aligned = reinterpret_cast<std::uintptr_t>(a.x) % 16 == 0 && a.width % piece == 0;
+  if (a.vectors != 0 && !aligned) return false;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    std::vector<float> y;
+    for (int i = 0; i < a.width; ++i) {
+      const std::int64_t at = row * a.x_stride + (gated && a.interleaved != 0 ? 2 * i : i);
+      float value = read(at + a.first);
+      value = !gated ? 2 * value : value * read(at + (a.interleaved != 0 ? 1 : a.second));
+      y.push_back(a.value_columns > 0 ? value + a.values[0] : value);
+    }
+    auto* codes = static_cast<std::uint8_t*>(a.output) + row * a.output_stride;
+    for (int i = 0; i < a.width && !groups && !by_rows; ++i) {
+      const std::int64_t to = row * a.output_stride + i;
+      const float value = y[static_cast<std::size_t>(i)];
+      if (piece == 4) static_cast<float*>(a.output)[to] = value;
+      if (piece == 8) static_cast<std::uint16_t*>(a.output)[to] = elements.round(value);
+    }
+    const int group = by_rows ? a.width : kGroup;
+    for (int from = 0; from < a.width && (groups || by_rows); from += group) {
+      const int count = std::min(group, a.width - from);
+      const float scale = scale_of(largest_of(y.data() + from, count));
+      a.scales[row * a.scale_row_step + from / group * a.scale_group_step] = scale;
+      to_codes(y.data() + from, count, scale, codes + from);
+    }
+  }
+  return true;
 }
 
 void order_bias(const BiasArguments& b, unsigned experts) {
   for (std::int64_t e = 0; e < experts; ++e) {
     for (int i = 0; i < b.width; ++i) {
       const std::int64_t at = e * b.stride + i * b.step;
-      const float value = b.type == 0 ? static_cast<const float*>(b.bias)[at]
-                                      : from_bf16(static_cast<const std::uint16_t*>(b.bias)[at]);
+      const auto* half = static_cast<const std::uint16_t*>(b.bias);
+      const float value = b.type == 0   ? static_cast<const float*>(b.bias)[at]
+                          : b.type == 1 ? from_bf16(half[at])
+                                        : from_fp16(half[at]);
       int to = i;
       if (b.interleaved != 0) to = i % 2 * (b.width / 2) + i / 2;
       if (b.up_first != 0) to = (i + b.width / 2) % b.width;
@@ -932,8 +1006,9 @@ int cuTensorMapEncodeTiled(TensorMap* map, int type, std::uint32_t rank, void* d
   Map made{};
   made.data = data;
   made.bytes = type == 0 ? 1 : 2;
+  made.fp16 = type == 6 ? 1 : 0;
   made.rank = static_cast<std::int32_t>(rank);
-  if ((type != 9 && type != 0) || rank > 4 ||
+  if ((type != 9 && type != 6 && type != 0) || rank > 4 ||
       (box[0] * static_cast<std::uint32_t>(made.bytes) != 128 &&
        (type != 0 || box[0] != kFp4CodeBytes)) ||
       reinterpret_cast<std::uintptr_t>(data) % 16 != 0)
@@ -967,12 +1042,12 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     if (configuration->shared_bytes < static_cast<unsigned>(arguments.experts) * 8)
       return kInvalidValue;
     route(arguments);
-  } else if (name == "flexact_combine") {
+  } else if (name.rfind("flexact_combine", 0) == 0) {
     const auto& arguments = *static_cast<const CombineArguments*>(parameters[0]);
     if (!cover(blocks, arguments.tokens, arguments.block_tokens) ||
         arguments.block_tokens * arguments.top_k > kBlockSlots)
       return kInvalidValue;
-    combine(arguments);
+    combine(Elements(name), arguments);
   } else if (name == "flexact_order_bias") {
     order_bias(*static_cast<const BiasArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp4_largest_scales") {
@@ -986,6 +1061,9 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     find_largest(*static_cast<const Fp8GatherArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp8_round") {
     round_rows(*static_cast<const Fp8RoundArguments*>(parameters[0]), blocks);
+  } else if (name.rfind("flexact_act_", 0) == 0) {
+    if (!act(name, *static_cast<const DenseArguments*>(parameters[0]), *configuration))
+      return kInvalidValue;
   } else if (name.rfind("flexact_stream", 0) == 0) {
     if (name.find("fp4_") != std::string::npos) {
       const auto& arguments = *static_cast<const Fp4StreamArguments*>(parameters[0]);
@@ -1046,7 +1124,9 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     }
     constexpr const char* kFp8 = "flexact_gemm_fp8_";
     const bool fp8 = name.find(kFp8) == 0;
-    if (a.bytes != (fp8 ? 1 : 2) || b.bytes != a.bytes) return kInvalidValue;
+    if (a.bytes != (fp8 ? 1 : 2) || b.bytes != a.bytes || a.fp16 != b.fp16 ||
+        (a.fp16 != 0) != Elements(name).fp16)
+      return kInvalidValue;
     if (fp8) {
       gemm_fp8(name.substr(std::strlen(kFp8)), a, b,
                *static_cast<const Fp8GemmArguments*>(parameters[2]));

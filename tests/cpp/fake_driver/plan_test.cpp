@@ -428,6 +428,23 @@ void expect_mistakes_to_be_found(std::span<const flexact::Format> formats,
   EXPECT_GT(found, static_cast<int>(formats.size()) * 4);
 }
 
+TEST(CutlassPlan, fp16_layers_agree_with_fp64) {
+  NEED_MACHINE();
+  constexpr flexact::Format kFp16[] = {flexact::Format::Fp16};
+  launched();
+  expect_agreement(kFp16);
+  const std::string kernels = launched();
+  EXPECT_THAT(kernels, HasSubstr("flexact_gemm_fp16_plain"));
+  EXPECT_THAT(kernels, HasSubstr("flexact_combine_fp16"));
+  EXPECT_THAT(kernels, testing::Not(HasSubstr("flexact_gemm_gated")));
+}
+
+TEST(CutlassPlan, fp16_layers_with_a_mistake_do_not) {
+  NEED_MACHINE();
+  constexpr flexact::Format kFp16[] = {flexact::Format::Fp16};
+  expect_mistakes_to_be_found(kFp16);
+}
+
 TEST(CutlassPlan, fp8_layers_agree_with_fp64) {
   NEED_MACHINE();
   expect_agreement(kFp8Formats);

@@ -1,0 +1,4 @@
+// GEMM1 of gated layers.
+#include "sm90_bf16_gemm.cuh"
+
+FLEXACT_GEMM_KERNEL(flexact_gemm_fp16_gated, Gated, __half)
