@@ -72,10 +72,11 @@ def triton_counts(functions):
     import importlib.util
 
     import triton
+    from flexact.triton.ahead import compile_for
     from triton.runtime.driver import driver
-    from triton_compile import TOOLS, Elsewhere
+    from triton_compile import TOOLS
 
-    driver.set_active(Elsewhere(90))
+    compile_for(90)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, function in functions.items():

@@ -90,8 +90,8 @@ const char* unfit(Format format, bool doubled, const Tile& tile) {
 // Tiles of the quantised formats. Those of FP8 are an H100's measurements
 // (benchmark/results/triton_formats_h100.json), the nearest of them where a format has none; those
 // of FP4 beside bf16 follow from the kernels' registers and shared memory and wait for theirs.
-void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t rows, Tile& up,
-                    Tile& down) {
+void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t rows,
+                    const GpuLimits& limits, Tile& up, Tile& down) {
   const bool doubled = gated(problem);
   const auto set = [](Tile& tile, int n, int k, int warps, int stages) {
     tile.block_n = n;
@@ -103,7 +103,7 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
     // FP4 beside bf16: what decodes a weight is used for as many rows as there are. Steps of 128
     // have four bytes of scales a row, the least that is copied ahead of its use.
     if (up.block_m <= 32) {
-      set(up, tokens == 1 ? 32 : 64, 128, 4, tokens == 1 ? 4 : 3);
+      set(up, tokens == 1 ? 32 : 64, 128, 4, 4);
       set(down, tokens == 1 ? 64 : 128, 128, 4, up.stages);
     } else if (rows < 192) {
       up.block_m = down.block_m = 64;
@@ -123,6 +123,12 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
     if (up.block_m <= 32) {
       set(up, 128, 128, 4, 3);
       set(down, 64, 128, 4, 4);
+      // Narrower ones leave the quantisation to the second GEMM; for few pairs it is worth more that
+      // every multiprocessor has a tile.
+      const std::int64_t pairs = std::min<std::int64_t>(tokens * problem.top_k, problem.experts);
+      while (up.block_n > 32 &&
+             pairs * (problem.intermediate + up.block_n - 1) / up.block_n < limits.multiprocessors)
+        up.block_n /= 2;
     } else if (rows >= 1000 && problem.hidden >= 4096 && problem.format == Format::Fp8Block) {
       set(up, 128, 128, 8, 4);
       set(down, 128, 128, 8, 5);
@@ -236,10 +242,11 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
     up.stages = down.stages = 4;
   } else if (rows <= 64) {
     up.block_m = down.block_m = 64;
-    up.block_n = doubled ? 64 : 128;
+    up.block_n = doubled ? 128 : 256;
     down.block_n = 128;
     up.block_k = down.block_k = 64;
-    up.warps = down.warps = 4;
+    up.warps = 8;
+    down.warps = 4;
     up.stages = down.stages = 4;
     up.group_m = down.group_m = 4;
   } else {
@@ -252,7 +259,7 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
     up.stages = down.stages = 4;
     up.group_m = down.group_m = 8;
   }
-  if (is_quantised(problem.format)) quantise_tiles(problem, tokens, rows, up, down);
+  if (is_quantised(problem.format)) quantise_tiles(problem, tokens, rows, limits, up, down);
   // Fewer columns than a tile: less of it is thrown away.
   const int narrowest = weight_bits(problem.format) == 4 ? 32 : 16;
   up.block_n = std::min(up.block_n, power_of_two(2 * problem.intermediate - 1, narrowest, 256));

@@ -17,31 +17,10 @@ import torch
 import triton
 from flexact import ActivationRegistry, formats, testing
 from flexact._core import LaunchTable, MoeProblem
+from flexact.triton.ahead import compile_for, only_compiling
 from flexact.triton.moe import Block
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-class Elsewhere:
-    """What Triton asks of a driver in order to compile, answered for a GPU of `arch`."""
-
-    def __init__(self, arch):
-        self._target = GPUTarget("cuda", arch, 32)
-
-    def get_current_target(self):
-        return self._target
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device=None):
-        return 0
-
-    def get_active_torch_device(self):
-        return torch.device("cpu")
 
 
 def usage(kernel):
@@ -60,13 +39,6 @@ def compiled(
     format, tokens, *, pairing="concat", hidden=2048, intermediate=768, experts=8, top_k=2, launch=None
 ):
     """The kernels that a call of `tokens` tokens would launch, by name; `launch` in the policy's place."""
-    kernels = {}
-    run = JITFunction.run
-
-    def only_compile(self, *arguments, grid, warmup, **options):
-        kernels[self.__name__] = run(self, *arguments, grid=grid, warmup=True, **options)
-        return kernels[self.__name__]
-
     case = testing.random_case(
         format, tokens=1, experts=experts, top_k=top_k, hidden=hidden, intermediate=intermediate,
         pairing=pairing,
@@ -81,15 +53,12 @@ def compiled(
         entry = {**layer, "intermediate": intermediate, "gated": pairing != "none", **launch}
         table = LaunchTable.from_json(json.dumps({"device": "none", "entries": [entry]}))
     block = Block(problem, function if pairing == "none" else function.gated(), torch.device("cpu"), table)
-    JITFunction.run = only_compile
-    try:
+    with only_compiling() as kernels:
         block.run(
             case.hidden_states.expand(tokens, hidden), dict(case.weights),
             case.topk_weights.expand(tokens, top_k), case.topk_ids.expand(tokens, top_k),
             torch.zeros(1, 0), torch.empty(tokens, hidden, dtype=torch.bfloat16),
         )  # fmt: skip
-    finally:
-        JITFunction.run = run
     return kernels
 
 
@@ -121,7 +90,7 @@ def narrow():
 
 def main():
     arch = int(sys.argv[1])
-    driver.set_active(Elsewhere(arch))
+    compile_for(arch)
     if "narrow" in sys.argv:
         narrow()
         return

@@ -148,7 +148,7 @@ def quantisers(device="cpu"):
         given = {} if format != "fp8_tensor" else {"a13_scale": torch.tensor([3.0], device=device)}
         codes, scale = formats.quantise_activations(x, format, scale=given.get("a13_scale"))
         side = launcher.FORMATS[format].inputs(
-            x, torch.zeros(5, 2, dtype=torch.int32, device=device), 3, given, _tile()
+            x, torch.zeros(5, 2, dtype=torch.int32, device=device), 3, given, _tile(), False
         )
         same = torch.equal(side.tensor.view(torch.uint8) & 127 == 127, codes.view(torch.uint8) & 127 == 127)
         finite = codes.view(torch.uint8) & 127 != 127

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flexact.triton.dependent import begin
 from flexact.triton.numerics import rounded
 
 
@@ -28,6 +29,7 @@ def combine(
         TOP_K: k.
         BLOCK: Columns of a program.
     """
+    begin()
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < columns

@@ -12,6 +12,7 @@ import triton
 
 from flexact._core import Tile
 from flexact.triton import gemm, operands, operands_fp4, operands_fp8, quantise
+from flexact.triton.dependent import options
 
 # Of at most so many rows a tile quantises or arranges activations itself: with few rows a kernel less is
 # worth more.
@@ -50,9 +51,10 @@ class Format:
 
     Attributes:
         operands: The policy of both GEMMs (operands.py and its like).
-        inputs: (hidden states, topk_ids, experts, given, tile) → the first GEMM's activations; launches
-            their quantisation where that is a kernel.
-        intermediate: (pairs, I, dtype, device, given, tile of gate_up) → what lies between the GEMMs.
+        inputs: (hidden states, topk_ids, experts, given, tile, whether boxes of rows will be copied) → the
+            first GEMM's activations; launches their quantisation where that is a kernel.
+        intermediate: (rows, I, dtype, device, given, tile of gate_up, tile of down) → what lies between the
+            GEMMs.
         weights: (name "w13" or "w2", given, pairing) → a weight side.
         scratch: (tokens, pairs, H, I, bytes of the io dtype, tile) → bytes that the two above allocate.
         step: Values of K in an element of the weight tensor.
@@ -64,8 +66,8 @@ class Format:
     """
 
     operands: Any
-    inputs: Callable[[torch.Tensor, torch.Tensor, int, Given, Tile], Operand]
-    intermediate: Callable[[int, int, torch.dtype, torch.device, Given, Tile], Intermediate]
+    inputs: Callable[[torch.Tensor, torch.Tensor, int, Given, Tile, bool], Operand]
+    intermediate: Callable[[int, int, torch.dtype, torch.device, Given, Tile, Tile], Intermediate]
     weights: Callable[[str, Given, str], Operand]
     scratch: Callable[[int, int, int, int, int, Tile], int]
     step: int = 1
@@ -87,13 +89,16 @@ def _kept(operand: Operand, store: Any) -> Intermediate:
 # --- bf16, fp16, and FP4 beside bf16 --------------------------------------------------------------
 
 
-def _plain_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+def _plain_inputs(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, boxes: bool
+) -> Operand:
     return Operand(x)
 
 
 def _plain_intermediate(
-    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
-) -> Intermediate:
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
+    down: Tile,
+) -> Intermediate:  # fmt: skip
     return _kept(Operand(torch.empty((pairs, width), dtype=dtype, device=device)), gemm.store_rows)
 
 
@@ -146,30 +151,33 @@ def _whole(width: int) -> int:
     return 32 * triton.cdiv(width, 32)
 
 
-def _lane_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
-    if tile.block_m <= _FEW_ROWS:
+def _lane_inputs(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, boxes: bool
+) -> Operand:
+    # What is in order goes to the tensor core as it is copied; else every step arranges its block anew.
+    if tile.warps < 4 or (tile.block_m <= _FEW_ROWS and not boxes):
         return Operand(x)
     rows, k = x.shape
     out = torch.empty((rows, _whole(k)), dtype=x.dtype, device=x.device)
     block = min(2048, triton.next_power_of_2(_whole(k)))
     quantise.arrange[(rows, triton.cdiv(_whole(k), block))](
-        x, x.stride(0), out, out.stride(0), k, BLOCK=block, num_warps=max(1, block // 512)
-    )
+        x, x.stride(0), out, out.stride(0), k,
+        BLOCK=block, num_warps=max(1, block // 512), **options(x.device),
+    )  # fmt: skip
     return Operand(out, (out.shape[1],))
 
 
 def _lane_intermediate(
-    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
-) -> Intermediate:
-    if tile.block_m <= _FEW_ROWS:
-        return _plain_intermediate(pairs, width, dtype, device, given, tile)
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
+    down: Tile,
+) -> Intermediate:  # fmt: skip
+    if down.warps < 4:
+        return _plain_intermediate(pairs, width, dtype, device, given, tile, down)
     h = torch.empty((pairs, _whole(width)), dtype=dtype, device=device)
     return _kept(Operand(h, (h.shape[1],)), quantise.store_lanes)
 
 
 def _lane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
-    if tile.block_m <= _FEW_ROWS:
-        return pairs * width * size
     return (tokens * _whole(hidden) + pairs * _whole(width)) * size
 
 
@@ -177,8 +185,9 @@ def _lane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, t
 
 
 def _group_inputs(
-    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, lanes: bool = False
-) -> Operand:
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, boxes: bool,
+    lanes: bool = False,
+) -> Operand:  # fmt: skip
     if tile.block_m <= _FEW_ROWS and tile.block_k == _GROUP:
         return Operand(x)
     rows, k = x.shape
@@ -188,14 +197,14 @@ def _group_inputs(
     block = min(2048, triton.next_power_of_2(groups) * _GROUP)
     quantise.quantise_groups[(rows, triton.cdiv(k, block))](
         x, x.stride(0), codes, codes.stride(0), scales, scales.stride(0), k,
-        LANES=lanes, BLOCK=block, num_warps=max(1, block // 512),
+        LANES=lanes, BLOCK=block, num_warps=max(1, block // 512), **options(x.device),
     )  # fmt: skip
     return Operand(codes, (scales, scales.stride(0)))
 
 
 def _group_intermediate(
     pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
-    lanes: bool = False,
+    down: Tile, lanes: bool = False,
 ) -> Intermediate:  # fmt: skip
     if tile.block_n % _GROUP:
         # Not rounded before it is quantised, so that the tile's width changes no bit.
@@ -223,13 +232,16 @@ def _block_weights(name: str, given: Given, pairing: str) -> Operand:
 # --- E4M3 activations with one scale a row, or one in all -----------------------------------------
 
 
-def _row_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+def _row_inputs(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, boxes: bool
+) -> Operand:
     return _rows_to_codes(x, x, "row")
 
 
 def _row_intermediate(
-    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
-) -> Intermediate:
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
+    down: Tile,
+) -> Intermediate:  # fmt: skip
     h = torch.empty((pairs, width), dtype=dtype, device=device)
     bits = torch.zeros(pairs, dtype=torch.int32, device=device)
     return Intermediate(
@@ -246,21 +258,24 @@ def _channel_weights(name: str, given: Given, pairing: str) -> Operand:
     return Operand(given[name], (scale, scale.stride(0), scale.stride(1), 0))
 
 
-def _tensor_inputs(x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile) -> Operand:
+def _tensor_inputs(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, boxes: bool
+) -> Operand:
     if "a13_scale" in given:
         return _rows_to_codes(x, given["a13_scale"], "given")
     bits = torch.zeros(1, dtype=torch.int32, device=x.device)
     block = min(4096, triton.next_power_of_2(x.shape[1]))
     quantise.largest[(x.shape[0],)](
         x, x.stride(0), ids, bits, x.shape[1], experts,
-        TOP_K=ids.shape[1], BLOCK=block, num_warps=max(1, block // 512),
+        TOP_K=ids.shape[1], BLOCK=block, num_warps=max(1, block // 512), **options(x.device),
     )  # fmt: skip
     return _rows_to_codes(x, bits, "tensor")
 
 
 def _tensor_intermediate(
-    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile
-) -> Intermediate:
+    pairs: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
+    down: Tile,
+) -> Intermediate:  # fmt: skip
     if "a2_scale" in given:
         codes = torch.empty((pairs, width), dtype=torch.float8_e4m3fn, device=device)
         written = Operand(codes, (given["a2_scale"],))
@@ -289,7 +304,7 @@ def _rows_to_codes(x: torch.Tensor, known: torch.Tensor, source: str) -> Operand
     block = min(4096, triton.next_power_of_2(k))
     quantise.quantise_rows[(rows,)](
         x, x.stride(0), codes, codes.stride(0), known, scales, k,
-        SCALE=source, BLOCK=block, num_warps=max(1, block // 512),
+        SCALE=source, BLOCK=block, num_warps=max(1, block // 512), **options(x.device),
     )  # fmt: skip
     return Operand(codes, (scales, 1 if each else 0))
 

@@ -14,9 +14,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flexact.triton.dependent import begin
 from flexact.triton.numerics import rounded, through
 from flexact.triton.operands import split_columns
-from flexact.triton.tiles import direct_leader, direct_rows, ordered, sorted_tile
+from flexact.triton.tiles import (
+    direct_leader,
+    direct_rows,
+    ordered,
+    sorted_tile,
+    token_pair,
+    token_places,
+    token_rows,
+)
 
 
 @triton.jit
@@ -61,13 +70,15 @@ def gate_up(
     group_m,
     OPERANDS: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr, PARAMETERS: tl.constexpr,
     PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr, BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr,
-    EXACT: tl.constexpr, DIRECT: tl.constexpr, TMA_X: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
+    EXACT: tl.constexpr, DIRECT: tl.constexpr, BY_TOKEN: tl.constexpr, TMA_X: tl.constexpr,
+    TMA_W: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
-    """Computes h = act(x w13ᵀ): [pairs, I] in sorted order, or by pair where DIRECT.
+    """Computes h = act(x w13ᵀ): [pairs, I] in sorted order, by pair where DIRECT, by tile where BY_TOKEN.
 
     Args:
-        x: Hidden states [M, H]; with TMA_X a descriptor of their copy in sorted order [pairs, H].
+        x: Hidden states [M, H]; with TMA_X a descriptor, of their copy in sorted order [pairs, H] or,
+            BY_TOKEN, of themselves.
         x_stride: Elements between their rows.
         x_extra: What OPERANDS needs beside x.
         w13: Weights, a descriptor with TMA_W.
@@ -100,7 +111,8 @@ def gate_up(
         WEIGHT_INPUT: Router weight on the input.
         EXACT: None, or the type that g and u are rounded to first.
         DIRECT: 0, or a power of two not below the number of pairs.
-        TMA_X: Rows of x stand in sorted order.
+        BY_TOKEN: A direct tile's rows are the tokens, of which there are at most BLOCK_M.
+        TMA_X: Rows of x are consecutive in a tile.
         TMA_W: w13 is a descriptor.
         EVEN_K: H is a multiple of BLOCK_K.
         BLOCK_M: Rows of a tile.
@@ -108,6 +120,7 @@ def gate_up(
         BLOCK_K: Step along H.
         PERSISTENT: Programs loop over tiles.
     """
+    begin()
     tiles_n = tl.cdiv(intermediate, BLOCK_N)
     tiles_m = pairs if DIRECT > 0 else tl.load(tile_count)
     end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
@@ -115,7 +128,9 @@ def gate_up(
         if DIRECT > 0:
             n0 = index % tiles_n * BLOCK_N
             m = index // tiles_n
-            expert, before = direct_leader(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
+            expert, before = direct_leader(
+                m, topk_ids, pairs, experts, DIRECT, DIRECT if BY_TOKEN else BLOCK_M
+            )
             first = 0
         else:
             m, n = ordered(index, tiles_m, tiles_n, group_m)
@@ -123,12 +138,18 @@ def gate_up(
             expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
             pair = tl.load(pair_of_row + rows)
         if expert >= 0:
-            if DIRECT > 0:
-                rows, valid = direct_rows(m, expert, before, topk_ids, pairs, DIRECT, BLOCK_M)
-                pair = rows
+            if BY_TOKEN:
+                # Tokens that this expert was not chosen for are computed too: their rows cost nothing.
+                rows, valid = token_rows(m, pairs // top_k, BLOCK_M)
+                source = tl.arange(0, BLOCK_M)
+            else:
+                if DIRECT > 0:
+                    rows, valid = direct_rows(m, expert, before, topk_ids, pairs, DIRECT, BLOCK_M)
+                    pair = rows
+                source = rows if TMA_X else pair // top_k
             # Gate and up; the same twice where there is no gate.
             g, u = OPERANDS(
-                x, x_stride, x_extra, rows if TMA_X else pair // top_k, first,
+                x, x_stride, x_extra, source, first,
                 w13, w13_strides, w13_extra, expert, n0, intermediate, hidden,
                 PAIRING, BLOCK_M, BLOCK_N, BLOCK_K, TMA_X, TMA_W, EVEN_K,
             )  # fmt: skip
@@ -157,18 +178,19 @@ def gate_up(
             STORE(h, h_stride, h_extra, rows, columns, keep, result, expert, BLOCK_M, BLOCK_N)
 
 
-@triton.jit(do_not_specialize=["pairs", "experts", "group_m"])
+@triton.jit(do_not_specialize=["pairs", "top_k", "experts", "group_m"])
 def down(
     h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights, topk_ids,
-    tiles, tile_count, pair_of_row, y, y_stride, pairs, intermediate, hidden, experts, first_column, group_m,
+    tiles, tile_count, pair_of_row, y, y_stride, pairs, top_k, intermediate, hidden, experts, first_column,
+    group_m,
     OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, DIRECT: tl.constexpr,
-    TMA_H: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
+    SLOTS: tl.constexpr, TMA_H: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
 ):  # fmt: skip
     """Computes y[pair] = topk_weight · (h w2ᵀ + bias) for y_stride columns from first_column on.
 
     Args:
-        h: [pairs, I] as gate_up wrote it; a descriptor with TMA_H (sorted order only).
+        h: As gate_up wrote it; a descriptor with TMA_H, where a tile's rows are consecutive.
         h_stride: Elements between its rows.
         h_extra: What OPERANDS needs beside h.
         w2: Weights, a descriptor with TMA_W.
@@ -184,6 +206,7 @@ def down(
         y: [pairs, y_stride].
         y_stride: Columns of y.
         pairs: M k.
+        top_k: k.
         intermediate: I.
         hidden: H.
         experts: E.
@@ -193,6 +216,7 @@ def down(
         BIAS: Whether there is one.
         WEIGHT_OUTPUT: Multiply by the router weight.
         DIRECT: See gate_up.
+        SLOTS: 0, or with gate_up's BY_TOKEN a power of two not below k.
         TMA_H: h is a descriptor.
         TMA_W: w2 is a descriptor.
         EVEN_K: I is a multiple of BLOCK_K.
@@ -201,6 +225,7 @@ def down(
         BLOCK_K: Step along I.
         PERSISTENT: Programs loop over tiles.
     """
+    begin()
     # y holds the columns [first_column, last_column).
     last_column = tl.minimum(hidden, first_column + y_stride)
     tiles_n = tl.cdiv(last_column - first_column, BLOCK_N)
@@ -210,35 +235,57 @@ def down(
         if DIRECT > 0:
             n0 = first_column + index % tiles_n * BLOCK_N
             m = index // tiles_n
-            expert, before = direct_leader(m, topk_ids, pairs, experts, DIRECT, BLOCK_M)
+            expert, before = direct_leader(m, topk_ids, pairs, experts, DIRECT, DIRECT if SLOTS else BLOCK_M)
             first = 0
         else:
             m, n = ordered(index, tiles_m, tiles_n, group_m)
             n0 = first_column + n * BLOCK_N
             expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
         if expert >= 0:
-            if DIRECT > 0:
+            if SLOTS:
+                first = m * BLOCK_M
+                rows, valid = token_rows(m, pairs // top_k, BLOCK_M)
+            elif DIRECT > 0:
                 rows, valid = direct_rows(m, expert, before, topk_ids, pairs, DIRECT, BLOCK_M)
             accumulator, _ = OPERANDS(
                 h, h_stride, h_extra, rows, first,
                 w2, w2_strides, w2_extra, expert, n0, hidden, intermediate,
                 "none", BLOCK_M, BLOCK_N, BLOCK_K, TMA_H, TMA_W, EVEN_K,
             )  # fmt: skip
-            # Loaded after the sum, so that no register holds them meanwhile.
-            pair = rows if DIRECT > 0 else tl.load(pair_of_row + rows)
-            weight = tl.load(topk_weights + pair) if WEIGHT_OUTPUT else 1.0
             bias_row = bias + expert * bias_stride
-            if BLOCK_N >= 128:
-                # By halves, which the accumulator's layout gives for nothing: fewer registers are live.
-                HALF: tl.constexpr = BLOCK_N // 2
-                left, right = tl.split(tl.permute(tl.reshape(accumulator, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-                _store_down(left, n0, first_column, last_column, bias_row, weight, y, y_stride, pair, valid,
-                            expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
-                _store_down(right, n0 + HALF, first_column, last_column, bias_row, weight, y, y_stride, pair,
-                            valid, expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+            # Pairs and weights are loaded after the sum, so that no register holds them meanwhile.
+            if SLOTS:
+                # A token has a pair with this expert, or none, or more where its ids repeat.
+                place = token_places(expert, topk_ids, pairs, top_k, SLOTS, BLOCK_M)
+                for nth in range(0, tl.max(tl.max(place, 1), 0)):
+                    pair = token_pair(place, nth, top_k, SLOTS, BLOCK_M)
+                    _store_tile(accumulator, n0, first_column, last_column, bias_row, topk_weights, y,
+                                y_stride, tl.maximum(pair, 0), pair >= 0, expert, BIAS, WEIGHT_OUTPUT,
+                                BLOCK_M, BLOCK_N)  # fmt: skip
             else:
-                _store_down(accumulator, n0, first_column, last_column, bias_row, weight, y, y_stride, pair,
-                            valid, expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, BLOCK_N)  # fmt: skip
+                pair = rows if DIRECT > 0 else tl.load(pair_of_row + rows)
+                _store_tile(accumulator, n0, first_column, last_column, bias_row, topk_weights, y, y_stride,
+                            pair, valid, expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, BLOCK_N)  # fmt: skip
+
+
+@triton.jit
+def _store_tile(
+    value, n0, first_column, last_column, bias_row, topk_weights, y, y_stride, pair, valid, expert,
+    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The tile's rows to those of its pairs."""
+    weight = tl.load(topk_weights + pair) if WEIGHT_OUTPUT else 1.0
+    if BLOCK_N >= 128:
+        # By halves, which the accumulator's layout gives for nothing: fewer registers are live.
+        HALF: tl.constexpr = BLOCK_N // 2
+        left, right = tl.split(tl.permute(tl.reshape(value, (BLOCK_M, 2, HALF)), (0, 2, 1)))
+        _store_down(left, n0, first_column, last_column, bias_row, weight, y, y_stride, pair, valid,
+                    expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+        _store_down(right, n0 + HALF, first_column, last_column, bias_row, weight, y, y_stride, pair,
+                    valid, expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, HALF)  # fmt: skip
+    else:
+        _store_down(value, n0, first_column, last_column, bias_row, weight, y, y_stride, pair, valid,
+                    expert, BIAS, WEIGHT_OUTPUT, BLOCK_M, BLOCK_N)  # fmt: skip
 
 
 @triton.jit

@@ -27,12 +27,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flexact._core import Function, Launch, LaunchTable, MoeProblem, Tile, chunking, token_bucket
 from flexact.triton import combine, gemm, routing, vector
+from flexact.triton.dependent import options
 from flexact.triton.formats import FORMATS, Intermediate, Operand
 from flexact.triton.functions import cache_folder, compilation_cache, jit_function
 
 __all__ = ["Block", "interpreted", "launch_table"]
 
 _COMBINE_COLUMNS = 512
+# Steps of `down_and_combine` over all slots that are written out one by one.
+_UNROLLED = 16
 # Pairs that a direct kernel can search. Few, because each is a kernel to compile.
 _DIRECT_SIZES = (16, 128)
 
@@ -104,6 +107,7 @@ class Block:
         name, capability, self._multiprocessors, self._shared = _device(index)
         # Whether there is a tensor copy engine.
         self._tma = capability >= (9, 0)
+        self._options = options(device)
         if table is None:
             table = launch_table(name, capability, self._multiprocessors)
         self.table = table
@@ -147,15 +151,17 @@ class Block:
         pairs = chunk * problem.top_k
         size = torch.finfo(self._dtype).bits // 8
         launch = self.choose(tokens)
+        # Where a tile's rows are the tokens, each of `pairs` tiles has block_m of them.
+        rows = pairs * launch.gate_up.block_m if launch.direct and tokens <= launch.gate_up.block_m else pairs
         between = self._format.scratch(
-            chunk, pairs, problem.hidden, problem.intermediate, size, launch.gate_up
+            chunk, rows, problem.hidden, problem.intermediate, size, launch.gate_up
         )
         if launch.permute:
             between += pairs * problem.hidden * size
-        blocks = triton.cdiv(pairs, 256)
+        blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
         bins = triton.next_power_of_2(problem.experts + 1)
         tiles = pairs // 16 + min(problem.experts, pairs)
-        sort = 4 * (4 * tiles + 3 * pairs + 1024 + (blocks + 3) * bins + 32)
+        sort = 4 * (4 * tiles + 3 * pairs + 1024 + (blocks + 4) * bins + 32)
         return between + pairs * slab * size + sort
 
     def run(
@@ -256,30 +262,37 @@ class Block:
             bound = pairs
         else:
             route, bound = self._sort(topk_ids, up.block_m, pairs)
-        boxes = (
+        by_token = (
+            bool(direct)
+            and not launch.vector
+            and not launch.fuse_combine
+            and self._rows_are_tokens(up, down, tokens, x)
+        )
+        boxes = by_token or (
             launch.permute
             and not direct
             and self._tma
             and self._format.copied
             and x.shape[1] * x.element_size() % 16 == 0
         )
-        inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up)
-        if boxes:
+        inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up, boxes)
+        if boxes and not by_token:
             inputs = Operand(self._permuted(inputs.tensor, route, pairs), inputs.extra)
+        rows = pairs * up.block_m if by_token else pairs
         between = self._format.intermediate(
-            pairs, problem.intermediate, self._dtype, self.device, weights, up
+            rows, problem.intermediate, self._dtype, self.device, weights, up, down
         )
 
         if launch.vector:
             self._vector_gate_up(up, x, weights, topk_weights, topk_ids, values, between.written, pairs)
         else:
             arguments = (inputs, weights, topk_weights, topk_ids, route, values, between, pairs)
-            self._gate_up(up, direct, bound, boxes, *arguments)
+            self._gate_up(up, direct, bound, boxes, by_token, *arguments)
         h = between.read()
         if launch.fuse_combine:
             self._down_and_combine(down, h, weights, topk_weights, topk_ids, out, tokens)
             return
-        tile = (direct, bound, h, weights, topk_weights, topk_ids, route)
+        tile = (direct, bound, by_token, h, weights, topk_weights, topk_ids, route)
         if not problem.combine:
             y = out.view(pairs, problem.hidden)
             self._down(down, *tile, y, 0, pairs)
@@ -303,7 +316,21 @@ class Block:
                 TOP_K=problem.top_k,
                 BLOCK=block,
                 num_warps=max(1, block // 256),
+                **self._options,
             )
+
+    def _rows_are_tokens(self, up: Tile, down: Tile, tokens: int, x: torch.Tensor) -> bool:
+        """Whether a direct tile's rows can be the tokens (tiles.py), so that boxes of them are copied."""
+        return (
+            tokens <= up.block_m == down.block_m
+            # Fewer warps read without the copy engine (_weight_operand).
+            and min(up.warps, down.warps) >= 4
+            and self._tma
+            and self._format.copied
+            and not self.problem.router_weight_on_input
+            and x.data_ptr() % 16 == 0
+            and not any(width * x.element_size() % 16 for width in (x.stride(0), self.problem.intermediate))
+        )
 
     def _sort(
         self, topk_ids: torch.Tensor, block_m: int, pairs: int
@@ -313,10 +340,9 @@ class Block:
         bins = triton.next_power_of_2(experts + 1)
         bound = pairs // block_m + min(experts, pairs)
         small = pairs <= routing.SMALL_PAIRS
-        block = routing.SMALL_PAIRS if small else routing.BLOCK_PAIRS
-        blocks = triton.cdiv(pairs, block)
-        padded = blocks * block
-        sizes = [4 * bound, 2, pairs, 3 * bins, padded] + ([] if small else [padded, blocks * bins])
+        blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
+        padded = blocks * routing.BLOCK_PAIRS
+        sizes = [4 * bound, 2, pairs, 4 * bins, padded] + ([] if small else [padded, blocks * bins])
         # Each array starts on 16 bytes.
         scratch = torch.empty(sum((n + 3) // 4 * 4 for n in sizes), dtype=torch.int32, device=self.device)
         parts = []
@@ -328,21 +354,21 @@ class Block:
         if small:
             routing.route_small[(1,)](
                 topk_ids, pair_of_row, tiles, tile_count, starts, ids, pairs, experts,
-                PAIRS=block, EXPERTS=bins, BLOCK_M=block_m, CHUNK=32, num_warps=8,
+                EXPERTS=bins, BLOCK_M=block_m, STEP=2048, num_warps=16, **self._options,
             )  # fmt: skip
         else:
             ranks, counts = parts[5:]
             routing.count[(blocks,)](
                 topk_ids, counts, ranks, ids, pairs, experts,
-                PAIRS=block, EXPERTS=bins, CHUNK=32, num_warps=8,
+                PAIRS=routing.BLOCK_PAIRS, EXPERTS=bins, CHUNK=32, num_warps=8, **self._options,
             )  # fmt: skip
             part = min(bins, routing.SCAN_EXPERTS)
             routing.scan[(bins // part,)](
-                counts, starts, blocks, BLOCKS=64, EXPERTS=bins, PART=part, num_warps=4
+                counts, starts, blocks, BLOCKS=64, EXPERTS=bins, PART=part, num_warps=4, **self._options
             )
             routing.scatter[(max(blocks, experts),)](
                 counts, starts, ranks, ids, pair_of_row, tiles, tile_count, pairs, experts, blocks,
-                PAIRS=block, EXPERTS=bins, BLOCK_M=block_m, num_warps=4,
+                PAIRS=routing.BLOCK_PAIRS, EXPERTS=bins, BLOCK_M=block_m, num_warps=4, **self._options,
             )  # fmt: skip
         return (tiles, tile_count, pair_of_row), bound
 
@@ -353,14 +379,14 @@ class Block:
         block = min(2048, triton.next_power_of_2(x.shape[1]))
         routing.permute[(pairs, triton.cdiv(x.shape[1], block))](
             x, x.stride(0), result, tile_count, pair_of_row, self.problem.top_k, x.shape[1],
-            BLOCK=block, num_warps=4,
+            BLOCK=block, num_warps=4, **self._options,
         )  # fmt: skip
         return result
 
     def _gate_up(
-        self, tile: Tile, direct: int, bound: int, boxes: bool, inputs: Any, weights: dict[str, torch.Tensor],
-        topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any, values: torch.Tensor,
-        between: Intermediate, pairs: int,
+        self, tile: Tile, direct: int, bound: int, boxes: bool, by_token: bool, inputs: Any,
+        weights: dict[str, torch.Tensor], topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any,
+        values: torch.Tensor, between: Intermediate, pairs: int,
     ) -> None:  # fmt: skip
         problem = self.problem
         side = self._format.weights("w13", weights, problem.pairing)
@@ -383,14 +409,14 @@ class Block:
             OPERANDS=self._format.policy(tile), ACTIVATION=self._activation, STORE=between.store,
             PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
             PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
-            EXACT=self._exact, DIRECT=direct, TMA_X=boxes, TMA_W=tma,
+            EXACT=self._exact, DIRECT=direct, BY_TOKEN=by_token, TMA_X=boxes, TMA_W=tma,
             EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k, PERSISTENT=bool(persistent),
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 
     def _down(
-        self, tile: Tile, direct: int, bound: int, h: Any, weights: dict[str, torch.Tensor],
+        self, tile: Tile, direct: int, bound: int, by_token: bool, h: Any, weights: dict[str, torch.Tensor],
         topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any, y: torch.Tensor, first: int,
         pairs: int,
     ) -> None:  # fmt: skip
@@ -399,7 +425,7 @@ class Block:
         bias = weights.get("w2_bias")
         w, tma_w = self._weight_operand(side.tensor, "none", problem.hidden, tile)
         a, tma_h = h.tensor, False
-        if not direct and self._tma and a.stride(0) * a.element_size() % 16 == 0:
+        if by_token or (not direct and self._tma and a.stride(0) * a.element_size() % 16 == 0):
             a = TensorDescriptor(a, list(a.shape), list(a.stride()), [tile.block_m, tile.block_k])
             tma_h = True
         columns = min(y.shape[1], problem.hidden - first)
@@ -411,13 +437,14 @@ class Block:
             a, h.tensor.stride(0), h.extra, w, side.tensor.stride(), side.extra,
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, *route, y, y.stride(0),
-            pairs, problem.intermediate, problem.hidden, problem.experts, first, tile.group_m,
+            pairs, problem.top_k, problem.intermediate, problem.hidden, problem.experts, first, tile.group_m,
             OPERANDS=self._format.policy(tile), BIAS=bias is not None,
             WEIGHT_OUTPUT=problem.combine and not problem.router_weight_on_input,
-            DIRECT=direct, TMA_H=tma_h, TMA_W=tma_w, EVEN_K=problem.intermediate % tile.block_k == 0,
+            DIRECT=direct, SLOTS=triton.next_power_of_2(problem.top_k) if by_token else 0, TMA_H=tma_h,
+            TMA_W=tma_w, EVEN_K=problem.intermediate % tile.block_k == 0,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             PERSISTENT=bool(persistent),
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 
     def _vector_gate_up(
@@ -434,7 +461,7 @@ class Block:
             PER_EXPERT=values.shape[0] > 1, PAIRING=problem.pairing, BIAS=bias is not None,
             WEIGHT_INPUT=problem.router_weight_on_input, EXACT=self._exact,
             EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 
     def _down_and_combine(
@@ -443,14 +470,16 @@ class Block:
     ) -> None:  # fmt: skip
         problem = self.problem
         w2, bias = weights["w2"], weights.get("w2_bias")
+        steps = triton.cdiv(problem.intermediate, tile.block_k)
         vector.down_and_combine[(triton.cdiv(problem.hidden, tile.block_n), tokens)](
             h.tensor, h.tensor.stride(0), w2, w2.stride(),
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, out, out.stride(0),
             problem.intermediate, problem.hidden, problem.experts, problem.routed_scaling_factor,
             BIAS=bias is not None, WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
-            EVEN_K=problem.intermediate % tile.block_k == 0,
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+            STEPS=steps if steps * problem.top_k <= _UNROLLED else 0,
+            EVEN_K=problem.intermediate % tile.block_k == 0, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+            num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 
     def _weight_operand(self, w: torch.Tensor, pairing: str, width: int, tile: Tile) -> tuple[Any, bool]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flexact.triton.dependent import begin
 from flexact.triton.numerics import rounded
 from flexact.triton.small_floats import fp8_scale, lane_order, largest_magnitude, reciprocal, to_e4m3
 
@@ -53,6 +54,7 @@ def quantise_groups(
         LANES: Whether codes stand in lane order.
         BLOCK: Columns of a program, a multiple of 128.
     """
+    begin()
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + row * x_stride + k, mask=k < k_size, other=0.0).to(tl.float32)
@@ -77,6 +79,7 @@ def arrange(x, x_stride, out, out_stride, k_size, BLOCK: tl.constexpr):
         k_size: K.
         BLOCK: Columns of a program, a multiple of 32.
     """
+    begin()
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + row * x_stride + k, mask=k < k_size, other=0.0)
@@ -110,6 +113,7 @@ def largest(x, x_stride, topk_ids, result, k_size, experts, TOP_K: tl.constexpr,
         TOP_K: k.
         BLOCK: Columns of a step.
     """
+    begin()
     row = tl.program_id(0).to(tl.int64)
     if _row_is_here(topk_ids, row, experts, TOP_K):
         bits = tl.zeros((BLOCK,), tl.int32)
@@ -139,6 +143,7 @@ def quantise_rows(
             magnitude known[row]; "tensor": of the bits known[0]; "given": the scale known[0].
         BLOCK: Columns of a step.
     """
+    begin()
     row = tl.program_id(0).to(tl.int64)
     if SCALE == "given":
         scale = tl.load(known)

@@ -1,13 +1,15 @@
 """Sorts the (token, slot) pairs by expert on the device: count, scan, scatter. No host synchronisation.
 
-The sort is stable: within an expert pairs keep their order. Ids outside 0 … E-1 are left out. Results:
+Ids outside 0 … E-1 are left out. Results:
 
     pair_of_row  [pairs] int32      the pair in each row of the sorted order
     tiles        [bound, 4] int32   expert, first row, rows of each tile of BLOCK_M rows, one to spare
     tile_count   [2] int32          how many tiles, and how many rows
 
-Up to SMALL_PAIRS pairs one program does everything; above, blocks of pairs are counted and ranked, the
-counts are scanned for each expert, and the blocks scatter.
+Up to SMALL_PAIRS pairs one program does everything, and takes a pair's rank among its expert's from an atomic
+counter: within an expert, pairs stand in any order. A row's result does not depend on which row it is, so
+results have the same bits all the same. Above, blocks of pairs are counted and ranked, the counts are scanned
+for each expert, and the blocks scatter; pairs keep their order.
 """
 
 from __future__ import annotations
@@ -15,11 +17,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flexact.triton.dependent import begin
 from flexact.triton.tiles import TILE_EXPERT, TILE_FIELDS, TILE_FIRST_ROW, TILE_ROWS
 
-SMALL_PAIRS = 256
-
-
+SMALL_PAIRS = 8192
 # Pairs that one program counts; it compares every two.
 BLOCK_PAIRS = 256
 # Experts that one program scans.
@@ -60,30 +61,41 @@ def _starts(counts, tile_count, scratch, EXPERTS: tl.constexpr, BLOCK_M: tl.cons
 
 @triton.jit(do_not_specialize=["pairs", "experts"])
 def route_small(
-    topk_ids, pair_of_row, tiles, tile_count, scratch, ids_scratch, pairs, experts,
-    PAIRS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr,
+    topk_ids, pair_of_row, tiles, tile_count, scratch, ranks, pairs, experts,
+    EXPERTS: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Everything in one program.
+    """Everything in one program, STEP pairs at a time.
 
-    scratch is [3 EXPERTS] int32, ids_scratch [PAIRS] int32; EXPERTS is a power of two above E.
+    scratch is [4 EXPERTS] int32, ranks [pairs] int32; EXPERTS is a power of two above E.
     """
-    pair = tl.arange(0, PAIRS)
-    ids = _load_ids(topk_ids, pair, pairs, experts)
-    tl.store(ids_scratch + pair, ids)
-    counts = tl.histogram(ids, EXPERTS)
-    counts = tl.where(tl.arange(0, EXPERTS) < experts, counts, 0)
-    _starts(counts, tile_count, scratch, EXPERTS, BLOCK_M)
+    begin()
+    expert = tl.arange(0, EXPERTS)
+    counts = scratch + 3 * EXPERTS
+    tl.store(counts + expert, tl.zeros((EXPERTS,), tl.int32))
     tl.debug_barrier()
-    rank = _rank(ids, PAIRS, CHUNK, ids_scratch)
-    tl.store(pair_of_row + tl.load(scratch + ids) + rank, pair, mask=ids < experts)
-    # A pair that leads a tile writes its entry.
-    leads = (ids < experts) & (rank % BLOCK_M == 0)
-    first_row = tl.load(scratch + ids) + rank
-    rows = tl.minimum(tl.load(scratch + EXPERTS + ids) - rank, BLOCK_M)
-    at = tiles + (tl.load(scratch + 2 * EXPERTS + ids) + rank // BLOCK_M) * TILE_FIELDS
-    tl.store(at + TILE_EXPERT, ids, mask=leads)
-    tl.store(at + TILE_FIRST_ROW, first_row, mask=leads)
-    tl.store(at + TILE_ROWS, rows, mask=leads)
+    for start in range(0, pairs, STEP):
+        pair = start + tl.arange(0, STEP)
+        ids = _load_ids(topk_ids, pair, pairs, experts)
+        rank = tl.atomic_add(counts + ids, 1, mask=ids < experts, sem="relaxed")
+        tl.store(ranks + pair, rank, mask=pair < pairs)
+    tl.debug_barrier()
+    # Atomics count in the L2, past what this multiprocessor may hold.
+    count = tl.load(counts + expert, cache_modifier=".cg")
+    _starts(count, tile_count, scratch, EXPERTS, BLOCK_M)
+    tl.debug_barrier()
+    for start in range(0, pairs, STEP):
+        pair = start + tl.arange(0, STEP)
+        ids = _load_ids(topk_ids, pair, pairs, experts)
+        rank = tl.load(ranks + pair, mask=pair < pairs, other=0)
+        row = tl.load(scratch + ids) + rank
+        tl.store(pair_of_row + row, pair, mask=ids < experts)
+        # A pair that leads a tile writes its entry.
+        leads = (ids < experts) & (rank % BLOCK_M == 0)
+        rows = tl.minimum(tl.load(scratch + EXPERTS + ids) - rank, BLOCK_M)
+        at = tiles + (tl.load(scratch + 2 * EXPERTS + ids) + rank // BLOCK_M) * TILE_FIELDS
+        tl.store(at + TILE_EXPERT, ids, mask=leads)
+        tl.store(at + TILE_FIRST_ROW, row, mask=leads)
+        tl.store(at + TILE_ROWS, rows, mask=leads)
 
 
 @triton.jit(do_not_specialize=["pairs", "experts"])
@@ -92,6 +104,7 @@ def count(
     PAIRS: tl.constexpr, EXPERTS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Counts each expert's pairs in block b → counts[b, EXPERTS], and ranks pairs within the block."""
+    begin()
     block = tl.program_id(0)
     pair = block * PAIRS + tl.arange(0, PAIRS)
     ids = _load_ids(topk_ids, pair, pairs, experts)
@@ -106,6 +119,7 @@ def scan(
     counts, totals, blocks, BLOCKS: tl.constexpr, EXPERTS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Turns counts into what stands before each block, for PART experts; their sums go to totals."""
+    begin()
     expert = tl.program_id(0) * PART + tl.arange(0, PART)
     total = tl.zeros((PART,), tl.int32)
     for start in range(0, blocks, BLOCKS):
@@ -127,6 +141,7 @@ def scatter(
 
     A pair's row: the expert's first row, what stands before its block, its rank in the block.
     """
+    begin()
     program = tl.program_id(0)
     expert = tl.arange(0, EXPERTS)
     count = tl.where(expert < experts, tl.load(totals + expert), 0)
@@ -161,6 +176,7 @@ def permute(
 
     A GEMM then reads its rows as boxes instead of gathering them in its main loop.
     """
+    begin()
     row = tl.program_id(0)
     if row < tl.load(tile_count + 1):
         token = (tl.load(pair_of_row + row) // top_k).to(tl.int64)

@@ -8,6 +8,9 @@ columns. There are two ways to find the pairs of a tile:
     direct   for few pairs: program m stands for pair m and finds the other pairs of its expert itself.
              It leads a tile where it is the first of BLOCK_M of them, otherwise there is nothing to do.
              No kernel runs before the first GEMM, and intermediate results are stored by pair.
+             Where a tile has room for all tokens, its rows are the tokens themselves: nothing is looked up
+             before the first weight is on its way, and rows are consecutive, as the copy engine reads them.
+             Then the tile that pair m leads has the intermediate rows from m BLOCK_M on.
 
 An id outside 0 … E-1 belongs to no tile in either.
 """
@@ -82,3 +85,36 @@ def direct_rows(m, expert, before, topk_ids, pairs, PAIRS: tl.constexpr, BLOCK_M
     member = tl.sum(tl.where(hit, pair[None, :] + 1, 0), 1)
     valid = member > 0
     return tl.where(valid, member - 1, m), valid
+
+
+@triton.jit
+def token_rows(m, tokens, BLOCK_M: tl.constexpr):
+    """Intermediate rows and validity of the tile that pair m leads, where its rows are the tokens."""
+    row = tl.arange(0, BLOCK_M)
+    return m * BLOCK_M + row, row < tokens
+
+
+@triton.jit
+def token_places(expert, topk_ids, pairs, top_k, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """[BLOCK_M, SLOTS]: 1, 2, … for a token's first, second, … pair with `expert`, 0 for its other pairs.
+
+    Args:
+        expert: The expert.
+        topk_ids: [M, k], contiguous.
+        pairs: M k.
+        top_k: k.
+        SLOTS: A power of two not below k.
+        BLOCK_M: Not below M.
+    """
+    slot = tl.arange(0, SLOTS)[None, :]
+    pair = tl.arange(0, BLOCK_M)[:, None] * top_k + slot
+    ids = tl.load(topk_ids + pair, mask=(slot < top_k) & (pair < pairs), other=-1)
+    hit = (ids == expert).to(tl.int32)
+    return hit * tl.cumsum(hit, 1)
+
+
+@triton.jit
+def token_pair(place, nth, top_k, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Each token's pair of which `token_places` says nth + 1, or -1."""
+    pair = tl.arange(0, BLOCK_M)[:, None] * top_k + tl.arange(0, SLOTS)[None, :]
+    return tl.sum(tl.where(place == nth + 1, pair + 1, 0), 1) - 1

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ import torch
 
 from flexact import ActivationRegistry, formats
 from flexact._core import LaunchTable, MoeProblem, Tile, token_bucket
+from flexact.triton.ahead import compile_for, only_compiling
 from flexact.triton.formats import FORMATS, Operand
-from flexact.triton.functions import cache_folder
+from flexact.triton.functions import cache_folder, compilation_cache
 from flexact.triton.moe import _DIRECT_SIZES, Block
 from flexact.triton.shapes import SHAPES, Shape
 
-DIRECT_PAIRS = _DIRECT_SIZES[-1]
 # Formats that can be tuned, and the type of their hidden states.
 DTYPES = dict.fromkeys(("bf16", *formats.FP8_FORMATS, *formats.FP4_FORMATS), torch.bfloat16) | {
     "fp16": torch.float16
@@ -36,6 +37,8 @@ DTYPES = dict.fromkeys(("bf16", *formats.FP8_FORMATS, *formats.FP4_FORMATS), tor
 # A step along K is the 128 values that share a scale, and the first GEMM quantises whole groups of them.
 GROUPED = ("fp8_block", "mxfp4_fp8")
 DECODED = ("mxfp4", "nvfp4")
+# Free bytes of the device below which the weights of layers that were measured are released.
+_NEEDED = 40 << 30
 
 
 # --- Candidates -----------------------------------------------------------------------------------
@@ -59,8 +62,8 @@ def candidates(
         groups = (1,) if block_m <= 32 else (1, 8) if block_m == 64 else (4, 16)
     elif block_m <= 32:
         # Two warps read weights without the copy engine, and so without its fences.
-        shapes = [(64, 128, 2, 4), (64, 128, 2, 5), (64, 64, 2, 6), (64, 128, 4, 4), (64, 256, 4, 3),
-                  (128, 128, 4, 3), (128, 128, 8, 3), (32, 128, 4, 5), (32, 256, 4, 4)]  # fmt: skip
+        shapes = [(64, 128, 2, 4), (64, 64, 2, 6), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 3),
+                  (128, 128, 4, 3), (128, 128, 8, 3), (32, 128, 4, 6), (32, 256, 4, 4)]  # fmt: skip
         groups = (1,)
     elif block_m == 64:
         shapes = [(128, 64, 4, 4), (128, 64, 4, 3), (256, 64, 8, 4), (256, 64, 8, 3), (128, 128, 4, 3),
@@ -86,7 +89,9 @@ def _grouped_shapes(which: str, block_m: int, whole: int) -> list[tuple[int, int
     """(n, k, warps, stages) where a step is a group; `whole` is the width of the tiles of the first GEMM."""
     if which == "gate_up":
         kinds = [(4, 2), (4, 3), (4, 4), (8, 3), (8, 4)] if block_m <= 64 else [(8, 2), (8, 3), (8, 4)]
-        return [(whole, 128, warps, stages) for warps, stages in kinds]
+        shapes = [(whole, 128, warps, stages) for warps, stages in kinds]
+        # Narrower ones leave the rounding of their results to the second GEMM, and are more.
+        return shapes + [(n, 128, 4, 4) for n in (whole // 4, whole // 2) if block_m <= 32]
     if block_m <= 32:
         return [(64, 128, 4, 3), (64, 128, 4, 4), (64, 128, 4, 5), (128, 128, 4, 3), (128, 128, 4, 4)]
     if block_m == 64:
@@ -101,8 +106,9 @@ def _decoded_shapes(block_m: int) -> list[tuple[int, int, int, int]]:
     wait for nothing but their own data.
     """
     if block_m <= 32:
-        return [(64, 128, 2, 4), (64, 128, 2, 6), (64, 128, 2, 8), (64, 128, 4, 4), (64, 128, 4, 6),
-                (64, 256, 4, 3), (128, 128, 4, 3), (128, 128, 8, 4)]  # fmt: skip
+        return [(64, 128, 2, 4), (64, 128, 2, 8), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4),
+                (128, 128, 4, 3), (128, 128, 4, 5), (128, 256, 4, 3), (128, 256, 8, 3),
+                (128, 128, 8, 4)]  # fmt: skip
     if block_m == 64:
         return [(128, 128, 4, 3), (128, 128, 4, 4), (256, 64, 4, 3), (128, 128, 8, 3), (256, 128, 8, 3)]
     if block_m == 128:
@@ -141,7 +147,7 @@ def _block_ms(shape: Shape, tokens: int) -> list[int]:
     if rows <= 24:
         return [16, 32]
     if rows <= 48:
-        return [16, 32, 64]
+        return [32, 64]
     if rows <= 96:
         return [64, 128]
     if rows <= 400:
@@ -210,9 +216,7 @@ class Bench:
         logits = torch.randn((tokens, shape.experts), device=self.device, generator=generator)
         scores, ids = logits.topk(shape.top_k, -1)
         self.topk_weights, self.ids = torch.softmax(scores, -1), ids.to(torch.int32)
-        self.direct = 0
-        if token_bucket(tokens) * shape.top_k <= DIRECT_PAIRS:
-            self.direct = next(n for n in _DIRECT_SIZES if n >= token_bucket(tokens) * shape.top_k)
+        self.direct = _direct_size(tokens, shape.top_k)
 
     def route(self, block_m: int) -> None:
         """Sorts for this tile height, unless tiles find their rows themselves."""
@@ -221,35 +225,48 @@ class Bench:
         else:
             self.sorted, self.bound = self.block._sort(self.ids, block_m, self.pairs)
 
-    def gate_up(self, tile: dict[str, int], permute: bool = False) -> torch.Tensor:
+    def gate_up(self, tile: dict[str, int], permute: bool = False, mode: str = "wide") -> torch.Tensor:
         """Runs the first GEMM (and the copies before and after it) and returns h."""
         block = self.block
         made = Tile(**tile)
-        given = block._format.inputs(self.x, self.ids, self.shape.experts, self.weights, made)
+        by_token = mode == "tokens"
+        boxes = permute or by_token
+        given = block._format.inputs(self.x, self.ids, self.shape.experts, self.weights, made, boxes)
         if permute:
             given = Operand(block._permuted(given.tensor, self.sorted, self.pairs), given.extra)
-        between = self.between(made)
+        between = self.between(made, mode)
         arguments = (self.topk_weights, self.ids, self.sorted, self.values, between, self.pairs)
-        block._gate_up(made, self.direct, self.bound, permute, given, self.weights, *arguments)
+        block._gate_up(made, self.direct, self.bound, boxes, by_token, given, self.weights, *arguments)
         self.h = between.read()
         return self.h.tensor
 
-    def between(self, tile: Tile) -> Any:
-        """Memory for h."""
+    def between(self, tile: Tile, mode: str) -> Any:
+        """Memory for h, as a second GEMM with as many warps as the mode says reads it."""
         width = self.shape.intermediate
-        return self.block._format.intermediate(self.pairs, width, self.dtype, self.device, self.weights, tile)
+        rows = self.pairs * (tile.block_m if mode == "tokens" else 1)
+        down = Tile(block_m=tile.block_m, block_n=128, block_k=128, warps=2 if mode == "narrow" else 4)
+        return self.block._format.intermediate(rows, width, self.dtype, self.device, self.weights, tile, down)
 
-    def down(self, h: Operand, tile: dict[str, int]) -> torch.Tensor:
+    def down(self, h: Operand, tile: dict[str, int], mode: str = "wide") -> torch.Tensor:
         """Runs the second GEMM and returns its rows for the pairs."""
+        made = Tile(**tile)
         y = torch.empty((self.pairs, self.shape.hidden), dtype=self.dtype, device=self.device)
         arguments = (h, self.weights, self.topk_weights, self.ids, self.sorted)
-        self.block._down(Tile(**tile), self.direct, self.bound, *arguments, y, 0, self.pairs)
+        self.block._down(made, self.direct, self.bound, mode == "tokens", *arguments, y, 0, self.pairs)
         return y
+
+    def defined(self, h: torch.Tensor, mode: str) -> torch.Tensor:
+        """The rows of h that every tile writes: with "tokens" those of tiles that a pair leads."""
+        if mode != "tokens":
+            return h
+        ids = self.ids.view(-1).tolist()
+        leaders = [ids.index(expert) for expert in dict.fromkeys(ids)]
+        return h.view(self.pairs, -1, h.shape[1])[leaders, : self.tokens]
 
     def vector(self, tile: dict[str, int]) -> torch.Tensor:
         """Runs the first GEMM without tensor cores and returns h."""
         made = Tile(**tile)
-        self.h = h = self.between(made).written
+        self.h = h = self.between(made, "pairs").written
         arguments = (self.x, self.weights, self.topk_weights, self.ids, self.values, h, self.pairs)
         self.block._vector_gate_up(made, *arguments)
         return h.tensor
@@ -262,6 +279,35 @@ class Bench:
         return out
 
 
+def _direct_size(tokens: int, top_k: int) -> int:
+    """The search of a direct kernel for so many tokens, or 0."""
+    pairs = token_bucket(tokens) * top_k
+    return next((size for size in _DIRECT_SIZES if size >= pairs), 0)
+
+
+def modes(shape: Shape, tokens: int, block_m: int, format: str) -> list[str]:
+    """How the two GEMMs hang together, each way measured for itself; see `mode_tiles`.
+
+    "wide": at least four warps in both; "tokens" where moreover a tile's rows are the tokens. "narrow":
+    fewer. "pairs": for the kernels without tensor cores.
+    """
+    direct = bool(_direct_size(tokens, shape.top_k))
+    kernels = FORMATS[format]
+    found = ["tokens" if direct and tokens <= block_m and kernels.copied else "wide"]
+    if block_m <= 32 and format not in GROUPED:
+        found.append("narrow")
+    if direct and tokens <= 4 and kernels.plain:
+        found.append("pairs")
+    return found
+
+
+def mode_tiles(tiles: list[dict[str, int]], mode: str, which: str) -> list[dict[str, int]]:
+    """The candidates of a mode; with "pairs" the second GEMM is the one without tensor cores."""
+    if mode == "pairs":
+        return tiles if which == "gate_up" else []
+    return [tile for tile in tiles if (tile["warps"] >= 4) == (mode != "narrow")]
+
+
 class Timer:
     """Medians of CUDA-graph replays behind a flush of the L2."""
 
@@ -269,14 +315,16 @@ class Timer:
         self.flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")
         self.seconds = seconds
 
-    def __call__(self, run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
-        """Microseconds, and the result."""
+    def __call__(self, run: Callable[[], torch.Tensor], best: float) -> tuple[float, torch.Tensor]:
+        """Microseconds, and the result; what is far from the best so far is not measured long."""
         run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             result = run()
-        once = self._times(graph, 2)[0]
+        once = self._times(graph, 3)[0]
+        if once > 1.3 * best + 2:
+            return once, result
         count = max(5, min(31, int(self.seconds * 1e6 / (once + 100))))
         times = sorted(self._times(graph, count))
         return times[count // 2], result
@@ -299,9 +347,9 @@ def _differs(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _fastest(
     timer: Timer, tiles: Iterable[dict[str, int]], run: Callable[[dict[str, int]], torch.Tensor],
     report: Callable[[dict[str, Any]], None], trusted: torch.Tensor | None = None,
-    deadline: float = math.inf,
+    deadline: float = math.inf, part: Callable[[torch.Tensor], torch.Tensor] = lambda result: result,
 ) -> tuple[float, dict[str, int], torch.Tensor]:  # fmt: skip
-    """The fastest tile that compiles, fits and agrees; after the deadline the fastest until then."""
+    """The fastest tile that compiles, fits and agrees in `part` of its result, until the deadline."""
     best: tuple[float, dict[str, int]] | None = None
     result: torch.Tensor | None = trusted
     for tile in tiles:
@@ -309,11 +357,12 @@ def _fastest(
             report({"tile": tile, "skipped": "the deadline has passed"})
             continue
         try:
-            time_of, got = timer(lambda tile=tile: run(tile))
+            time_of, got = timer(lambda tile=tile: run(tile), best[0] if best else math.inf)
         except Exception as error:
             report({"tile": tile, "error": f"{type(error).__name__}: {str(error)[:120]}"})
             torch.cuda.synchronize()
             continue
+        got = part(got)
         if result is None:
             result = got.clone()
         elif _differs(got, result):
@@ -335,97 +384,86 @@ def measure(
     bench.inputs(tokens)
     shape, problem = bench.shape, bench.problem
     best: dict[str, Any] = {}
-    format, kernels = problem.format, bench.block._format
+    trusted: torch.Tensor | None = None
+    format, direct = problem.format, bool(bench.direct)
     for block_m in block_ms(shape, tokens, format):
         bench.route(block_m)
-        where = {"tokens": tokens, "block_m": block_m}
+        for mode in modes(shape, tokens, block_m, format):
+            where = {"tokens": tokens, "block_m": block_m, "mode": mode}
 
-        def report(kind: str, where: dict[str, Any] = where) -> Callable[[dict[str, Any]], None]:
-            return lambda row: log({**where, "kind": kind, **row})
+            def report(kind: str, where: dict[str, Any] = where) -> Callable[[dict[str, Any]], None]:
+                return lambda row: log({**where, "kind": kind, **row})
 
-        tiles = candidates("gate_up", block_m, shape.gated, bool(bench.direct), format)
-        up_us, up, inner = _best(timer, tiles, bench.gate_up, report("gate_up"))
-        permute = False
-        if not bench.direct and block_m >= 64 and kernels.copied:
-            few = [
-                tile
-                for tile in tiles
-                if tile["group_m"] == up["group_m"] and tile["block_n"] == up["block_n"]
-            ]
-            us, tile, _ = _best(
-                timer, few, functools.partial(bench.gate_up, permute=True), report("permuted gate_up"), inner
-            )
-            if us < up_us:
-                up_us, up, permute = us, tile, True
-        bench.gate_up(up)
-        h = bench.h
-        tiles = candidates("down", block_m, shape.gated, bool(bench.direct), format)
-        down_us, down, y = _best(timer, tiles, functools.partial(bench.down, h), report("down"))
-        entry = {"direct": bool(bench.direct), "permute": permute, "gate_up": up, "down": down}
-        if bench.direct and tokens <= 4 and kernels.plain:
-            summed = y.view(tokens, shape.top_k, -1).float().sum(1)
-            us, tile, _ = _best(
-                timer,
-                vector_candidates("down"),
-                functools.partial(bench.fused, h),
-                report("vector down"),
-                summed,
-            )
-            # The sum has a kernel of its own otherwise: about what an empty replay takes.
-            if us < down_us + 3:
-                down_us, entry["down"], entry["fuse_combine"] = us, tile, True
-            us, tile, _ = _best(
-                timer, vector_candidates("gate_up"), bench.vector, report("vector gate_up"), inner
-            )
-            if us < up_us:
-                up_us, entry["gate_up"], entry["vector"] = us, tile, True
-        if not best or up_us + down_us < best["us"]:
-            best = {**entry, "us": round(up_us + down_us, 2)}
+            entry: dict[str, Any] = {"direct": direct, "permute": False}
+            tiles = mode_tiles(candidates("gate_up", block_m, shape.gated, direct, format), mode, "gate_up")
+            run = functools.partial(bench.gate_up, mode=mode)
+            part = functools.partial(bench.defined, mode=mode)
+            up_us, entry["gate_up"], inner = _best(timer, tiles, run, report("gate_up"), part=part)
+            if permutes(format, block_m, direct, mode):
+                up = entry["gate_up"]
+                few = [t for t in tiles if all(t[k] == up[k] for k in ("group_m", "block_n"))]
+                run = functools.partial(bench.gate_up, permute=True, mode=mode)
+                us, tile, _ = _best(timer, few, run, report("permuted gate_up"), inner)
+                if us < up_us:
+                    up_us, entry["gate_up"], entry["permute"] = us, tile, True
+            if mode == "pairs":
+                few = vector_candidates("gate_up")
+                us, tile, _ = _best(timer, few, bench.vector, report("vector gate_up"), inner)
+                if us < up_us:
+                    up_us, entry["gate_up"], entry["vector"] = us, tile, True
+                bench.vector(few[0])
+                tiles, run = vector_candidates("down"), functools.partial(bench.fused, bench.h)
+                us, entry["down"], _ = _best(timer, tiles, run, report("vector down"), trusted)
+                entry["fuse_combine"] = True
+            else:
+                bench.gate_up(entry["gate_up"], mode=mode)
+                tiles = mode_tiles(candidates("down", block_m, shape.gated, direct, format), mode, "down")
+                run = functools.partial(bench.down, bench.h, mode=mode)
+                us, entry["down"], y = _best(timer, tiles, run, report("down"))
+                trusted = y.view(tokens, shape.top_k, -1).float().sum(1)
+                # The sum has a kernel of its own: about what starts and ends it.
+                us += 2
+            if not best or up_us + us < best["us"]:
+                best = {**entry, "us": round(up_us + us, 2)}
     return {
         "format": problem.format, "experts": shape.experts, "top_k": shape.top_k, "hidden": shape.hidden,
         "intermediate": shape.intermediate, "gated": shape.gated, "tokens": tokens, **best,
     }  # fmt: skip
 
 
+def permutes(format: str, block_m: int, direct: bool, mode: str) -> bool:
+    """Whether rows copied into sorted order are tried: FP4's are put into the lanes' order with it."""
+    return not direct and mode != "narrow" and FORMATS[format].copied and (block_m >= 64 or format in DECODED)
+
+
 # --- Compiling ahead, in parallel -----------------------------------------------------------------
 
 
-def _jobs(shapes: Iterable[Shape], counts: Iterable[int], format: str) -> list[tuple[Any, ...]]:
-    """Distinct kernels that measuring will need; the group is a run-time number."""
-    jobs: dict[Any, None] = {}
-    for shape in shapes:
-        for tokens in counts:
-            pairs = token_bucket(tokens) * shape.top_k
-            direct = next(n for n in _DIRECT_SIZES if n >= pairs) if pairs <= DIRECT_PAIRS else 0
-            for block_m in block_ms(shape, tokens, format):
-                for which in ("gate_up", "down"):
-                    for tile in candidates(which, block_m, shape.gated, bool(direct), format):
-                        length = shape.hidden if which == "gate_up" else shape.intermediate
-                        width = _stand_in(length, tile["block_k"], format)
-                        flat = (
-                            *(
-                                (k, bool(v) if k == "persistent" else v)
-                                for k, v in tile.items()
-                                if k != "group_m"
-                            ),
-                        )
-                        jobs[(which, flat, direct, shape.gated, width, False, format)] = None
-                        if which == "gate_up" and block_m >= 64 and not direct and FORMATS[format].copied:
-                            jobs[(which, flat, direct, shape.gated, width, True, format)] = None
-            if direct and tokens <= 4 and FORMATS[format].plain:
-                for which in ("gate_up", "down"):
-                    for tile in vector_candidates(which):
-                        jobs[
-                            (
-                                "vector " + which,
-                                (*tile.items(),),
-                                direct,
-                                shape.gated,
-                                shape.top_k,
-                                False,
-                                format,
-                            )
-                        ] = None
+Job = tuple[Any, ...]
+
+
+def _jobs(shape: Shape, tokens: int, format: str) -> list[Job]:
+    """The distinct kernels that measuring a token count needs; the group is a run-time number."""
+    jobs: dict[Job, None] = {}
+    direct = _direct_size(tokens, shape.top_k)
+    for block_m in block_ms(shape, tokens, format):
+        for mode, which in itertools.product(modes(shape, tokens, block_m, format), ("gate_up", "down")):
+            # What a kernel of the second GEMM knows of k is how many slots it searches.
+            slots = shape.top_k if direct and which == "down" else 2
+            for tile in mode_tiles(
+                candidates(which, block_m, shape.gated, bool(direct), format), mode, which
+            ):
+                length = shape.hidden if which == "gate_up" else shape.intermediate
+                width = _stand_in(length, tile["block_k"], format)
+                flat = {k: bool(v) if k == "persistent" else v for k, v in tile.items() if k != "group_m"}
+                for permute in (False, True) if which == "gate_up" else (False,):
+                    if not permute or permutes(format, block_m, bool(direct), mode):
+                        more = (direct, shape.gated, slots, width, permute, format, mode)
+                        jobs[(which, (*flat.items(),), *more)] = None
+            if mode == "pairs":
+                for tile in vector_candidates(which):
+                    more = (direct, shape.gated, shape.top_k, shape.intermediate, False, format, mode)
+                    jobs[("vector " + which, (*tile.items(),), *more)] = None
     return list(jobs)
 
 
@@ -435,38 +473,71 @@ def _stand_in(length: int, block_k: int, format: str) -> int:
         return 1024 if length % block_k == 0 else 1024 + 16
     if length % block_k:
         return 1024 + 32
-    return 1024 if length // (16 if format == "nvfp4" else 32) % 16 == 0 else 768
+    if length // (16 if format == "nvfp4" else 32) % 16 == 0:
+        return 1024
+    return 1024 + 128 if block_k <= 128 else 1024 + 256
 
 
-def _compile(job: tuple[Any, ...]) -> str:
-    """Compiles one kernel by running it on a tiny problem; the disk cache keeps it."""
-    which, flat, direct, gated, number, permute, format = job
+@functools.lru_cache(maxsize=8)
+def _small(experts: int, top_k: int, width: int, inner: int, gated: bool, format: str) -> Bench:
+    return Bench(Shape(experts, top_k, width, inner, gated), format, "cpu")
+
+
+def _compile(job: Job) -> str:
+    """Compiles one kernel for a tiny problem; the disk cache keeps it. An empty text, or what went wrong."""
+    which, flat, direct, gated, slots, width, permute, format, mode = job
     tile = dict(flat)
+    tile["persistent"] = int(tile.get("persistent", 0))
     try:
-        top_k, width = (number, 1024) if which.startswith("vector") else (2, number)
-        bench = Bench(Shape(max(2, top_k), top_k, width, width, gated), format)
-        bench.inputs(2)
-        bench.direct = direct
-        bench.route(tile["block_m"])
-        tile["persistent"] = int(tile.get("persistent", 0))
-        if which == "gate_up":
-            bench.gate_up(tile, permute)
-        elif which == "vector gate_up":
-            bench.vector(tile)
-        else:
-            # What the first GEMM leaves, whatever it computed.
-            between = bench.between(Tile(**(tile | {"block_n": 128})))
-            (bench.fused if which == "vector down" else bench.down)(between.read(), tile)
-        torch.cuda.synchronize()
+        inner = width
+        if which.startswith("vector"):
+            inner, width = width, 1024
+        bench = _small(max(2, slots), slots, width, inner, gated, format)
+        with only_compiling(), compilation_cache(False):
+            bench.inputs(2)
+            bench.direct = direct
+            bench.route(tile["block_m"])
+            if which == "gate_up":
+                bench.gate_up(tile, permute, mode)
+            elif which == "vector gate_up":
+                bench.vector(tile)
+            else:
+                # What the first GEMM leaves, whatever it computed.
+                between = bench.between(Tile(**(tile | {"block_n": 128})), mode)
+                if which == "vector down":
+                    bench.fused(between.read(), tile)
+                else:
+                    bench.down(between.read(), tile, mode)
     except Exception as error:
         return f"{which} {tile}: {type(error).__name__} {str(error)[:100]}"
     return ""
 
 
-def compile_ahead(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[str]:
-    """Compiles in as many processes; yields an empty text or what went wrong, one a kernel."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(_compile, jobs, chunksize=1)
+class Ahead:
+    """Compiles the kernels of coming measurements in other processes, which do not touch the GPU."""
+
+    def __init__(self, cells: Iterable[tuple[Shape, int, str]], workers: int, arch: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = context.Pool(workers, compile_for, (arch,))
+        self._made: dict[Job, Any] = {}
+        for cell in cells:
+            for job in _jobs(*cell):
+                if job not in self._made:
+                    self._made[job] = self._pool.apply_async(_compile, (job,))
+
+    def wait(self, cell: tuple[Shape, int, str], deadline: float) -> list[str]:
+        """Until a measurement's kernels are there; returns what went wrong with them."""
+        failed = []
+        for job in _jobs(*cell):
+            made = self._made[job]
+            made.wait(max(0.0, deadline - time.monotonic()))
+            if made.ready() and made.get():
+                failed.append(made.get())
+        return failed
+
+    def end(self) -> None:
+        """Stops what is not finished."""
+        self._pool.terminate()
 
 
 # --- The command ----------------------------------------------------------------------------------
@@ -491,7 +562,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--intermediate", type=int)
     parser.add_argument("--not-gated", action="store_true", help="experts without a gate")
-    parser.add_argument("--format", choices=sorted(DTYPES), default="bf16")
+    parser.add_argument("--format", action="append", choices=sorted(DTYPES), help="bf16; may be repeated")
     parser.add_argument("--tokens", default="1,2,4,8,16,32,64,128,256,512,1024,4096,16384")
     parser.add_argument(
         "--workers", type=int, default=min(16, os.cpu_count() or 1), help="compiling processes"
@@ -523,41 +594,57 @@ def main(arguments: list[str] | None = None) -> int:
     def keep(entries: list[dict[str, Any]]) -> None:
         write_table(path, device, entries, chip_of())
 
-    jobs = _jobs(shapes, counts, options.format)
-    for done, failed in enumerate(compile_ahead(jobs, options.workers), 1):
-        _progress(f"compiling {failed}", done, len(jobs))
-        if time.monotonic() > begin + options.seconds:
-            print(f"the time was over with {done} of {len(jobs)} kernels compiled", file=sys.stderr)
-            return 1
-    entries = tune(shapes, counts, options.format, options.log, begin + options.seconds, keep)
-    print(f"{len(entries)} launches in {path}")
-    return 0
+    # Token by token, so that a run that ends early leaves a few entries for each layer and format.
+    cells = [
+        (shape, tokens, format)
+        for tokens in counts
+        for format in options.format or ["bf16"]
+        for shape in shapes
+    ]
+    major, minor = torch.cuda.get_device_capability()
+    ahead = Ahead(cells, options.workers, 10 * major + minor)
+    try:
+        entries = tune(cells, ahead, options.log, begin + options.seconds, keep)
+    finally:
+        ahead.end()
+    print(f"{len(entries)} launches of {len(cells)} in {path}")
+    return 0 if len(entries) == len(cells) else 1
 
 
 def tune(
-    shapes: list[Shape], counts: list[int], format: str, log: Path | None, deadline: float,
+    cells: list[tuple[Shape, int, str]], ahead: Ahead, log: Path | None, deadline: float,
     keep: Callable[[list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Measures every shape and token count until the deadline (of time.monotonic); `keep` gets them."""
+    """Measures every cell until the deadline (of time.monotonic); `keep` gets what is measured."""
     timer = Timer()
-    entries = []
-    total = len(shapes) * len(counts)
-    with open(log or os.devnull, "a") as file:
-        for shape in shapes:
-            bench = Bench(shape, format)
-            for tokens in counts:
-                if time.monotonic() > deadline:
-                    return entries
-                _progress(f"{shape} {tokens} tokens", len(entries), total)
-                row = {"experts": shape.experts, "hidden": shape.hidden, "intermediate": shape.intermediate}
+    entries: list[dict[str, Any]] = []
+    benches: dict[tuple[Shape, str], Bench] = {}
+    with open(log or os.devnull, "a") as file, compilation_cache(False):
+        for cell in cells:
+            shape, tokens, format = cell
+            row = {"format": format, "hidden": shape.hidden, "intermediate": shape.intermediate}
 
-                def note(more: dict[str, Any], row: dict[str, Any] = row) -> None:
-                    print(json.dumps({**row, **more}), file=file, flush=True)
+            def note(more: dict[str, Any], row: dict[str, Any] = row) -> None:
+                print(json.dumps({**row, **more}), file=file, flush=True)
 
-                entries.append(measure(bench, tokens, timer, note, deadline))
-                keep(entries)
-            del bench
-            torch.cuda.empty_cache()
+            _progress(f"{format} {shape} {tokens} tokens", len(entries), len(cells))
+            for failed in ahead.wait(cell, deadline):
+                note({"tokens": tokens, "error": failed})
+            if time.monotonic() > deadline:
+                break
+            if (shape, format) not in benches:
+                if torch.cuda.mem_get_info()[0] < _NEEDED:
+                    benches.clear()
+                    torch.cuda.empty_cache()
+                benches[shape, format] = Bench(shape, format)
+            begin = time.monotonic()
+            try:
+                entries.append(measure(benches[shape, format], tokens, timer, note, deadline))
+            except RuntimeError as error:
+                note({"tokens": tokens, "error": str(error)[:200]})
+                continue
+            note({"tokens": tokens, "seconds": round(time.monotonic() - begin, 2)})
+            keep(entries)
     return entries
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flexact.triton.dependent import begin
 from flexact.triton.gemm import load_values
 from flexact.triton.numerics import rounded, through
 from flexact.triton.operands import split_columns
@@ -30,6 +31,7 @@ def gate_up(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of h for one pair; arguments as in `gemm.gate_up`."""
+    begin()
     pair = tl.program_id(1)
     n0 = tl.program_id(0) * BLOCK_N
     expert = tl.load(topk_ids + pair)
@@ -69,41 +71,58 @@ def gate_up(
         tl.store(h + pair.to(tl.int64) * h_stride + columns, value, mask=columns < intermediate)
 
 
+@triton.jit
+def _weighted(
+    at_h, at_w, w_strides, weight, here, k0, intermediate, EVEN_K: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """The products [BLOCK_N, BLOCK_K] of a step of a pair's row, weighted, and rows of its expert."""
+    k = k0 + tl.arange(0, BLOCK_K)
+    mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
+    value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32) * weight
+    w = tl.load(at_w + k[None, :] * w_strides[2], mask=mask[None, :], other=0.0)
+    return w.to(tl.float32) * value[None, :]
+
+
 @triton.jit(do_not_specialize=["experts"])
 def down_and_combine(
     h, h_stride, w2, w2_strides, bias, bias_stride, topk_weights, topk_ids, out, out_stride,
     intermediate, hidden, experts, scale,
-    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr, STEPS: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of a token's result: all its experts' products, weighted and added.
 
-    Arguments as in `gemm.down` and `combine.combine`.
+    Arguments as in `gemm.down` and `combine.combine`. STEPS: those of BLOCK_K in I where all of them are
+    written out one by one, or 0.
     """
+    begin()
     token = tl.program_id(1)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(column, hidden - 1)
-    total = tl.zeros((BLOCK_N,), tl.float32)
+    products = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    biases = tl.zeros((BLOCK_N,), tl.float32)
+    # Nothing is added up across lanes between experts, so that their weights are read at the same time.
     for slot in tl.static_range(TOP_K):
         pair = token * TOP_K + slot
         expert = tl.load(topk_ids + pair)
         here = (expert >= 0) & (expert < experts)
+        # Nothing of an absent expert is taken, not even its weight, which may be NaN.
+        weight = tl.where(here, 1.0, 0.0)
+        if WEIGHT_OUTPUT:
+            weight = tl.load(topk_weights + pair, mask=here, other=0.0)
         at_h = h + pair.to(tl.int64) * h_stride
         at_w = _rows_of(w2, w2_strides, expert, row)
-        products = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        for k0 in range(0, intermediate, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
-            value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32)
-            w = tl.load(at_w + k[None, :] * w2_strides[2], mask=mask[None, :], other=0.0)
-            products += w.to(tl.float32) * value[None, :]
-        part = tl.sum(products, 1)
+        if STEPS > 0:
+            for step in tl.static_range(STEPS):
+                products += _weighted(
+                    at_h, at_w, w2_strides, weight, here, step * BLOCK_K, intermediate, EVEN_K, BLOCK_K
+                )
+        else:
+            for k0 in range(0, intermediate, BLOCK_K):
+                products += _weighted(at_h, at_w, w2_strides, weight, here, k0, intermediate, EVEN_K, BLOCK_K)
         if BIAS:
             at = bias + expert.to(tl.int64) * bias_stride + row
-            part += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32)
-        if WEIGHT_OUTPUT:
-            part *= tl.load(topk_weights + pair)
-        # Nothing of an absent expert is taken, not even its weight, which may be NaN.
-        total += tl.where(here, part, 0.0)
+            biases += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32) * weight
+    total = tl.sum(products, 1) + biases
     at = out + token.to(tl.int64) * out_stride + column
     tl.store(at, rounded(total * scale, out.dtype.element_ty), mask=column < hidden)
