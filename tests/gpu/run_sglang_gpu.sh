@@ -2,7 +2,8 @@
 # On a GPU machine, with the payload of sglang_payload.sh in build/sglang-gpu: unpacks it, then runs sets of
 # engines of sglang_gpu.py (tp: on two GPUs) and, with the seconds that are left, the serving benchmark.
 # Everything goes to $OUT as it is made, compiled code included, which the next run takes from
-# build/sglang-gpu/cache.tgz.
+# build/sglang-gpu/cache.tgz. A table of launches that was tuned for this GPU is taken from
+# build/sglang-gpu/tuned, else the shipped ones.
 #
 #   OUT=results tests/gpu/run_sglang_gpu.sh [SECONDS] [engines|cutlass|tp|serving …]
 set -uo pipefail
@@ -16,6 +17,10 @@ say() { echo "[$SECONDS s] $*" | tee -a "$out/log.txt"; }
 mkdir -p "$home" "$out"
 [ -d "$home/site" ] || tar -xJf $payload/site.tar.xz -C "$home" || exit 1
 [ ! -f $payload/cache.tgz ] || tar -xzf $payload/cache.tgz -C "$home"
+if [ -d $payload/tuned ]; then
+  mkdir -p "$home/cache/flexact/triton/tuned"
+  cp $payload/tuned/*.json "$home/cache/flexact/triton/tuned/"
+fi
 export PYTHONPATH=$home/site:$PWD/tests/gpu PYTHONUNBUFFERED=1 SGLANG_IS_FLASHINFER_AVAILABLE=false HF_HUB_OFFLINE=1
 export TOKENIZERS_PARALLELISM=false TRITON_CACHE_DIR=$home/cache/triton TVM_FFI_CACHE_DIR=$home/cache/tvm
 export SGLANG_DG_CACHE_DIR=$home/cache/dg DG_JIT_CACHE_DIR=$home/cache/dg FLEXACT_CACHE_DIR=$home/cache/flexact
@@ -42,7 +47,8 @@ for set in engines cutlass tp; do
 done
 if [[ $what == *serving* ]] || { [ -z "$what" ] && [ $code = 0 ] && [ $((seconds - SECONDS)) -gt 200 ]; }; then
   timeout $((seconds - SECONDS - 10)) python3 benchmark/benchmark_sglang_gpu.py "$out/serving.json" \
-    --deadline $((seconds - SECONDS - 90)) ${SERVING:-} 2>&1 | tee -a "$out/serving.txt"
+    --deadline $((seconds - SECONDS - 45)) ${SERVING:-} 2>&1 | tee -a "$out/serving.txt"
+  code=${PIPESTATUS[0]}
   keep
 fi
 ls -l "$out" | tee -a "$out/log.txt"

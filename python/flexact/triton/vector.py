@@ -46,13 +46,14 @@ def gate_up(
         g = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         u = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for k0 in range(0, hidden, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
+            # Read by the lanes that multiply it, and not by few that hand it on.
+            k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
             mask = k < (k0 + BLOCK_K if EVEN_K else hidden)
-            value = tl.load(at_x + k, mask=mask, other=0.0).to(tl.float32)[None, :]
-            step = k[None, :] * w13_strides[2]
-            g += tl.load(at_g + step, mask=mask[None, :], other=0.0).to(tl.float32) * value
+            value = tl.load(at_x + k, mask=mask, other=0.0).to(tl.float32)
+            step = k * w13_strides[2]
+            g += tl.load(at_g + step, mask=mask, other=0.0).to(tl.float32) * value
             if PAIRING != "none":
-                u += tl.load(at_u + step, mask=mask[None, :], other=0.0).to(tl.float32) * value
+                u += tl.load(at_u + step, mask=mask, other=0.0).to(tl.float32) * value
         weight = tl.load(topk_weights + pair) if WEIGHT_INPUT else 1.0
         bias_row = bias + expert.to(tl.int64) * bias_stride
         parameters = load_values(values, expert, PARAMETERS, PER_EXPERT)
@@ -73,14 +74,16 @@ def gate_up(
 
 @triton.jit
 def _weighted(
-    at_h, at_w, w_strides, weight, here, k0, intermediate, EVEN_K: tl.constexpr, BLOCK_K: tl.constexpr
+    at_h, at_w, w_strides, weight, here, k0, intermediate, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The products [BLOCK_N, BLOCK_K] of a step of a pair's row, weighted, and rows of its expert."""
-    k = k0 + tl.arange(0, BLOCK_K)
+    # Read by the lanes that multiply it, and not by few that hand it on.
+    k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
     mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
     value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32) * weight
-    w = tl.load(at_w + k[None, :] * w_strides[2], mask=mask[None, :], other=0.0)
-    return w.to(tl.float32) * value[None, :]
+    w = tl.load(at_w + k * w_strides[2], mask=mask, other=0.0)
+    return w.to(tl.float32) * value
 
 
 @triton.jit(do_not_specialize=["experts"])
@@ -115,11 +118,22 @@ def down_and_combine(
         if STEPS > 0:
             for step in tl.static_range(STEPS):
                 products += _weighted(
-                    at_h, at_w, w2_strides, weight, here, step * BLOCK_K, intermediate, EVEN_K, BLOCK_K
+                    at_h,
+                    at_w,
+                    w2_strides,
+                    weight,
+                    here,
+                    step * BLOCK_K,
+                    intermediate,
+                    EVEN_K,
+                    BLOCK_N,
+                    BLOCK_K,
                 )
         else:
             for k0 in range(0, intermediate, BLOCK_K):
-                products += _weighted(at_h, at_w, w2_strides, weight, here, k0, intermediate, EVEN_K, BLOCK_K)
+                products += _weighted(
+                    at_h, at_w, w2_strides, weight, here, k0, intermediate, EVEN_K, BLOCK_N, BLOCK_K
+                )
         if BIAS:
             at = bias + expert.to(tl.int64) * bias_stride + row
             biases += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32) * weight
