@@ -75,8 +75,8 @@ def make_weights(shape, precision, pairing):
             "w13": normal(shape.experts, rows, shape.hidden),
             "w2": normal(shape.experts, shape.hidden, shape.intermediate),
         }
-    # Expert by expert: the packers work in fp32. One global scale an expert, which every peer takes.
-    pairing = "none" if not shape.gated or precision == "nvfp4" else pairing
+    # Expert by expert: the packers work in fp32. One scale or global scale an expert, which every peer takes.
+    pairing = "none" if not shape.gated or precision in ("nvfp4", "fp8_tensor") else pairing
     experts = []
     for _ in range(shape.experts):
         w13, w2 = normal(1, rows, shape.hidden), normal(1, shape.hidden, shape.intermediate)
@@ -240,6 +240,24 @@ def launch_of(plan, tokens):
     return plan.launch_of(tokens) if hasattr(plan, "launch_of") else plan.describe()
 
 
+def compile_calls(shape, settings, activations, tokens):
+    """Compiles what calls with these functions need, in as many processes as there are processors."""
+    from flexact.triton import ahead
+    from flexact.triton.moe import device_facts
+
+    problem = {
+        "experts": shape.experts, "hidden": shape.hidden, "intermediate": shape.intermediate,
+        "io_dtype": "bfloat16", **{key: settings[key] for key in ("top_k", "format", "pairing")},
+    }  # fmt: skip
+    gated = settings["pairing"] != "none"
+    names = [(act.function.gated() if gated else act.function).canonical for act in activations]
+    begin = time.monotonic()
+    jobs = [(problem, name, device_facts(0), count) for name in names for count in tokens]
+    for failed in ahead.compile_calls(jobs, min(16, os.cpu_count() or 1)):
+        print(f"# {failed}", file=sys.stderr)
+    print(f"# compiled {len(jobs)} calls in {time.monotonic() - begin:.0f} s", flush=True)
+
+
 def size_of(model):
     """Weights of a layer: small ones are measured first, so that a deadline leaves the most cells."""
     shape = SHAPES[model]
@@ -289,6 +307,10 @@ def benchmark(options, emit):
             name: flexact.moe.plan(activation=activation_of(name, {}), **weights, **settings)
             for name in others_of(options)
         }
+        if options.against:
+            # One after the other they would take minutes.
+            functions = [act, *(activation_of(name, {}) for name in others_of(options))]
+            compile_calls(shape, settings, functions, options.tokens)
         for backend in options.beside:
             beside = settings | {"backend": backend}
             others[backend] = flexact.moe.plan(activation=act, **weights, **beside)

@@ -60,13 +60,15 @@ def variants(shape, weights, inputs, activation):
     x, topk_weights, ids, logits = inputs
     quantised, large, small = {}, LARGE, SMALL
     if weights["w13"].dtype == torch.float8_e4m3fn:
-        if weights["w13_scale"].dim() != 3 or shape.hidden % 128 or shape.intermediate % 128:
-            raise ValueError("SGLang's FP8 is compared in blocks of 128 × 128, at sizes of whole blocks")
-        quantised = {
-            "use_fp8_w8a8": True, "w1_scale": weights["w13_scale"], "w2_scale": weights["w2_scale"],
-            "block_shape": [128, 128],
-        }  # fmt: skip
-        large, small = LARGE_BLOCKS, SMALL_BLOCKS
+        scales = {"w1_scale": weights["w13_scale"], "w2_scale": weights["w2_scale"]}
+        quantised = {"use_fp8_w8a8": True, **scales}
+        if weights["w13_scale"].dim() == 3 and not shape.hidden % 128 and not shape.intermediate % 128:
+            quantised["block_shape"] = [128, 128]
+            large, small = LARGE_BLOCKS, SMALL_BLOCKS
+        elif weights["w13_scale"].dim() != 1:
+            raise ValueError(
+                "SGLang's FP8 is compared in whole blocks of 128 × 128 and with one scale for each expert"
+            )
     elif weights["w13"].dtype != torch.bfloat16:
         raise ValueError(f"SGLang's Triton runner takes no {weights['w13'].dtype} weights here")
     routed = StandardTopKOutput(topk_weights, ids, logits)

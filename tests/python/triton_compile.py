@@ -35,6 +35,13 @@ def usage(kernel):
     return int(match[1]), int(match[2])
 
 
+def waits_first(kernel):
+    """Whether a kernel is started early, and touches no memory before its predecessor has ended."""
+    ptx = kernel.asm["ptx"]
+    first = re.search(r"(ld|st|atom|red|cp\.async[\w.]*)[\w.:]*\.global|cp\.async\.bulk", ptx)
+    return kernel.metadata.launch_pdl and 0 < ptx.find("griddepcontrol.wait") < first.start()
+
+
 def compiled(
     format, tokens, *, pairing="concat", hidden=2048, intermediate=768, experts=8, top_k=2, launch=None
 ):
@@ -59,6 +66,8 @@ def compiled(
             case.topk_weights.expand(tokens, top_k), case.topk_ids.expand(tokens, top_k),
             torch.zeros(1, 0), torch.empty(tokens, hidden, dtype=torch.bfloat16),
         )  # fmt: skip
+    for name, kernel in kernels.items():
+        assert waits_first(kernel), name
     return kernels
 
 

@@ -22,8 +22,7 @@ from flexact.triton.tiles import (
     direct_rows,
     ordered,
     sorted_tile,
-    token_pair,
-    token_places,
+    token_pairs,
     token_rows,
 )
 
@@ -256,12 +255,15 @@ def down(
             # Pairs and weights are loaded after the sum, so that no register holds them meanwhile.
             if SLOTS:
                 # A token has a pair with this expert, or none, or more where its ids repeat.
-                place = token_places(expert, topk_ids, pairs, top_k, SLOTS, BLOCK_M)
-                for nth in range(0, tl.max(tl.max(place, 1), 0)):
-                    pair = token_pair(place, nth, top_k, SLOTS, BLOCK_M)
+                pair_of_slot, mine = token_pairs(expert, topk_ids, pairs, top_k, SLOTS, BLOCK_M)
+                last = tl.full((BLOCK_M,), -1, tl.int32)
+                for _nth in range(0, tl.max(tl.sum(mine.to(tl.int32), 1), 0)):
+                    # Not the nth by a scan: Triton 3.6 does not compile one of so few columns.
+                    pair = tl.min(tl.where(mine & (pair_of_slot > last[:, None]), pair_of_slot, pairs), 1)
                     _store_tile(accumulator, n0, first_column, last_column, bias_row, topk_weights, y,
-                                y_stride, tl.maximum(pair, 0), pair >= 0, expert, BIAS, WEIGHT_OUTPUT,
-                                BLOCK_M, BLOCK_N)  # fmt: skip
+                                y_stride, tl.minimum(pair, pairs - 1), pair < pairs, expert, BIAS,
+                                WEIGHT_OUTPUT, BLOCK_M, BLOCK_N)  # fmt: skip
+                    last = pair
             else:
                 pair = rows if DIRECT > 0 else tl.load(pair_of_row + rows)
                 _store_tile(accumulator, n0, first_column, last_column, bias_row, topk_weights, y, y_stride,

@@ -78,7 +78,7 @@ def _layer(entry: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _device(index: int | None) -> tuple[str, tuple[int, int], int, int]:
+def device_facts(index: int | None) -> tuple[str, tuple[int, int], int, int]:
     """Name, compute capability, multiprocessors, shared bytes of a block."""
     if index is None:
         return "interpreter", (9, 0), 4, 232448
@@ -97,14 +97,17 @@ class Block:
         function: Function,
         device: torch.device,
         table: LaunchTable | None = None,
+        limits: tuple[int, int] | None = None,
     ) -> None:
+        """Of `limits`, multiprocessors and shared bytes, and of `table` those of the device, unless given."""
         self.problem = problem
         self.function = function
         self.device = device
         index = None
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
-        name, capability, self._multiprocessors, self._shared = _device(index)
+        name, capability, *of_device = device_facts(index)
+        self._multiprocessors, self._shared = limits or of_device
         # Whether there is a tensor copy engine.
         self._tma = capability >= (9, 0)
         self._options = options(device)

@@ -95,8 +95,8 @@ def token_rows(m, tokens, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def token_places(expert, topk_ids, pairs, top_k, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """[BLOCK_M, SLOTS]: 1, 2, … for a token's first, second, … pair with `expert`, 0 for its other pairs.
+def token_pairs(expert, topk_ids, pairs, top_k, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The pairs of each token [BLOCK_M, SLOTS], and which of them are with `expert`.
 
     Args:
         expert: The expert.
@@ -109,12 +109,4 @@ def token_places(expert, topk_ids, pairs, top_k, SLOTS: tl.constexpr, BLOCK_M: t
     slot = tl.arange(0, SLOTS)[None, :]
     pair = tl.arange(0, BLOCK_M)[:, None] * top_k + slot
     ids = tl.load(topk_ids + pair, mask=(slot < top_k) & (pair < pairs), other=-1)
-    hit = (ids == expert).to(tl.int32)
-    return hit * tl.cumsum(hit, 1)
-
-
-@triton.jit
-def token_pair(place, nth, top_k, SLOTS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Each token's pair of which `token_places` says nth + 1, or -1."""
-    pair = tl.arange(0, BLOCK_M)[:, None] * top_k + tl.arange(0, SLOTS)[None, :]
-    return tl.sum(tl.where(place == nth + 1, pair + 1, 0), 1) - 1
+    return pair, ids == expert
