@@ -60,6 +60,8 @@ class Format:
         step: Values of K in an element of the weight tensor.
         halves: Whether a tile loads gate and up one by one.
         copied: Nothing that belongs to a token row lies outside of it: rows may be copied into another order.
+        by_token: What a tile of few rows reads beside a row of activations is made of that row: rows may be
+            the tokens, or memory that nobody wrote, which come to nothing.
         narrow: The policy of tiles of fewer than four warps, where it is another one.
         plain: Both operands are the tensors themselves, as the kernels without tensor cores (vector.py) read
             them.
@@ -73,6 +75,7 @@ class Format:
     step: int = 1
     halves: bool = False
     copied: bool = False
+    by_token: bool = False
     plain: bool = False
     narrow: Any = None
 
@@ -316,6 +319,7 @@ _PLAIN = Format(
     weights=_plain_weights,
     scratch=_plain_scratch,
     copied=True,
+    by_token=True,
     plain=True,
 )
 
@@ -329,6 +333,7 @@ FORMATS = {
         weights=_block_weights,
         scratch=_group_scratch,
         halves=True,
+        by_token=True,
     ),
     "fp8_tensor": Format(
         operands=operands_fp8.scaled,
@@ -353,6 +358,7 @@ FORMATS = {
         scratch=_lane_scratch,
         step=8,
         copied=True,
+        by_token=True,
     ),
     "nvfp4": Format(
         operands=operands_fp4.nv,
@@ -363,6 +369,7 @@ FORMATS = {
         scratch=_lane_scratch,
         step=8,
         copied=True,
+        by_token=True,
     ),
     "mxfp4_fp8": Format(
         operands=operands_fp4.mx_fp8,
@@ -371,5 +378,6 @@ FORMATS = {
         weights=_mx_fp8_weights,
         scratch=_group_scratch,
         step=8,
+        by_token=True,
     ),
 }

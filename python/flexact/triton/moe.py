@@ -329,10 +329,12 @@ class Block:
             # Fewer warps read without the copy engine (_weight_operand).
             and min(up.warps, down.warps) >= 4
             and self._tma
-            and self._format.copied
+            and self._format.by_token
             and not self.problem.router_weight_on_input
+            # As boxes are copied; results of the first GEMM have a byte a value, or more.
             and x.data_ptr() % 16 == 0
-            and not any(width * x.element_size() % 16 for width in (x.stride(0), self.problem.intermediate))
+            and x.stride(0) * x.element_size() % 16 == 0
+            and self.problem.intermediate % 16 == 0
         )
 
     def _sort(

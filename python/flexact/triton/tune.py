@@ -264,8 +264,7 @@ class Bench:
         """The rows of h that every tile writes: with "tokens" those of tiles that a pair leads."""
         if h.dtype == torch.float8_e4m3fn and len(self.h.extra) == 2 and self.h.extra[0].dim() == 2:
             # Other tiles leave what these codes stand for.
-            scales = self.h.extra[0].repeat_interleave(128, 1)[:, : h.shape[1]]
-            return h.float() * scales
+            h = h.float() * self.h.extra[0].repeat_interleave(128, 1)[:, : h.shape[1]]
         if mode != "tokens":
             return h
         ids = self.ids.view(-1).tolist()
@@ -302,7 +301,7 @@ def modes(shape: Shape, tokens: int, block_m: int, format: str) -> list[str]:
     """
     direct = bool(_direct_size(tokens, shape.top_k))
     kernels = FORMATS[format]
-    found = ["tokens" if direct and tokens <= block_m and kernels.copied else "wide"]
+    found = ["tokens" if direct and tokens <= block_m and kernels.by_token else "wide"]
     if block_m <= 32 and format not in GROUPED:
         found.append("narrow")
     if direct and tokens <= 4 and kernels.plain:
