@@ -6,6 +6,7 @@ The interpreter replaces Triton's operations when kernels are imported, so it ha
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import flexact.moe
@@ -18,7 +19,7 @@ from script_lines import lines_of
 
 pytest.importorskip("triton")
 
-from flexact.triton import tune
+from flexact.triton import ahead, tune
 from flexact.triton.shapes import SHAPES, Shape
 
 CHIP = {"capability": [9, 0], "multiprocessors": 132}
@@ -162,6 +163,33 @@ def test_what_the_kernels_do_not_compute_is_refused_before_they_are_loaded():
         call(torch.bfloat16)
     with pytest.raises(flexact.Unsupported, match="do not run on cpu tensors"):
         flexact.moe.plan(w13.bfloat16(), w2.bfloat16(), silu, top_k=1, backend="triton")
+
+
+def test_kernels_are_compiled_by_processes_that_touch_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("FLEXACT_CACHE_DIR", str(tmp_path))
+    cell = (SHAPES["qwen3-30b-a3b"], 1, "fp8_block")
+    jobs = tune._jobs(*cell)
+    few = [jobs[0], next(job for job in jobs if job[0] == "down" and job[6])]
+    monkeypatch.setattr(tune, "_jobs", lambda *cell: few)
+    compiling = tune.Ahead([cell], 1, 90)
+    try:
+        assert compiling.wait(cell, time.monotonic() + 300) == []
+    finally:
+        compiling.end()
+    names = {path.stem for path in tmp_path.rglob("*.cubin")}
+    assert names == {"gate_up", "down"}
+
+    problem = {"experts": 4, "top_k": 2, "hidden": 256, "intermediate": 256, "format": "bf16"}
+    problem |= {"io_dtype": "bfloat16", "pairing": "concat"}
+    mish = ActivationRegistry.get_activation("mish").function
+    device = ("a device without a table", (9, 0), 132, 232448)
+    # A unary function does not fit a gated layer: that is said, and the other is compiled.
+    calls = [(problem, mish.gated().canonical, device, 300), (problem, mish.canonical, device, 300)]
+    failed = ahead.compile_calls(calls, 1)
+    assert len(failed) == 1 and "mish at 300 tokens" in failed[0]
+    names |= {path.stem for path in tmp_path.rglob("*.cubin")}
+    assert names == {"gate_up", "down", "route_small", "combine"}
 
 
 @pytest.mark.parametrize("arch", [90, 100])

@@ -35,7 +35,7 @@ __all__ = ["Block", "interpreted", "launch_table"]
 
 _COMBINE_COLUMNS = 512
 # Steps of `down_and_combine` over all slots that are written out one by one.
-_UNROLLED = 16
+_UNROLLED = 24
 # Pairs that a direct kernel can search. Few, because each is a kernel to compile.
 _DIRECT_SIZES = (16, 128)
 
