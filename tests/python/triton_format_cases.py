@@ -38,6 +38,7 @@ LAUNCHES = {
         "down": tile(16, 64, 128, warps=2),
     },
     "few": {"gate_up": tile(16, 32, 128, warps=2), "down": tile(16, 64, 128)},
+    "permuted": {"permute": True, "gate_up": tile(16, 32, 128), "down": tile(16, 64, 128)},
     "sorted": {"gate_up": tile(64, 64, 128), "down": tile(64, 128, 128)},
     "whole": {"gate_up": tile(64, 128, 128, persistent=1), "down": tile(64, 128, 128)},
 }
@@ -119,8 +120,8 @@ def cases(device="cpu", everything=False):
                 static_scales=format == "fp8_tensor" and launch == "sorted", **size, **options,
             )  # fmt: skip
             yield f"{format} {launch} {pairing}", case, activation, launch
-    # Tiles of two warps, which multiply in another order, alone and beside one of four.
-    for format, launch in (("mxfp4", "narrow"), ("nvfp4", "few")):
+    # Tiles of two warps, which multiply in another order, alone and beside one of four; rows copied in order.
+    for format, launch in (("mxfp4", "narrow"), ("nvfp4", "few"), ("nvfp4", "permuted")):
         case = testing.random_case(
             format, tokens=5, experts=2, top_k=2, hidden=160, intermediate=96, seed=8, device=device
         )
