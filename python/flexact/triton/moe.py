@@ -331,10 +331,10 @@ class Block:
             and self._tma
             and self._format.by_token
             and not self.problem.router_weight_on_input
-            # As boxes are copied; results of the first GEMM have a byte a value, or more.
+            # As boxes are copied. What is not copied as it is lies between the GEMMs as codes of one byte.
             and x.data_ptr() % 16 == 0
             and x.stride(0) * x.element_size() % 16 == 0
-            and self.problem.intermediate % 16 == 0
+            and self.problem.intermediate * (x.element_size() if self._format.copied else 1) % 16 == 0
         )
 
     def _sort(
