@@ -62,7 +62,7 @@ def compiled(
     block = Block(problem, function if pairing == "none" else function.gated(), torch.device("cpu"), table)
     with only_compiling() as kernels:
         block.run(
-            case.hidden_states.expand(tokens, hidden), dict(case.weights),
+            case.hidden_states.expand(tokens, hidden).contiguous(), dict(case.weights),
             case.topk_weights.expand(tokens, top_k), case.topk_ids.expand(tokens, top_k),
             torch.zeros(1, 0), torch.empty(tokens, hidden, dtype=torch.bfloat16),
         )  # fmt: skip

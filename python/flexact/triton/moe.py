@@ -333,6 +333,7 @@ class Block:
             and not self.problem.router_weight_on_input
             # As boxes are copied. What is not copied as it is lies between the GEMMs as codes of one byte.
             and x.data_ptr() % 16 == 0
+            and x.stride(0) >= x.shape[1]
             and x.stride(0) * x.element_size() % 16 == 0
             and self.problem.intermediate * (x.element_size() if self._format.copied else 1) % 16 == 0
         )
