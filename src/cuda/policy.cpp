@@ -16,6 +16,10 @@ namespace {
 constexpr std::int64_t kMostStreamTokens = 2;
 constexpr std::int64_t kMostStreamTokensOfSmallExperts = 4;
 constexpr std::int64_t kBytesOfSmallExpert = std::int64_t{64} << 20;
+// FP4: beyond that experts are shared, and the tiled kernels decode their weights once.
+constexpr std::int64_t kMostFp4StreamTokens = 4;
+constexpr std::int64_t kMostFp4StreamSlots = 16;
+
 // So few tokens share few experts: adding a token's results where they are made saves a launch, and
 // costs reading the weights of a shared expert again.
 constexpr std::int64_t kMostSummedTokens = 2;
@@ -54,8 +58,11 @@ bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
              kFp8StreamMostShared;
 }
 
-// Measured in bf16, and taken for the other formats until they are: so experts of as many weights.
+// FP8 as bf16, where it was measured: so experts of as many weights.
 std::int64_t most_stream_tokens(const MoeProblem& problem) {
+  if (moe::is_fp4(problem.format)) {
+    return std::min(kMostFp4StreamTokens, kMostFp4StreamSlots / problem.top_k);
+  }
   const std::int64_t matrices = problem.pairing == Pairing::None ? 2 : 3;
   const std::int64_t bytes_of_expert = matrices * problem.hidden * problem.intermediate * 2;
   return bytes_of_expert <= kBytesOfSmallExpert ? kMostStreamTokensOfSmallExperts

@@ -58,7 +58,7 @@ struct Shared : Format::OfBlock {
   unsigned mask[kWarps];       // slots of this block's expert
   int slot[kStreamColumns];    // of a column
   int expert[kStreamColumns];
-  float product[kWarps][2][kStreamRows][kStreamColumns];
+  alignas(16) float product[kWarps][2][kStreamRows][kStreamColumns];
 };
 
 __device__ __forceinline__ int expert_of(const RoutedIds& r, int slot) {
