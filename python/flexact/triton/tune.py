@@ -464,6 +464,8 @@ def _jobs(shape: Shape, tokens: int, format: str) -> list[Job]:
             ):
                 length = shape.hidden if which == "gate_up" else shape.intermediate
                 width = _stand_in(length, tile["block_k"], format)
+                # The first GEMM also knows how long the rows are that it writes.
+                inner = _stand_in(shape.intermediate, 128, format) if which == "gate_up" else width
                 flat = {k: bool(v) if k == "persistent" else v for k, v in tile.items() if k != "group_m"}
                 # Whether rows are permuted; of the second GEMM, whether what it reads is not quantised yet.
                 other = permutes(format, block_m, bool(direct), mode)
@@ -471,11 +473,11 @@ def _jobs(shape: Shape, tokens: int, format: str) -> list[Job]:
                     other = rounds_later(format, block_m)
                 for permute in (False, True):
                     if not permute or other:
-                        more = (direct, shape.gated, slots, width, permute, format, mode)
+                        more = (direct, shape.gated, slots, (width, inner), permute, format, mode)
                         jobs[(which, (*flat.items(),), *more)] = None
             if mode == "pairs":
                 for tile in vector_candidates(which):
-                    more = (direct, shape.gated, shape.top_k, shape.intermediate, False, format, mode)
+                    more = (direct, shape.gated, shape.top_k, (1024, shape.intermediate), False, format, mode)
                     jobs[("vector " + which, (*tile.items(),), *more)] = None
     return list(jobs)
 
@@ -500,13 +502,10 @@ def _small(experts: int, top_k: int, width: int, inner: int, gated: bool, format
 
 def _compile(job: Job) -> str:
     """Compiles one kernel for a tiny problem; the disk cache keeps it. An empty text, or what went wrong."""
-    which, flat, direct, gated, slots, width, permute, format, mode = job
+    which, flat, direct, gated, slots, (width, inner), permute, format, mode = job
     tile = dict(flat)
     tile["persistent"] = int(tile.get("persistent", 0))
     try:
-        inner = width
-        if which.startswith("vector"):
-            inner, width = width, 1024
         bench = _small(max(2, slots), slots, width, inner, gated, format)
         with only_compiling(), compilation_cache(False):
             bench.inputs(2)
