@@ -362,8 +362,6 @@ def dense(options, emit):
     emit({"kind": "machine", **limits(timer), **description()})
     act = activation_of(options.activation, parse_parameters(options.activation_params))
     names = others_of(options)
-    if "cutlass" in (options.backend, *options.beside):
-        flexact._core.allow_untried(True)
     for model in options.model:
         width = SHAPES[model].intermediate
         for rows in options.tokens:

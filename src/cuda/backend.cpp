@@ -36,12 +36,6 @@ class CutlassBackend final : public Backend {
           "there are no CUDA kernels for format " + std::string(to_string(problem.format)),
           "bf16, fp16, the FP8 and the FP4 formats are what there is"};
     }
-    if (fp16 && !untried_kernels()) {
-      return Refusal{
-          "the CUDA kernels for format fp16 are compiled and linked, but have not run on "
-          "hardware yet",
-          "the backend triton computes it"};
-    }
     const DType io = fp16 ? DType::Float16 : DType::BFloat16;
     if (problem.io_dtype != io) {
       return Refusal{"the CUDA kernels take " + std::string(to_string(io)) +
@@ -77,12 +71,6 @@ class CutlassBackend final : public Backend {
   std::optional<Refusal> refuse_dense(const DenseProblem& problem,
                                       const Function& function) const override {
     if (auto refusal = refuse_meaningless(problem, function)) return refusal;
-    if (!untried_kernels()) {
-      return Refusal{
-          "the CUDA kernels of act_and_mul are compiled and linked, but have not run on "
-          "hardware yet",
-          "the backend triton computes it"};
-    }
     return refuse_machine();
   }
 
@@ -100,11 +88,6 @@ class CutlassBackend final : public Backend {
 Wish& standing_wish() {
   static Wish wish;
   return wish;
-}
-
-bool& untried_kernels() {
-  static bool allowed = false;
-  return allowed;
 }
 
 std::optional<Refusal> refuse_machine() {

@@ -33,10 +33,6 @@ struct PlanOptions {
 std::unique_ptr<Plan> make_moe_plan(const MoeProblem& problem, const Function& function,
                                     const MoeWeights& weights, const PlanOptions& options);
 
-// Whether refuse() lets through what has not run on a GPU yet: false, unless a test or a benchmark
-// that is to prove it says otherwise. make_moe_plan() does not ask.
-bool& untried_kernels();
-
 // What plans of backend() wish; tests of choices that are not the default set it.
 Wish& standing_wish();
 

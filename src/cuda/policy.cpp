@@ -19,6 +19,10 @@ constexpr std::int64_t kBytesOfSmallExpert = std::int64_t{64} << 20;
 // FP4: beyond that experts are shared, and the tiled kernels decode their weights once.
 constexpr std::int64_t kMostFp4StreamTokens = 4;
 constexpr std::int64_t kMostFp4StreamSlots = 16;
+// FP8: every block of the second half rounds its rows, which costs more the more rows an expert
+// has.
+constexpr std::int64_t kMostFp8StreamTokensOfSmallExperts = 2;
+constexpr std::int64_t kWeightsOfFp8SmallExpert = std::int64_t{8} << 20;
 
 // So few tokens share few experts: adding a token's results where they are made saves a launch, and
 // costs reading the weights of a shared expert again.
@@ -58,15 +62,16 @@ bool stream_fits(const MoeProblem& problem, std::int64_t tokens, bool aligned) {
              kFp8StreamMostShared;
 }
 
-// FP8 as bf16, where it was measured: so experts of as many weights.
 std::int64_t most_stream_tokens(const MoeProblem& problem) {
   if (moe::is_fp4(problem.format)) {
     return std::min(kMostFp4StreamTokens, kMostFp4StreamSlots / problem.top_k);
   }
   const std::int64_t matrices = problem.pairing == Pairing::None ? 2 : 3;
-  const std::int64_t bytes_of_expert = matrices * problem.hidden * problem.intermediate * 2;
-  return bytes_of_expert <= kBytesOfSmallExpert ? kMostStreamTokensOfSmallExperts
-                                                : kMostStreamTokens;
+  const std::int64_t weights = matrices * problem.hidden * problem.intermediate;
+  if (is_fp8(problem.format)) {
+    return weights <= kWeightsOfFp8SmallExpert ? kMostFp8StreamTokensOfSmallExperts : 1;
+  }
+  return 2 * weights <= kBytesOfSmallExpert ? kMostStreamTokensOfSmallExperts : kMostStreamTokens;
 }
 
 // As many tokens as fit, as long as every multiprocessor has two rounds of eight blocks.

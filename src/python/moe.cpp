@@ -324,10 +324,6 @@ void bind_dense(nb::module_& module) {
       },
       nb::arg("backend"), nb::arg("function"), nb::kw_only(), nb::arg("pairing"), nb::arg("dtype"),
       nb::arg("result") = "");
-  module.def(
-      "allow_untried", [](bool allowed) { cuda::untried_kernels() = allowed; }, nb::arg("allowed"),
-      "For tests that are to prove them: whether CUDA kernels run that have not run on hardware "
-      "yet.");
 }
 
 }  // namespace

@@ -45,7 +45,6 @@ const std::vector<Size>& gpu_sizes() {
 
 void use_gpu_cases() {
   gpu_cases = true;
-  cuda::untried_kernels() = true;
 }
 
 bool on_gpu() {

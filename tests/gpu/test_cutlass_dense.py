@@ -50,7 +50,7 @@ def test_equals_fp64_rounded_once(pairing, dtype):
 @pytest.mark.parametrize("name", ["gelu", "swiglu_oai", "situ", "relu2", "xielu"])
 def test_other_functions(name):
     given = {"situ": {"beta": 1.2, "linear_beta": 1.5}, "xielu": {"alpha_p": 0.2, "alpha_n": -1.0}}
-    activation = ActivationRegistry.get_activation(name, given.get(name))
+    activation = ActivationRegistry.get_activation(name, given.get(name, {}))
     x = rows_of(257, 1408, "concat", torch.bfloat16)
     want = exact(x, "concat", activation.gated())
     got = act_and_mul(x, activation, backend="cutlass")

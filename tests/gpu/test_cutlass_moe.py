@@ -107,12 +107,12 @@ def test_fp16_equals_fp64(tokens, pairing):
         pytest.skip(str(refused))
     layer = Layer(tokens, pairing=pairing)
     layer.x, layer.w13, layer.w2 = layer.x.half(), layer.w13.half(), layer.w2.half()
-    result = layer.call()
+    result = layer.call(format="fp16")
     assert result.dtype == torch.float16
     expected = layer.expected()
     scale = expected.abs().max()
     torch.testing.assert_close(result.cpu().double() / scale, expected / scale, rtol=0.003, atol=0.003)
-    assert torch.equal(result, layer.call())
+    assert torch.equal(result, layer.call(format="fp16"))
 
 
 def test_environment_names_the_backend(monkeypatch):

@@ -74,7 +74,7 @@ def compiled(
 def half_precision(arch):
     """Every kernel of bf16: a handful of tokens, few pairs, many pairs."""
     for tokens in (1, 100, 8192) if arch == 90 else (8192,):
-        for name, kernel in compiled("bf16", tokens, intermediate=1536).items():
+        for name, kernel in compiled("bf16", tokens, intermediate=1536, top_k=8).items():
             registers, stack = usage(kernel)
             report = {
                 "format": "bf16", "kernel": name, "tokens": tokens, "registers": registers, "stack": stack,

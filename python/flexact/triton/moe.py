@@ -34,8 +34,6 @@ from flexact.triton.functions import cache_folder, compilation_cache, jit_functi
 __all__ = ["Block", "interpreted", "launch_table"]
 
 _COMBINE_COLUMNS = 512
-# Steps of `down_and_combine` over all slots that are written out one by one.
-_UNROLLED = 24
 # Pairs that a direct kernel can search. Few, because each is a kernel to compile.
 _DIRECT_SIZES = (16, 128)
 
@@ -476,14 +474,12 @@ class Block:
     ) -> None:  # fmt: skip
         problem = self.problem
         w2, bias = weights["w2"], weights.get("w2_bias")
-        steps = triton.cdiv(problem.intermediate, tile.block_k)
         vector.down_and_combine[(triton.cdiv(problem.hidden, tile.block_n), tokens)](
             h.tensor, h.tensor.stride(0), w2, w2.stride(),
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, out, out.stride(0),
             problem.intermediate, problem.hidden, problem.experts, problem.routed_scaling_factor,
             BIAS=bias is not None, WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
-            STEPS=steps if steps * problem.top_k <= _UNROLLED else 0,
             EVEN_K=problem.intermediate % tile.block_k == 0, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip

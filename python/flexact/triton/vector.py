@@ -72,31 +72,16 @@ def gate_up(
         tl.store(h + pair.to(tl.int64) * h_stride + columns, value, mask=columns < intermediate)
 
 
-@triton.jit
-def _weighted(
-    at_h, at_w, w_strides, weight, here, k0, intermediate, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The products [BLOCK_N, BLOCK_K] of a step of a pair's row, weighted, and rows of its expert."""
-    # Read by the lanes that multiply it, and not by few that hand it on.
-    k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
-    mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
-    value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32) * weight
-    w = tl.load(at_w + k * w_strides[2], mask=mask, other=0.0)
-    return w.to(tl.float32) * value
-
-
 @triton.jit(do_not_specialize=["experts"])
 def down_and_combine(
     h, h_stride, w2, w2_strides, bias, bias_stride, topk_weights, topk_ids, out, out_stride,
     intermediate, hidden, experts, scale,
-    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr, STEPS: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of a token's result: all its experts' products, weighted and added.
 
-    Arguments as in `gemm.down` and `combine.combine`. STEPS: those of BLOCK_K in I where all of them are
-    written out one by one, or 0.
+    Arguments as in `gemm.down` and `combine.combine`.
     """
     begin()
     token = tl.program_id(1)
@@ -115,25 +100,13 @@ def down_and_combine(
             weight = tl.load(topk_weights + pair, mask=here, other=0.0)
         at_h = h + pair.to(tl.int64) * h_stride
         at_w = _rows_of(w2, w2_strides, expert, row)
-        if STEPS > 0:
-            for step in tl.static_range(STEPS):
-                products += _weighted(
-                    at_h,
-                    at_w,
-                    w2_strides,
-                    weight,
-                    here,
-                    step * BLOCK_K,
-                    intermediate,
-                    EVEN_K,
-                    BLOCK_N,
-                    BLOCK_K,
-                )
-        else:
-            for k0 in range(0, intermediate, BLOCK_K):
-                products += _weighted(
-                    at_h, at_w, w2_strides, weight, here, k0, intermediate, EVEN_K, BLOCK_N, BLOCK_K
-                )
+        for k0 in range(0, intermediate, BLOCK_K):
+            # Read by the lanes that multiply it, and not by few that hand it on.
+            k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
+            mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
+            value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32) * weight
+            w = tl.load(at_w + k * w2_strides[2], mask=mask, other=0.0)
+            products += w.to(tl.float32) * value
         if BIAS:
             at = bias + expert.to(tl.int64) * bias_stride + row
             biases += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32) * weight
