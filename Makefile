@@ -35,11 +35,12 @@ test-python:
 
 # Every model class of SGLang with and without the plugin, then docs/models.md; an hour on two cores.
 # SGLANG_SOURCES: a folder with one folder for each other release, the unzipped wheel in it.
+# FAMILIES_OPTIONS: --resume goes on with an interrupted run, --idle takes only time that nobody wants.
 FAMILIES := cd tests/python && $(CURDIR)/$(PY) -m families
 OBSERVED := $(CURDIR)/tests/data/sglang_models.json
 test-families: setup
-	$(FAMILIES) --json $(OBSERVED)
-	$(FAMILIES) --names --json $(OBSERVED)
+	$(FAMILIES) --json $(OBSERVED) --jobs $(JOBS) $(FAMILIES_OPTIONS)
+	$(FAMILIES) --names --json $(OBSERVED) --jobs $(JOBS) $(FAMILIES_OPTIONS)
 	$(FAMILIES).engines --json $(OBSERVED) $(if $(SGLANG_SOURCES),--sources $(SGLANG_SOURCES))
 	$(FAMILIES).page
 
@@ -58,9 +59,10 @@ fuzz: setup
 	cmake --build --preset fuzz -j$(JOBS) $(addprefix --target fuzz_,$(FUZZ_TARGETS))
 	$(PY) tests/fuzz/run.py $(FUZZ_SECONDS) $(FUZZ_TARGETS) $(FUZZ_OPTIONS)
 
-# Small wrong changes in the activation compiler: which tests notice. 15 minutes.
+# Small wrong changes in the activation compiler: which tests notice. May be interrupted and started again.
+# MUTATION_OPTIONS: --idle takes only time that nobody wants.
 mutation: setup
-	$(PY) tests/mutation/run.py
+	$(PY) tests/mutation/run.py --jobs $(JOBS) $(MUTATION_OPTIONS)
 
 # Every shipped CUDA kernel with every function: 0 spills, no serialised wgmma. Minutes.
 test-cuda-links: setup

@@ -4,26 +4,33 @@ Builds the library once with every mutant in it (mutants.py), then runs for each
 should notice: the C++ tests of the activation room, and the tests that compile and run printed text
 against the fp64 reference. Run by `make mutation`.
 
-Usage: run.py [--output FILE] [--only NUMBER…] [--list] [--jobs N]
+It may be interrupted at any time: what was caught is kept in build/mutation and not judged again as long
+as the mutated sources are the same; what survived is, since a test may have been added. The result is
+written after every mutant.
+
+Usage: run.py [--output FILE] [--only NUMBER…] [--list] [--jobs N] [--idle]
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
+import functools
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "mutation"
 BUILD = WORK / "build"
+JUDGED = WORK / "judged.jsonl"
 sys.path.insert(0, str(HERE))
 
 import mutants  # noqa: E402
@@ -149,20 +156,20 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmark" / "results" / "mutation.json")
     parser.add_argument("--only", type=int, nargs="*")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--no-build", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants judged side by side")
+    parser.add_argument("--idle", action="store_true", help="use only time that nobody else wants")
     options = parser.parse_args()
-    if options.no_build:
+    if options.idle:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if options.list:
         scratch = WORK / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(ROOT / "src" / "activation", scratch)
-        every = mutants.mutate(scratch)
-    else:
-        every = build()
-    chosen = [m for m in every if not options.only or m.number in options.only]
-    if options.list:
-        for m in chosen:
+        for m in mutants.mutate(scratch):
             print(f"{m.number:4} {m.file}:{m.line}  {m.before}  ->  {m.after}")
         return 0
+    every = build()
+    chosen = [m for m in every if not options.only or m.number in options.only]
 
     import numpy  # noqa: F401  loaded once, before the forks
     import torch  # noqa: F401
@@ -171,42 +178,89 @@ def main() -> int:
         if name:
             print(f"without any mutant {name} fails")
             return 2
-    known = {
-        (e["file"], e["before"], e["after"]): e["reason"]
-        for e in json.loads((HERE / "equivalent.json").read_text())
-    }
-    results = []
-    began = time.process_time(), time.time()
-    for m in chosen:
-        caught = judge(m)
-        reason = known.get((m.file, m.before, m.after))
-        status = "caught" if caught else "equivalent" if reason else "survived"
-        results.append({**vars(m), "status": status, "by": caught, "reason": None if caught else reason})
-        print(
-            f"{status:10} {m.number:4} {m.file}:{m.line}  {m.before}  ->  {m.after}  [{caught or reason}]",
-            flush=True,
-        )
+    sources = fingerprint()
+    caught = caught_before(sources)
+    results: dict[int, dict] = {}
 
-    counts = collections.Counter(r["status"] for r in results)
+    def note(mutant: mutants.Mutant, by: str | None) -> None:
+        reason = None if by else reason_of_equivalence(mutant)
+        status = "caught" if by else "equivalent" if reason else "survived"
+        results[mutant.number] = {**vars(mutant), "status": status, "by": by, "reason": reason}
+        place = f"{mutant.file}:{mutant.line}  {mutant.before}  ->  {mutant.after}"
+        print(f"{status:10} {mutant.number:4} {place}  [{by or reason}]", flush=True)
+
+    for m in chosen:
+        if m.number in caught and not options.only:
+            note(m, caught[m.number])
+    rest = [m for m in chosen if m.number not in results]
+    with (
+        concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool,
+        JUDGED.open("a") as log,
+    ):
+        waiting = {pool.submit(judge, m): m for m in rest}
+        for done in concurrent.futures.as_completed(waiting):
+            m, by = waiting[done], done.result()
+            note(m, by)
+            if by:
+                log.write(json.dumps({"sources": sources, "number": m.number, "by": by}) + "\n")
+                log.flush()
+            if not options.only:
+                write(options.output, len(every), results)
+    summary = summarise(len(every), results)
+    print(json.dumps(summary, indent=2))
+    if not options.only:
+        write(options.output, len(every), results)
+    return 0 if summary["caught_of_those_that_change_anything"] >= 0.95 else 1
+
+
+def fingerprint() -> str:
+    """Of the mutated sources: with the same ones a mutant's number means the same."""
+    digest = hashlib.sha256()
+    for path in sorted((WORK / "tree" / "src" / "activation").iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def caught_before(sources: str) -> dict[int, str]:
+    if not JUDGED.exists():
+        return {}
+    entries = map(json.loads, JUDGED.read_text().splitlines())
+    return {e["number"]: e["by"] for e in entries if e["sources"] == sources}
+
+
+@functools.cache
+def equivalents() -> dict[tuple[str, str, str], str]:
+    entries = json.loads((HERE / "equivalent.json").read_text())
+    return {(e["file"], e["before"], e["after"]): e["reason"] for e in entries}
+
+
+def reason_of_equivalence(mutant: mutants.Mutant) -> str | None:
+    return equivalents().get((mutant.file, mutant.before, mutant.after))
+
+
+def summarise(mutants_made: int, results: dict[int, dict]) -> dict:
+    counts = collections.Counter(r["status"] for r in results.values())
     share = counts["caught"] / max(1, len(results) - counts["equivalent"])
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     files = {
-        f: dict(collections.Counter(r["status"] for r in results if r["file"] == f)) for f in mutants.QUOTA
+        f: dict(collections.Counter(r["status"] for r in results.values() if r["file"] == f))
+        for f in mutants.QUOTA
     }
-    summary = {
+    return {
         "commit": commit,
-        "mutants": len(results),
+        "mutants": mutants_made,
+        "judged": len(results),
         **{name: counts[name] for name in ("caught", "survived", "equivalent")},
         "caught_of_those_that_change_anything": round(share, 4),
-        "seconds": round(time.time() - began[1]),
         "files": files,
     }
-    print(json.dumps(summary, indent=2))
-    if not options.only:
-        options.output.write_text(json.dumps({**summary, "results": results}, indent=1) + "\n")
-    return 0 if share >= 0.95 else 1
+
+
+def write(output: Path, mutants_made: int, results: dict[int, dict]) -> None:
+    rows = [results[number] for number in sorted(results)]
+    output.write_text(json.dumps({**summarise(mutants_made, results), "results": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

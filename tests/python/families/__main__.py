@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -49,19 +52,29 @@ def main() -> int:
     parser.add_argument("--interpret", action="store_true", help="Triton kernels by Triton's interpreter")
     parser.add_argument("--attention", default="", help="classes that get the Triton attention backend")
     parser.add_argument("--names", action="store_true", help="the models asked for by name, not all classes")
+    parser.add_argument("--jobs", type=int, default=1, help="classes observed side by side")
+    parser.add_argument("--resume", action="store_true", help="keep the file's rows of this commit")
+    parser.add_argument("--idle", action="store_true", help="use only time that nobody else wants")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     arguments.scratch = arguments.scratch or Path(tempfile.mkdtemp(prefix="families-"))
     if arguments.interpret:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    if arguments.idle:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     only = [name for name in arguments.only.split(",") if name]
     rows, failed = observe(only, arguments)
     if not arguments.interpret:
-        again = [name for name, row in rows.items() if not row.get("stock", {"runs": True}).get("runs")]
-        merge_interpreted(rows, again, arguments)
+        merge_interpreted(rows, [name for name, row in rows.items() if awaits_interpreter(row)], arguments)
     if arguments.json:
         write(arguments, rows, failed)
     return 0
+
+
+def awaits_interpreter(row: dict[str, Any]) -> bool:
+    """Whether the engine could not run it, and it has not been tried with Triton kernels interpreted."""
+    runs = row.get("stock", {"runs": True}).get("runs")
+    return not runs and "triton" not in row and "interpreted" not in row
 
 
 def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
@@ -76,7 +89,7 @@ def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, A
     import sglang.srt.model_executor.model_runner  # noqa: F401
     import torch
 
-    from families import recipes, sweep
+    from families import recipes
 
     torch.set_num_threads(1)
     git = ["git", "rev-parse", "--short", "HEAD"]
@@ -84,19 +97,43 @@ def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, A
     found, failed = classes()
     logging.disable(logging.NOTSET)
     plans = recipes.by_name() if arguments.names else recipes.all_recipes(found)
-    rows = {}
-    for name in only or sorted(plans):
-        begin = time.monotonic()
-        if name in arguments.attention.split(","):
+    part = "names" if arguments.names else "classes"
+    before = json.loads(arguments.json.read_text())[part] if arguments.resume else {}
+    chosen = only or sorted(plans)
+    rows = {name: before[name] for name in chosen if before.get(name, {}).get("commit") == commit}
+    for name in arguments.attention.split(","):
+        if name:
             plans[name].options = {"attention_backend": "triton"}
-        rows[name] = {**sweep.one_class(name, plans[name], arguments.scratch), "commit": commit}
-        how = " (Triton interpreted)" if arguments.interpret else ""
-        print(f"{time.monotonic() - begin:5.1f} s  {name}: {rows[name]['verdict']}{how}", flush=True)
-        if arguments.verbose:
-            print(json.dumps(rows[name], indent=1), flush=True)
-        if arguments.json:
-            write(arguments, rows, failed)
+    _Observer.plans, _Observer.scratch = plans, arguments.scratch
+    how = " (Triton interpreted)" if arguments.interpret else ""
+    # Each class is taken by a fork of this process, which forks once more for every run.
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("fork")) as pool:
+        waiting = [pool.submit(_Observer.observe, name) for name in chosen if name not in rows]
+        for done in as_completed(waiting):
+            name, row, seconds = done.result()
+            rows[name] = {**row, "commit": commit}
+            print(f"{seconds:5.1f} s  {name}: {row['verdict']}{how}", flush=True)
+            if arguments.verbose:
+                print(json.dumps(rows[name], indent=1), flush=True)
+            if arguments.json:
+                write(arguments, rows, failed)
     return rows, failed
+
+
+class _Observer:
+    """What the forks inherit, and what they do."""
+
+    plans: ClassVar[dict[str, Any]] = {}
+    scratch: ClassVar[Path] = Path()
+
+    @staticmethod
+    def observe(name: str) -> tuple[str, dict[str, Any], float]:
+        from families import sweep
+
+        begin = time.monotonic()
+        row = sweep.one_class(name, _Observer.plans[name], _Observer.scratch)
+        shutil.rmtree(_Observer.scratch / name / "model", ignore_errors=True)
+        return name, row, time.monotonic() - begin
 
 
 def merge_interpreted(rows: dict[str, Any], again: list[str], arguments: argparse.Namespace) -> None:
@@ -108,7 +145,8 @@ def merge_interpreted(rows: dict[str, Any], again: list[str], arguments: argpars
     command = [sys.executable, "-m", "families", "--interpret", "--only", ",".join(again)]
     second.unlink(missing_ok=True)
     command += ["--json", str(second), "--scratch", str(arguments.scratch / "interpreted")]
-    command += ["--attention", ",".join(needs_triton)] + (["--names"] if arguments.names else [])
+    command += ["--attention", ",".join(needs_triton), "--jobs", str(arguments.jobs)]
+    command += ["--names"] if arguments.names else []
     subprocess.run(command, check=True)
     for name, row in json.loads(second.read_text())["names" if arguments.names else "classes"].items():
         if row.get("stock", {}).get("runs"):

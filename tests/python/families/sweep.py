@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SWISH = {"activation_params": {"name": "swish", "beta": 1.3}}
-TIMEOUT = 600
+TIMEOUT = 1800  # of the wall clock: a run in the background may wait for its turn
 # What float32 arithmetic in another order may move a log-probability by.
 TOLERANCE = 2e-4
 # The same in bfloat16, where SGLang's class insists on it: some of its 3 digits, over all layers.
