@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <new>
 #include <thread>
@@ -79,13 +80,16 @@ __attribute__((target("avx2,fma"))) double fp32_loop_256(long rounds) {
   return static_cast<double>(rounds) * 12 * 16;
 }
 
+template <bool PREFETCH>
 __attribute__((target("avx512f"))) void read_512(const std::byte* data, std::size_t bytes) {
   __m512i sum[8];
   for (auto& s : sum) s = _mm512_setzero_si512();
   for (std::size_t i = 0; i < bytes; i += 512) {
 #pragma GCC unroll 8
     for (std::size_t j = 0; j < 8; ++j) {
-      _mm_prefetch(reinterpret_cast<const char*>(data + i + 64 * j + 8192), _MM_HINT_T0);
+      if constexpr (PREFETCH) {
+        _mm_prefetch(reinterpret_cast<const char*>(data + i + 64 * j + 8192), _MM_HINT_T0);
+      }
       sum[j] = _mm512_xor_si512(sum[j], _mm512_load_si512(data + i + 64 * j));
     }
   }
@@ -179,17 +183,18 @@ ReadBandwidth::~ReadBandwidth() {
 double ReadBandwidth::measure(int part, int parts) const {
   const std::size_t bytes = bytes_ / static_cast<std::size_t>(parts) / 4096 * 4096;
   const std::byte* data = data_ + static_cast<std::size_t>(part) * bytes;
-  const double begin = thread_seconds();
+  const auto rate = [&](void (*read)(const std::byte*, std::size_t)) {
+    const double begin = thread_seconds();
+    read(data, bytes);
+    return static_cast<double>(bytes) / (thread_seconds() - begin) * 1e-9;
+  };
 #if defined(__x86_64__)
+  // Processors differ in which of the two is faster.
   if (cpu::is_supported(cpu::Isa::Avx512)) {
-    read_512(data, bytes);
-  } else {
-    read_any(data, bytes);
+    return std::max(rate(read_512<true>), rate(read_512<false>));
   }
-#else
-  read_any(data, bytes);
 #endif
-  return static_cast<double>(bytes) / (thread_seconds() - begin) * 1e-9;
+  return rate(read_any);
 }
 
 double together(int threads, int processor, const std::function<double(int)>& rate) {

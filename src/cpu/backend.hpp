@@ -18,6 +18,7 @@ struct PlanOptions {
   Isa isa = Isa::Scalar;
   Numerics numerics = Numerics::Fast;
   Pool* pool = nullptr;  // null: the process's own
+  Prefetch prefetch = preferred_prefetch();
 };
 
 // What Backend::plan does, with the choices given.

@@ -42,6 +42,7 @@ struct TileCall {
   bool accumulate;                   // add to what c holds
   std::int32_t prefetch_lines;       // of 64 bytes, every kPrefetchStep values of k
   const std::byte* prefetch;         // what will be read next
+  bool prefetch_into_l2;             // and no further
 };
 
 struct GemmKernels {

@@ -6,8 +6,9 @@
 //   kSums: registers for sums; kGroup: for weights. One more holds the row's value.
 // No function of the standard library is called here.
 
-// Values of k whose steps are written out in a row. An instrumented build writes out one step: nearly
-// all of a minute of compiling would go into the copies, which check nothing that the one does not.
+// Values of k whose steps are written out in a row. An instrumented build writes out one step:
+// nearly all of a minute of compiling would go into the copies, which check nothing that the one
+// does not.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr int kUnrolled = 1;
 #else
@@ -15,7 +16,11 @@ constexpr int kUnrolled = kPrefetchStep;
 #endif
 
 inline void prefetch_lines(const TileCall& call, const std::byte*& at) {
-  for (std::int32_t i = 0; i < call.prefetch_lines; ++i) __builtin_prefetch(at + 64 * i, 0, 3);
+  if (call.prefetch_into_l2) {
+    for (std::int32_t i = 0; i < call.prefetch_lines; ++i) __builtin_prefetch(at + 64 * i, 0, 2);
+  } else {
+    for (std::int32_t i = 0; i < call.prefetch_lines; ++i) __builtin_prefetch(at + 64 * i, 0, 3);
+  }
   at += 64 * call.prefetch_lines;
 }
 

@@ -1,4 +1,4 @@
-// Detection of instruction sets and the override by environment.
+// Detection of instruction sets and of the processor, and the override by environment.
 #include "cpu/isa.hpp"
 
 #include <cstdlib>
@@ -102,6 +102,18 @@ Isa selected_isa() {
                 "FLEXACT_CPU_ISA", "supported here: " + list_of(supported));
   }
   return isa;
+}
+
+Prefetch preferred_prefetch() noexcept {
+#if defined(__x86_64__)
+  unsigned leaf = 0, b = 0, c = 0, d = 0, version = 0;
+  if (__get_cpuid(0, &leaf, &b, &c, &d) != 0 && c == signature_AMD_ecx &&
+      __get_cpuid(1, &version, &b, &c, &d) != 0) {
+    const unsigned family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+    if (family == 0x19) return Prefetch::IntoL2;  // Zen 3 and Zen 4
+  }
+#endif
+  return Prefetch::IntoL1;
 }
 
 }  // namespace flexact::cpu

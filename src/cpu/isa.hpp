@@ -1,6 +1,8 @@
-// Which instruction sets this build and this machine have, and which one to use.
+// Which instruction sets this build and this machine have, and which one to use; how this machine
+// likes its weights fetched.
 #pragma once
 
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -28,5 +30,15 @@ std::vector<Isa> supported_isas();
 // the environment at every call, so decide once per plan. Throws InvalidArgument for a name that is
 // unknown, Unsupported for one that this machine lacks: a forced choice never falls back.
 Isa selected_isa();
+
+// What brings the weights into the caches before they are used. Where the processor's own
+// prefetching keeps up with a row of reads, asking for the same lines early takes from it the
+// buffers that its reads wait in; see panel.cpp.
+enum class Prefetch : std::uint8_t {
+  IntoL1,  // instructions, for every tile
+  IntoL2,  // the processor for a lone tile; instructions where several tiles share a panel
+};
+// What was measured to be faster on the machine's kind of processor.
+Prefetch preferred_prefetch() noexcept;
 
 }  // namespace flexact::cpu

@@ -104,6 +104,7 @@ class CpuPlan final : public Plan {
         isa_(options.isa),
         numerics_(options.numerics),
         given_pool_(options.pool),
+        prefetch_(options.prefetch),
         rows_(kernels_of(options.isa).rows),
         kernels_(choose_kernels(problem, options.isa)),
         tape_(function.graph(), options.isa,
@@ -204,6 +205,7 @@ class CpuPlan final : public Plan {
   Isa isa_;
   Numerics numerics_;
   Pool* given_pool_;
+  Prefetch prefetch_;
   const RowKernels& rows_;
   const GemmKernels& kernels_;
   Tape tape_;
@@ -400,6 +402,7 @@ void CpuPlan::gate_up(const Chunk& chunk, const MoeInputs& inputs, const Paramet
     }
     PanelCall call{};
     call.kernels = &kernels_;
+    call.prefetch = prefetch_;
     call.blocks = static_cast<int>(blocks);
     call.weights = w13_.panel(expert, panel);
     call.k = problem_.hidden;
@@ -476,6 +479,7 @@ void CpuPlan::down(const Chunk& chunk, std::int64_t expert, std::int64_t panel,
     }
     PanelCall call{};
     call.kernels = &kernels_;
+    call.prefetch = prefetch_;
     call.blocks = layout.blocks_of(panel);
     call.weights = w2_.panel(expert, panel);
     call.k = problem_.intermediate;

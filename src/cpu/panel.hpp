@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/gemm.hpp"
+#include "cpu/isa.hpp"
 
 namespace flexact::cpu {
 
@@ -16,6 +17,7 @@ inline constexpr std::int64_t kPanelRows = 192;  // rows that share one pass ove
 
 struct PanelCall {
   const GemmKernels* kernels;
+  Prefetch prefetch;
   int blocks;                // of this panel
   const std::byte* weights;  // the panel
   std::int64_t k;

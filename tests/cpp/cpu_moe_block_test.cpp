@@ -311,6 +311,23 @@ TEST_P(MoeBlock, the_number_of_threads_changes_no_bit) {
   }
 }
 
+TEST_P(MoeBlock, the_way_weights_are_fetched_changes_no_bit) {
+  for (const std::int64_t tokens : {1, 11, 29, 200}) {  // one tile for each expert, two, more
+    SCOPED_TRACE(tokens);
+    MoeProblem p = small_problem();
+    p.experts = 2;
+    p.hidden = 1100;  // more than one stretch of K
+    const MoeCase c(p, gated(), tokens);
+    const auto run = [&](cpu::Prefetch prefetch) {
+      return c.run(*cpu::make_moe_plan(c.problem, c.function, c.moe_weights(),
+                                       {GetParam(), cpu::Numerics::Fast, nullptr, prefetch}));
+    };
+    const Stored expected = run(cpu::Prefetch::IntoL1);
+    expect_close(c, expected, c.reference());
+    EXPECT_EQ(run(cpu::Prefetch::IntoL2).halves, expected.halves);
+  }
+}
+
 TEST_P(MoeBlock, more_tokens_than_a_chunk_give_the_same_bits) {
   MoeProblem p = small_problem();
   p.top_k = 32;

@@ -46,6 +46,7 @@ TOLERANCE = 1e-5
 # Sizes that every configuration gets where it has the key.
 _SIZES: dict[str, Any] = {
     "vocab_size": 128,
+    "unpadded_vocab_size": 128,
     "hidden_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -115,6 +116,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "glm5_next_text": {"num_key_value_heads": 4, "index_topk": 16, "qk_rope_head_dim": 0},
     "granitemoeshared": {"shared_intermediate_size": 48},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "hy_v4_vl_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]}
+    },
     "lfm2_moe": {"layer_types": ["full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 48, "num_layers": 2, "moe_topk": 2},
     "mistral4": {"head_dim": 32},
