@@ -20,7 +20,7 @@ CATALOGUE = {entry["name"]: entry for entry in catalogue()}
 EXPRESSIONS = {
     "powers": "x^3+x^-2+x^16+2^x+e^-x+x^0.5+x^-0.5",
     "division": "x/(1+abs(x))+1/x",
-    "steps": "floor(x)*sign(x)+max(x,0.5)-min(x,-0.5)",
+    "steps": "floor(x)*sign(x)+3*sign(x)+max(x,0.5)-min(x,-0.5)",
     "logarithms": "log(abs(x)+1)+log1p(abs(x))+exp2(-abs(x))+rsqrt(1+x^2)+3^-abs(x)",
     "conditions": "where(x>=1,x,where(x!=x,7,where(x<=-1,-x,where(x==0,5,where(x<0,1,2)))))",
     "sharing": "t = tanh(x*k); s = t*t+t; s*s/(1+s)",
@@ -386,16 +386,41 @@ def test_cuda_text_is_accurate_where_models_work(key, cuda_on_host):
         assert not bad.any(), (mode, [(g[i], u[i], got[i], want[i]) for i in np.flatnonzero(bad)[:5]])
 
 
+def test_cuda_text_keeps_its_relative_accuracy_near_zero_and_in_gelu_s_tail(cuda_on_host):
+    small = np.linspace(-0.5, 0.5, 1202, dtype=np.float32)
+    tail = np.linspace(-12, -0.7, 1202, dtype=np.float32)
+    near_zero = ("tanh", "silu", "gelu", "gelu_tanh", "elu", "mish", "softplus")
+    cases = [(key, mode, small, 2e-6) for key in near_zero for mode in ("fast", "precise")]
+    for key, mode, x, rtol in [*cases, ("gelu", "precise", tail, 1e-6)]:
+        case = Case(key)
+        got = run_on_host(cuda_on_host, mode, case, x, x)
+        np.testing.assert_allclose(got, case.reference(x, x), rtol=rtol, err_msg=f"{key} {mode}")
+
+
 def test_cuda_text_divides_by_numbers_whose_reciprocal_is_none(tmp_path):
     """Constants below and above the normal range of fp32's reciprocals, fp32's own among them."""
-    texts = ["1e-37", "6e-39", "-3e-41", "1e-45", "1e-70", "1e-300", "9e37", "-3.4e38", "1e45", "1e300"]
+    texts = [
+        "1e-37",
+        "1.205e-38",
+        "6e-39",
+        "-3e-41",
+        "1e-45",
+        "1e-70",
+        "1e-300",
+        "9e37",
+        "-3.4e38",
+        "1e45",
+        "1e300",
+    ]
     constants = [Case(f"x/{text}") for text in texts]
     # As a parameter: one that fp32 holds.
-    parameters = [Case("x/k") for text in texts[:4] + texts[6:8]]
-    for case, text in zip(parameters, texts[:4] + texts[6:8], strict=True):
+    held = [text for text in texts if 1e-45 <= abs(float(text)) <= 3.5e38]
+    parameters = [Case("x/k") for text in held]
+    for case, text in zip(parameters, held, strict=True):
         case.parameters = {"k": float(np.float32(text))}
     library = compile_on_host([*constants, parameters[0]], tmp_path)
-    x = bf16_values(61)
+    # 4 over the second constant is finite, and 4 times the power of two that smaller ones need is not.
+    x = np.append(bf16_values(61), [4.0, -4.0]).astype(np.float32)
     x = x[np.isnan(x) | (x == 0) | (np.abs(x) >= 2.0**-126)]
     x = x[: len(x) // 2 * 2]
     for case in constants + parameters:

@@ -21,6 +21,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 import resource
 import sys
 import tempfile
@@ -410,6 +411,12 @@ Data: [transformers_support.json](transformers_support.json).
 """
 
 
+def releases() -> set[str]:
+    """The releases that `make test-transformers` goes through: SGLang's pin and the newest one."""
+    files = (ROOT / "requirements" / f"transformers-{name}.txt" for name in ("cpu", "newest"))
+    return {re.search(r"^transformers==(.+)$", file.read_text(), re.M)[1] for file in files}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("types", nargs="*")
@@ -428,6 +435,7 @@ def main() -> int:
     wrong = [row for row in rows if row["status"] in ("WRONG", "not built")]
     recorded = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if arguments.record and not arguments.types:
+        recorded = {version: found for version, found in recorded.items() if version in releases()}
         recorded[transformers.__version__] = [
             {key: float(f"{value:.1e}") if isinstance(value, float) else value for key, value in row.items()}
             for row in rows
