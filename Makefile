@@ -122,6 +122,7 @@ bench-cpu: setup
 	  --name cpu_moe_activation_cost -- bench --intermediate 512 --tokens 64 --rounds 200
 	$(MEASURE) $(CPU_BENCH)/bench_cpu_tape --rounds 3
 	$(MAKE) tables
+	$(PY) scripts/fill_tables.py --goals
 
 # The tables and pictures of the pages, from the files in benchmark/results.
 tables:
