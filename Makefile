@@ -15,7 +15,7 @@ CLANG_FORMAT := $(shell command -v clang-format-14 || echo clang-format)
 COVERAGE_GATE ?= 90
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test test-gpu test-cpp test-python test-families test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
+.PHONY: setup test test-gpu test-cpp test-python test-families test-sglang-releases test-asan test-tsan test-cuda-links test-transformers coverage coverage-report \
   demo bench bench-cpu tables format lint clean
 
 setup:
@@ -34,14 +34,21 @@ test-python:
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Every model class of SGLang with and without the plugin, then docs/models.md; an hour on two cores.
-# SGLANG_SOURCES: a folder with one folder for each other release, the unzipped wheel in it.
 # FAMILIES_OPTIONS: --resume goes on with an interrupted run, --idle takes only time that nobody wants.
 FAMILIES := cd tests/python && $(CURDIR)/$(PY) -m families
 OBSERVED := $(CURDIR)/tests/data/sglang_models.json
 test-families: setup
 	$(FAMILIES) --json $(OBSERVED) --jobs $(JOBS) $(FAMILIES_OPTIONS)
 	$(FAMILIES) --names --json $(OBSERVED) --jobs $(JOBS) $(FAMILIES_OPTIONS)
-	$(FAMILIES).engines --json $(OBSERVED) $(if $(SGLANG_SOURCES),--sources $(SGLANG_SOURCES))
+	$(FAMILIES).engines --json $(OBSERVED)
+	$(MAKE) test-sglang-releases
+
+# An engine of each release of SGLang, from one environment: two models, plain and with another activation.
+SGLANG_RELEASES ?= 0.5.17 0.5.18 0.5.19 0.5.20 0.5.21 0.5.22 0.5.23
+test-sglang-releases: setup
+	for release in $(SGLANG_RELEASES); do test -d build/sglang/$$release || \
+	  $(PY) -m pip install -qq --no-deps --target build/sglang/$$release sglang==$$release; done
+	$(FAMILIES).engines --no-parallel --json $(OBSERVED) --sources $(CURDIR)/build/sglang
 	$(FAMILIES).page
 
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; under ThreadSanitizer.

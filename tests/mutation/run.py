@@ -24,6 +24,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,25 +36,36 @@ sys.path.insert(0, str(HERE))
 
 import mutants  # noqa: E402
 
-# Which of the printer tests read which printer's text.
+# The printers' targets. A mutant of a printer changes the text of some functions; the others' tests, which
+# compile and run that text, need not run again.
 PRINTED = {
-    "print_cuda.cpp": "cuda_text or cuda_and_triton",
-    "print_triton.cpp": "triton",
-    "print_torch.cpp": "torch",
-    "printers.cpp": "cuda_text or triton or torch",
+    "print_cuda.cpp": ("cuda",),
+    "print_triton.cpp": ("triton",),
+    "print_torch.cpp": ("torch",),
+    "printers.cpp": ("cuda", "triton", "torch"),
 }
+TESTS_OF = {"cuda": "cuda_text", "triton": "triton", "torch": "torch"}
+# {target: {function: its text}} without any mutant; the forks of this process inherit it.
+unchanged: dict[str, dict[str, str]] = {}
 
 
 def build() -> list[mutants.Mutant]:
     """The mutated tree, compiled."""
-    tree = WORK / "tree"
-    shutil.rmtree(tree, ignore_errors=True)
-    tree.mkdir(parents=True)
+    tree, fresh = WORK / "tree", WORK / "fresh"
+    tree.mkdir(parents=True, exist_ok=True)
     for entry in ROOT.iterdir():
-        if entry.name not in ("build", "src", ".git", ".venv"):
+        if entry.name not in ("build", "src", ".git", ".venv") and not (tree / entry.name).exists():
             (tree / entry.name).symlink_to(entry)
-    shutil.copytree(ROOT / "src", tree / "src")
-    every = mutants.mutate(tree / "src" / "activation")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(ROOT / "src", fresh)
+    every = mutants.mutate(fresh / "activation")
+    # What is the same keeps its time, and is not compiled again.
+    for path in fresh.rglob("*"):
+        old = tree / "src" / path.relative_to(fresh)
+        if path.is_file() and old.is_file() and old.read_bytes() == path.read_bytes():
+            shutil.copystat(old, path)
+    shutil.rmtree(tree / "src", ignore_errors=True)
+    fresh.rename(tree / "src")
     options = {
         "CMAKE_BUILD_TYPE": "RelWithDebInfo",
         "CMAKE_CXX_FLAGS_RELWITHDEBINFO": "-O1",
@@ -110,29 +122,21 @@ class FirstFailure:
             self.name = report.nodeid.split("::")[-1]
 
 
-def python_tests(number: int, selection: str) -> str | None:
-    """The same for the tests of printed text, in a process that has torch already."""
+def in_fork(number: int, task: Callable[[], str | dict | None], seconds: float = 600) -> str | dict | None:
+    """What `task` answers with this mutant alive, in a process that has torch already."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = os.fork()
     if child == 0:
-        import pytest
-
         os.environ.update(FLEXACT_MUTANT=str(number), FLEXACT_COMMAND=str(command()), OMP_NUM_THREADS="1")
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        first = FirstFailure()
-        folder = WORK / "pytest" / str(number)
-        folder.parent.mkdir(exist_ok=True)
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={folder}"]
-        arguments += ["-o", "addopts=", "-k", selection]
-        code = pytest.main([*arguments, str(ROOT / "tests" / "python" / "test_printers.py")], plugins=[first])
-        sender.send(None if code == 0 else first.name or f"pytest ends with {int(code)}")
-        shutil.rmtree(folder, ignore_errors=True)
+        sys.path.insert(0, str(ROOT / "tests" / "python"))
+        sender.send(task())
         os._exit(0)
     sender.close()
-    answer = "a Python test that ends no more"
-    if receiver.poll(600):
+    answer: str | dict | None = "a Python test that ends no more"
+    if receiver.poll(seconds):
         try:
             answer = receiver.recv()
         except EOFError:
@@ -143,12 +147,46 @@ def python_tests(number: int, selection: str) -> str | None:
     return answer
 
 
+def texts(target: str) -> dict[str, str]:
+    """What the living mutant prints for each function of the printer tests."""
+    import test_printers
+
+    return {key: test_printers.Case(key).emit(target) for key in test_printers.all_cases()}
+
+
+def python_tests(number: int, targets: tuple[str, ...], printer: bool = False) -> str | None:
+    """The test of printed text that fails with this mutant alive; of a printer's, on texts that changed."""
+
+    def task() -> str | None:
+        import pytest
+
+        selection = " or ".join(TESTS_OF[target] for target in targets)
+        if printer:
+            try:
+                new = {target: texts(target) for target in targets}
+            except AssertionError:
+                return "the command fails"
+            changed = {k for t in targets for k, text in new[t].items() if text != unchanged[t][k]}
+            os.environ["FLEXACT_PRINTED_CASES"] = json.dumps(sorted(changed))
+        for module in ("test_printers", "cli_tool"):
+            sys.modules.pop(module, None)
+        first = FirstFailure()
+        folder = WORK / "pytest" / str(number)
+        folder.parent.mkdir(exist_ok=True)
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={folder}"]
+        arguments += ["-o", "addopts=", "-k", selection]
+        code = pytest.main([*arguments, str(ROOT / "tests" / "python" / "test_printers.py")], plugins=[first])
+        shutil.rmtree(folder, ignore_errors=True)
+        return None if code == 0 else first.name or f"pytest ends with {int(code)}"
+
+    return in_fork(number, task)
+
+
 def judge(mutant: mutants.Mutant) -> str | None:
     """The test that catches `mutant`; None: it survives."""
-    printed = PRINTED.get(mutant.file)
-    if printed:
-        return python_tests(mutant.number, printed) or cpp_tests(mutant.number)
-    return cpp_tests(mutant.number) or python_tests(mutant.number, "cuda_text or torch")
+    if targets := PRINTED.get(mutant.file):
+        return python_tests(mutant.number, targets, printer=True) or cpp_tests(mutant.number)
+    return cpp_tests(mutant.number) or python_tests(mutant.number, ("cuda", "torch"))
 
 
 def main() -> int:
@@ -174,11 +212,12 @@ def main() -> int:
     import numpy  # noqa: F401  loaded once, before the forks
     import torch  # noqa: F401
 
-    for name in (cpp_tests(0), python_tests(0, "cuda_text or torch or triton")):
-        if name:
-            print(f"without any mutant {name} fails")
-            return 2
-    sources = fingerprint()
+    sources = fingerprint(*sorted((WORK / "tree" / "src" / "activation").iterdir()))
+    if name := unchanged_fails(sources):
+        print(f"without any mutant {name} fails")
+        return 2
+    for target in TESTS_OF:
+        unchanged[target] = in_fork(0, functools.partial(texts, target))
     caught = caught_before(sources)
     results: dict[int, dict] = {}
 
@@ -213,12 +252,25 @@ def main() -> int:
     return 0 if summary["caught_of_those_that_change_anything"] >= 0.95 else 1
 
 
-def fingerprint() -> str:
+def fingerprint(*files: Path) -> str:
     """Of the mutated sources: with the same ones a mutant's number means the same."""
     digest = hashlib.sha256()
-    for path in sorted((WORK / "tree" / "src" / "activation").iterdir()):
+    for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def unchanged_fails(sources: str) -> str | None:
+    """The test that fails without any mutant, asked once for each state of sources and tests."""
+    tests = ROOT / "tests"
+    files = (*(tests / "cpp").glob("activation_*"), *(tests / "python").glob("test_printers.py"))
+    state, passed = sources + fingerprint(*sorted(files)), WORK / "passed"
+    if passed.exists() and passed.read_text() == state:
+        return None
+    name = cpp_tests(0) or python_tests(0, tuple(TESTS_OF))
+    if not name:
+        passed.write_text(state)
+    return name
 
 
 def caught_before(sources: str) -> dict[int, str]:

@@ -43,7 +43,7 @@ Every model class of SGLang {sglang} was tried on its CPU engine with a tiny ran
 file is written by
 
 ```console
-$ make test-families        # an hour on two cores; tests/python/families
+$ make test-families        # an hour and more on two cores; tests/python/families
 ```
 
 The reference is x·sigmoid(1.3 x) written by hand into transformers' class; where transformers has no such
