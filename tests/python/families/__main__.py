@@ -98,7 +98,8 @@ def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, A
     logging.disable(logging.NOTSET)
     plans = recipes.by_name() if arguments.names else recipes.all_recipes(found)
     part = "names" if arguments.names else "classes"
-    before = json.loads(arguments.json.read_text())[part] if arguments.resume else {}
+    known = arguments.resume and arguments.json and arguments.json.exists()
+    before = json.loads(arguments.json.read_text())[part] if known else {}
     chosen = only or sorted(plans)
     rows = {name: before[name] for name in chosen if before.get(name, {}).get("commit") == commit}
     for name in arguments.attention.split(","):
