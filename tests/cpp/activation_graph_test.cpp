@@ -68,6 +68,8 @@ TEST(NormalForm, one_function_has_one_spelling) {
   EXPECT_EQ(normal("x^-1"), "1/x");
   EXPECT_EQ(normal("x^-3"), "x^-3");
   EXPECT_EQ(normal("(a+x)*(x+a)"), "(x+a)^2");
+  EXPECT_EQ(normal("a+-2*x"), "a-2*x");
+  EXPECT_EQ(normal("(-x+a)*(a-x)"), "(a-x)^2");
 }
 
 TEST(NormalForm, changes_no_value_that_it_must_keep) {
@@ -87,6 +89,7 @@ TEST(NormalForm, changes_no_value_that_it_must_keep) {
 TEST(NormalForm, canonical_text_is_the_same_on_every_machine) {
   // What libm rounds is not folded there, but for the backends it is.
   EXPECT_EQ(normal("x*exp(1.5)"), "exp(1.5)*x");
+  EXPECT_EQ(normal("3^-20*x"), "exp(-20*log(3))*x");
   EXPECT_EQ(Function::expression("x*exp(1.5)").graph().nodes.size(), 3);
   EXPECT_EQ(normal("x*sqrt(2)"), "1.4142135623730951*x");
 }

@@ -31,6 +31,7 @@ EXPRESSIONS = {
     "normal": "x*(1+erf(k*x))+erf(x)",
     "constant": "where(1>0,3,x)",
     "parameter": "where(1>0,k,x)",
+    "limits": "clamp(x,k,3)+clamp(x,-2,k)+clamp(x,-1,1)",
 }
 
 
@@ -270,6 +271,19 @@ def test_triton_meets_the_numerics_contract(key, triton_results):
     # The kernel reads parameters in fp32; the reference uses the same numbers.
     case.parameters = {n: float(np.float32(v)) for n, v in case.parameters.items()}
     assert_within_contract(got, case.reference(g, u), key)
+
+
+@pytest.mark.parametrize("key", all_cases())
+def test_triton_is_accurate_where_models_work(key, triton_results):
+    """Beyond the contract: single-precision accuracy over the range of trained models' inputs."""
+    case, got = triton_results[key]
+    g, u = inputs()
+    case.parameters = {n: float(np.float32(v)) for n, v in case.parameters.items()}
+    want = case.reference(g, u)
+    models = (np.abs(g) < 12) & (np.abs(g) > 2.0**-7) & np.isfinite(want) & np.isfinite(u)
+    allowed = 2e-5 * np.abs(want) + 3e-6 * (1 + np.abs(u))
+    bad = models & ~(np.abs(got - want) <= allowed)
+    assert not bad.any(), [(g[i], u[i], got[i], want[i]) for i in np.flatnonzero(bad)[:5]]
 
 
 def test_triton_asks_every_minimum_and_maximum_to_pass_nan_on():
