@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,7 +69,7 @@ def main() -> int:
         merge_interpreted(rows, [name for name, row in rows.items() if awaits_interpreter(row)], arguments)
     if arguments.json:
         write(arguments, rows, failed)
-    return 0
+    return int(_Observer.failed)
 
 
 def awaits_interpreter(row: dict[str, Any]) -> bool:
@@ -112,6 +113,10 @@ def observe(only: list[str], arguments: argparse.Namespace) -> tuple[dict[str, A
         waiting = [pool.submit(_Observer.observe, name) for name in chosen if name not in rows]
         for done in as_completed(waiting):
             name, row, seconds = done.result()
+            if isinstance(row, str):
+                print(f"{seconds:5.1f} s  {name}: no row\n{row}", flush=True)
+                _Observer.failed = True
+                continue
             rows[name] = {**row, "commit": commit}
             print(f"{seconds:5.1f} s  {name}: {row['verdict']}{how}", flush=True)
             if arguments.verbose:
@@ -126,13 +131,19 @@ class _Observer:
 
     plans: ClassVar[dict[str, Any]] = {}
     scratch: ClassVar[Path] = Path()
+    failed: ClassVar[bool] = False  # a class has no row
 
     @staticmethod
-    def observe(name: str) -> tuple[str, dict[str, Any], float]:
+    def observe(name: str) -> tuple[str, dict[str, Any] | str, float]:
+        """The class, its row or what went wrong in this program, and seconds."""
         from families import sweep
 
         begin = time.monotonic()
-        row = sweep.one_class(name, _Observer.plans[name], _Observer.scratch)
+        row: dict[str, Any] | str
+        try:
+            row = sweep.one_class(name, _Observer.plans[name], _Observer.scratch)
+        except Exception:
+            row = traceback.format_exc()
         shutil.rmtree(_Observer.scratch / name / "model", ignore_errors=True)
         return name, row, time.monotonic() - begin
 
