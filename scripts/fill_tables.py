@@ -16,8 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmark" / "moe"))
+
+import collect_cuda_moe  # noqa: E402
+
 RESULTS = ROOT / "benchmark" / "results"
-PAGES = ("docs/performance.md", "docs/performance-gpu.md", "docs/testing.md")
+PAGES = ("docs/cuda.md", "docs/performance.md", "docs/performance-gpu.md", "docs/testing.md")
 
 PEERS = {"kt_kernel": "kt-kernel", "grouped_mm": "torch `grouped_mm`", "loop": "torch, loop"}
 # What measured GPU peers are called, and the letter that stands for each in a cell.
@@ -344,6 +348,25 @@ def fuzz() -> Iterator[str]:
         yield f"| `{name}` | {minutes:.0f} min | {row['executions']:,} | {findings} |"
 
 
+def cuda_layers(name: str, parts: str) -> Callable[[], Iterator[str]]:
+    """The table of a file that collect_cuda_moe.py made, and what it is of."""
+
+    def lines() -> Iterator[str]:
+        result = read(name)
+        text = (
+            f"One {result['device']} (driver {result['driver']}), SwiGLU, commit {result['commit']}; "
+            f"[`{name}.json`](../benchmark/results/{name}.json)."
+        )
+        if proofs := result.get("conformance"):
+            passed, failed = (sum(row[column] for row in proofs) for column in (4, 5))
+            text += f" In the same run {passed} cases agreed with fp64 and {failed} did not."
+        yield text
+        yield ""
+        yield collect_cuda_moe.table(result, parts.split(","))
+
+    return lines
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "cpu_peers": cpu_peers,
     "cpu_isas": cpu_isas,
@@ -351,6 +374,12 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "cpu_activation_cost": cpu_activation_cost,
     "gpu_peers": gpu_peers,
     "gpu_means": gpu_means,
+    "cuda_bf16": cuda_layers("cuda_moe_h200", "layer,gemm1,gemm2"),
+    "cuda_fp16": cuda_layers("cuda_moe_fp16_h200", "layer"),
+    "cuda_fp8": cuda_layers("cuda_moe_fp8_h200", "layer"),
+    "cuda_fp4": cuda_layers("cuda_moe_fp4_h200", "layer,gemm1,gemm2"),
+    "cuda_few": cuda_layers("cuda_choices_few_h200", "layer"),
+    "cuda_few_rows": cuda_layers("cuda_choices_few_rows_h200", "layer"),
     "cpu_goals": cpu_goals,
     "mutation": mutation,
     "fuzz": fuzz,
