@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import sysconfig
 import tempfile
 import time
 import traceback
@@ -106,7 +107,8 @@ def _describe(error: BaseException) -> tuple[str, str]:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
     where = ""
     if frames:
-        file = frames[-1].filename.rsplit("site-packages/", 1)[-1].rsplit("tests/python/", 1)[-1]
+        file = frames[-1].filename.removeprefix(sysconfig.get_path("stdlib") + "/")
+        file = file.rsplit("site-packages/", 1)[-1].rsplit("tests/python/", 1)[-1]
         where = f"{file}:{frames[-1].lineno}"
     return f"{type(error).__name__}: {text}"[:300], where
 
