@@ -123,8 +123,8 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
     if (up.block_m <= 32) {
       set(up, 128, 128, 4, 3);
       set(down, 64, 128, 4, 4);
-      // Narrower ones leave the quantisation to the second GEMM; for few pairs it is worth more that
-      // every multiprocessor has a tile.
+      // Narrower ones leave the quantisation to the second GEMM; for few pairs it is worth more
+      // that every multiprocessor has a tile.
       const std::int64_t pairs = std::min<std::int64_t>(tokens * problem.top_k, problem.experts);
       while (up.block_n > 32 &&
              pairs * (problem.intermediate + up.block_n - 1) / up.block_n < limits.multiprocessors)
