@@ -20,6 +20,13 @@ namespace {
 
 using namespace flexact::cuda;
 
+// Of whole bytes, unlike std::aligned_alloc's: a read beyond the last one is an error to
+// AddressSanitizer.
+void* aligned(std::size_t bytes) {
+  void* memory = nullptr;
+  return posix_memalign(&memory, 64, bytes) == 0 ? memory : nullptr;
+}
+
 enum class Layout { Concat, UpFirst, Interleaved, None };
 enum class Result { Plain, Groups, Rows };
 
@@ -54,8 +61,7 @@ template <typename T>
 class Memory {
  public:
   Memory(std::size_t count, int offset)
-      : bytes_(std::aligned_alloc(64, (count + static_cast<std::size_t>(offset)) * sizeof(T)),
-               &std::free),
+      : bytes_(aligned((count + static_cast<std::size_t>(offset)) * sizeof(T)), &std::free),
         data_(static_cast<T*>(bytes_.get()) + offset) {
     std::memset(static_cast<void*>(data_), 0xff, count * sizeof(T));
   }

@@ -296,7 +296,11 @@ TEST(CutlassPolicy, large_experts_stream_two_tokens_and_long_calls_wait_for_each
   p.format = flexact::Format::Mxfp4Fp8;
   EXPECT_EQ(choice(1).path, flexact::cuda::Path::Tiled);
   p.format = flexact::Format::Fp8Channel;
-  EXPECT_EQ(choice(4).path, flexact::cuda::Path::Stream);
+  EXPECT_EQ(choice(2).path, flexact::cuda::Path::Tiled);
+  EXPECT_EQ(choice(1).path, flexact::cuda::Path::Stream);
+  p.hidden = 2048;
+  EXPECT_EQ(choice(2).path, flexact::cuda::Path::Stream);
+  EXPECT_EQ(choice(3).path, flexact::cuda::Path::Tiled);
   // Codes of eight such rows are more than a block's shared memory.
   p.intermediate = 28672;
   flexact::cuda::Wish stream;
