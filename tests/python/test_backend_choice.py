@@ -208,12 +208,16 @@ def test_both_orders_of_a_benchmark_give_the_same_cells(collect, first, tmp_path
     assert (entry["format"], entry["intermediate"], entry["commit"]) == ("fp8_block", 14336, "0123456")
 
 
-def test_the_choice_can_be_printed_without_a_gpu(monkeypatch, capsys):
+def test_the_choice_can_be_printed_without_a_gpu(table, monkeypatch, capsys):
+    table(cells({1: 0.9, 4096: 1.2}), device="NVIDIA H200")
     arguments = ["--experts", "128", "--top-k", "8", "--hidden", "2048", "--intermediate", "768"]
     monkeypatch.setattr("sys.argv", ["backend_choice", *arguments, "--format", "fp8_block"])
     backend_choice.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("from      0 tokens: triton")
+    assert [line.split("  measured")[0].rstrip() for line in lines] == [
+        "from      0 tokens: triton",
+        "from     65 tokens: cutlass",
+    ]
 
 
 # --- Refusals -------------------------------------------------------------------------------------
