@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from benchmark_moe_kernels import PEERS
+from benchmark_moe_kernels import PEERS, PRECISIONS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = [
@@ -28,7 +28,6 @@ METHOD = (
     "speedup is the peer's time over ours, with its 95 % interval"
 )
 BACKENDS = ("triton", "cutlass")
-MEANT = {"fp8": "fp8_block", "fp4": "mxfp4"}
 
 
 def rows_of(run):
@@ -40,7 +39,7 @@ def rows_of(run):
         peers = {name: cell[name] for name in PEERS if name in cell}
         beside = {name: cell[name] for name in BACKENDS if name in cell}
         common = {
-            "commit": machine["commit"][:7], "format": MEANT.get(cell["precision"], cell["precision"]),
+            "commit": machine["commit"][:7], "format": PRECISIONS[cell["precision"]],
             "function": cell["activation"],
         }  # fmt: skip
         for name, peer in (peers | {f"flexact {name}": each for name, each in beside.items()}).items():

@@ -16,6 +16,16 @@ std::int64_t whole_blocks(std::int64_t width) {
   return ceil_div(width, kFp4Block) * kFp4Block;
 }
 
+// Of the scales of all outputs or, with [E, 2], of gates and then of ups, wherever their rows are.
+// One type of arguments has them as the other does.
+template <typename Arguments>
+void set_global(Arguments& arguments, const TensorView& global) {
+  arguments.global = static_cast<const float*>(global.data);
+  if (!global) return;
+  arguments.global_step = global.strides[0];
+  arguments.up_step = global.rank == 2 ? global.strides[1] : 0;
+}
+
 }  // namespace
 
 Fp4Layer::Fp4Layer(const MoeProblem& problem, const MoeWeights& weights)
@@ -116,32 +126,24 @@ std::int64_t Fp4Layer::bytes_of_row() const {
   return activated_bytes(1) + input_scale_bytes(1) + activated_scale_bytes(1);
 }
 
-Fp4StreamArguments Fp4Layer::stream_up(const StreamArguments& stream, const Memory& memory) const {
-  const Ordering ordering = order13();
+Fp4StreamArguments Fp4Layer::streamed(const StreamArguments& stream, const Ordering& ordering,
+                                      const void* scales, const TensorView& global) {
   Fp4StreamArguments arguments{};
   arguments.stream = stream;
-  arguments.scales = static_cast<const std::uint8_t*>(memory.scales13);
+  arguments.scales = static_cast<const std::uint8_t*>(scales);
   arguments.column_tiles = ordering.arguments.column_tiles;
   arguments.steps = ordering.arguments.steps;
-  arguments.global = static_cast<const float*>(global13_.data);
-  if (global13_) {
-    arguments.global_step = global13_.strides[0];
-    arguments.up_step = global13_.rank == 2 ? global13_.strides[1] : 0;
-  }
+  set_global(arguments, global);
   return arguments;
+}
+
+Fp4StreamArguments Fp4Layer::stream_up(const StreamArguments& stream, const Memory& memory) const {
+  return streamed(stream, order13(), memory.scales13, global13_);
 }
 
 Fp4StreamArguments Fp4Layer::stream_down(const StreamArguments& stream,
                                          const Memory& memory) const {
-  const Ordering ordering = order2();
-  Fp4StreamArguments arguments{};
-  arguments.stream = stream;
-  arguments.scales = static_cast<const std::uint8_t*>(memory.scales2);
-  arguments.column_tiles = ordering.arguments.column_tiles;
-  arguments.steps = ordering.arguments.steps;
-  arguments.global = static_cast<const float*>(global2_.data);
-  if (global2_) arguments.global_step = global2_.strides[0];
-  return arguments;
+  return streamed(stream, order2(), memory.scales2, global2_);
 }
 
 Fp4GemmArguments Fp4Layer::gemm1(const GemmArguments& gemm, const Memory& memory,
@@ -149,12 +151,7 @@ Fp4GemmArguments Fp4Layer::gemm1(const GemmArguments& gemm, const Memory& memory
   Fp4GemmArguments arguments{};
   arguments.gemm = gemm;
   arguments.scales = static_cast<const std::uint8_t*>(memory.scales13);
-  arguments.global = static_cast<const float*>(global13_.data);
-  if (global13_) {
-    // [E] or [E, 2]: the gate's, then the up's, wherever their rows are.
-    arguments.global_step = global13_.strides[0];
-    arguments.up_step = global13_.rank == 2 ? global13_.strides[1] : 0;
-  }
+  set_global(arguments, global13_);
   arguments.width = static_cast<std::int32_t>(activated_width_);
   arguments.box_rows = box_rows;
   arguments.largest = memory.largest13;
@@ -169,8 +166,7 @@ Fp4GemmArguments Fp4Layer::gemm2(const GemmArguments& gemm, const Memory& memory
   Fp4GemmArguments arguments{};
   arguments.gemm = gemm;
   arguments.scales = static_cast<const std::uint8_t*>(memory.scales2);
-  arguments.global = static_cast<const float*>(global2_.data);
-  if (global2_) arguments.global_step = global2_.strides[0];
+  set_global(arguments, global2_);
   arguments.width = static_cast<std::int32_t>(problem_.hidden);
   arguments.box_rows = box_rows;
   arguments.largest = memory.largest2;

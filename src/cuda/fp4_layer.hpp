@@ -76,6 +76,8 @@ class Fp4Layer {
  private:
   Ordering order(const TensorView& scale, std::int64_t columns, std::int64_t depth, Pairing pairing,
                  bool permuted) const;
+  static Fp4StreamArguments streamed(const StreamArguments& stream, const Ordering& ordering,
+                                     const void* scales, const TensorView& global);
 
   MoeProblem problem_;
   TensorView scale13_, scale2_, global13_, global2_;

@@ -1,5 +1,5 @@
-// Choices by what was measured on an H200 (benchmark/results/cuda_choices_h200.json; tiles:
-// cuda_moe_h100.json).
+// Choices by what was measured on an H200: benchmark/results/cuda_choices_h200.json and, of few
+// tokens in quantised formats, cuda_choices_few_h200.json (tiles: cuda_moe_h100.json).
 #include "cuda/policy.hpp"
 
 #include <algorithm>

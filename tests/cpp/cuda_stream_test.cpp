@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -455,6 +456,15 @@ void check(const Layer& l, const Kernels<Format>& kernels, unsigned seed) {
   }
 }
 
+// Layers, each with data of its own: the seeds after `seed`.
+template <class Format>
+void check_all(std::span<const Layer> layers, const Kernels<Format>& kernels, unsigned seed) {
+  for (const Layer& layer : layers) {
+    check<Format>(layer, kernels, ++seed);
+    if (testing::Test::HasFatalFailure()) FAIL() << "layer " << seed;
+  }
+}
+
 TEST(StreamKernels, compute_a_layer_whatever_its_sizes) {
   const Layer layers[] = {
       {.tokens = 1, .top_k = 2, .experts = 4, .hidden = 64, .inner = 48},
@@ -497,12 +507,8 @@ TEST(StreamKernels, compute_a_layer_whatever_its_sizes) {
        .gated = false,
        .row_warps2 = 2},
   };
-  unsigned seed = 0;
-  for (const Layer& layer : layers) {
-    check<formats::Bf16>(layer, {emulated_gated_Bf16, emulated_unary_Bf16, emulated_down_Bf16},
-                         ++seed);
-    if (HasFatalFailure()) FAIL() << "layer " << seed;
-  }
+  check_all<formats::Bf16>(layers, {emulated_gated_Bf16, emulated_unary_Bf16, emulated_down_Bf16},
+                           0);
 }
 
 // Blocks of 128 columns and tiles of 128 outputs that end anywhere, and more than one of each.
@@ -537,21 +543,13 @@ const Layer kFp4Layers[] = {
 };
 
 TEST(StreamKernels, compute_mxfp4_whatever_its_sizes) {
-  unsigned seed = 100;
-  for (const Layer& layer : kFp4Layers) {
-    check<formats::Mxfp4>(layer, {emulated_gated_Mxfp4, emulated_unary_Mxfp4, emulated_down_Mxfp4},
-                          ++seed);
-    if (HasFatalFailure()) FAIL() << "layer " << seed;
-  }
+  check_all<formats::Mxfp4>(kFp4Layers,
+                            {emulated_gated_Mxfp4, emulated_unary_Mxfp4, emulated_down_Mxfp4}, 100);
 }
 
 TEST(StreamKernels, compute_nvfp4_whatever_its_sizes) {
-  unsigned seed = 200;
-  for (const Layer& layer : kFp4Layers) {
-    check<formats::Nvfp4>(layer, {emulated_gated_Nvfp4, emulated_unary_Nvfp4, emulated_down_Nvfp4},
-                          ++seed);
-    if (HasFatalFailure()) FAIL() << "layer " << seed;
-  }
+  check_all<formats::Nvfp4>(kFp4Layers,
+                            {emulated_gated_Nvfp4, emulated_unary_Nvfp4, emulated_down_Nvfp4}, 200);
 }
 
 // Groups of 128 columns and blocks of 128 outputs that end anywhere.
@@ -586,25 +584,20 @@ const Layer kFp8Layers[] = {
 };
 
 TEST(StreamKernels, compute_fp8_by_blocks_whatever_its_sizes) {
-  unsigned seed = 300;
   scaling = InputScaling::Groups;
-  for (const Layer& layer : kFp8Layers) {
-    check<formats::Fp8Block>(
-        layer, {emulated_gated_Fp8Block, emulated_unary_Fp8Block, emulated_down_Fp8Block}, ++seed);
-    if (HasFatalFailure()) FAIL() << "layer " << seed;
-  }
+  check_all<formats::Fp8Block>(
+      kFp8Layers, {emulated_gated_Fp8Block, emulated_unary_Fp8Block, emulated_down_Fp8Block}, 300);
 }
 
 TEST(StreamKernels, compute_fp8_with_scales_of_rows_of_all_and_given) {
   unsigned seed = 400;
   for (const InputScaling each : {InputScaling::Rows, InputScaling::All, InputScaling::Given}) {
     scaling = each;
-    for (const Layer& layer : kFp8Layers) {
-      check<formats::Fp8Whole>(
-          layer, {emulated_gated_Fp8Whole, emulated_unary_Fp8Whole, emulated_down_Fp8Whole},
-          ++seed);
-      if (HasFatalFailure()) FAIL() << "layer " << seed;
-    }
+    check_all<formats::Fp8Whole>(
+        kFp8Layers, {emulated_gated_Fp8Whole, emulated_unary_Fp8Whole, emulated_down_Fp8Whole},
+        seed);
+    if (HasFatalFailure()) return;
+    seed += std::size(kFp8Layers);
   }
 }
 
