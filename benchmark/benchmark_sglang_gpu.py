@@ -208,7 +208,10 @@ def numbers(run: dict[str, Any]) -> dict[str, float]:
     """What of a run is compared."""
     memory_usage = run.get("memory_usage") or {}
     found = {"start_seconds": run.get("start_seconds"), "cache_tokens": run.get("cache_tokens")}
-    found |= {f"{part}_memory": memory_usage.get(part) for part in ("weight", "graph")}
+    for part in ("weight", "graph"):
+        size = memory_usage.get(part)
+        # Of graphs a size for each phase.
+        found[f"{part}_memory"] = sum(size.values()) if isinstance(size, dict) else size
     for concurrency, load in run.get("loads", {}).items():
         found[f"throughput_at_{concurrency}"] = load.get("output_throughput")
     return {name: value for name, value in found.items() if value}
@@ -239,6 +242,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["stock", "swish"])
     parser.add_argument("--rounds", type=int, default=3, help="times that every server is started")
+    parser.add_argument("--filled", action="store_true", help="caches are filled: every round counts")
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 16, 64])
     parser.add_argument("--requests-each", type=int, default=3, help="requests for each concurrent one")
     parser.add_argument("--input", type=int, default=1024)
@@ -263,7 +267,7 @@ def main() -> None:
         make_model(folder, arguments.layers)
         client = Client(folder / "client.log")
         longest = 90.0
-        for index in range(arguments.rounds):
+        for index in range(int(arguments.filled), arguments.rounds + int(arguments.filled)):
             for variant in arguments.variants if index % 2 == 0 else reversed(arguments.variants):
                 # A start that there is no time for measures nothing.
                 if left() < (30 if index == 0 else longest):

@@ -30,6 +30,11 @@ import torch
 from flexact import ActivationRegistry, testing
 
 PATCHED = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
+# Modules that SGLang moved: a file of the release before or after names the other place.
+MOVED = {
+    "sglang.srt.layers.quantization.fp8_kernel": "sglang.kernels.ops.quantization.fp8_kernel",
+    "sglang.srt.layers.moe.fused_moe_triton.fused_moe": PATCHED,
+}
 SILU = ActivationRegistry.get_activation("silu")
 
 
@@ -103,6 +108,9 @@ def case_of(
 def run(files: list[Path], stand: Stand) -> dict[str, Any]:
     """The files with `stand` in place; what unittest counts, and the first failures."""
     module = importlib.import_module(PATCHED)
+    for name, now in MOVED.items():
+        if importlib.util.find_spec(name) is None:
+            sys.modules[name] = importlib.import_module(now)
     original, module.fused_moe = module.fused_moe, stand
     counts: dict[str, Any] = {"run": 0, "failed": 0, "skipped": 0, "first_failures": []}
     try:
