@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,13 @@ sys.path.insert(0, str(ROOT / "benchmark" / "moe"))
 import collect_cuda_moe  # noqa: E402
 
 RESULTS = ROOT / "benchmark" / "results"
-PAGES = ("docs/cuda.md", "docs/performance.md", "docs/performance-gpu.md", "docs/testing.md")
+PAGES = (
+    "docs/cuda.md",
+    "docs/performance.md",
+    "docs/performance-gpu.md",
+    "docs/sglang.md",
+    "docs/testing.md",
+)
 
 PEERS = {"kt_kernel": "kt-kernel", "grouped_mm": "torch `grouped_mm`", "loop": "torch, loop"}
 # What measured GPU peers are called, and the letter that stands for each in a cell.
@@ -244,6 +251,58 @@ def gpu_means() -> Iterator[str]:
         )
 
 
+def gpu_functions() -> Iterator[str]:
+    """What other functions cost beside silu, cell by cell."""
+    result = read("gpu_functions_h200")
+    cells: dict[tuple, list[tuple[float, str]]] = {}
+    commits = {}
+    for row in result["rows"]:
+        cell = dict(zip(result["columns"], row, strict=True))
+        key = (cell["backend"], cell["format"], cell["model"], cell["tokens"])
+        cells.setdefault(key, []).append((cell["ratio"], cell["function"]))
+        commits[key] = cell["commit"]
+    yield (
+        f"{result['device']}, torch {result['torch']}, Triton {result['triton']}; "
+        "[`gpu_functions_h200.json`](../benchmark/results/gpu_functions_h200.json) has every function and the intervals."
+    )
+    yield ""
+    yield "| backend | format | model | tokens | functions | geometric mean | the three that cost most | commit |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for key, found in sorted(cells.items()):
+        worst = ", ".join(f"`{name}` {ratio:.3f}" for ratio, name in sorted(found, reverse=True)[:3])
+        mean = geometric_mean([ratio for ratio, _ in found])
+        columns = [key[0], f"`{key[1]}`", *key[2:], len(found), f"{mean:.3f}", worst, commits[key]]
+        yield "| " + " | ".join(map(str, columns)) + " |"
+
+
+def serving() -> Iterator[str]:
+    """SGLang's serving benchmark with the plugin beside stock."""
+    result = read("sglang_serving_h200")
+    runs: dict[str, list[dict]] = {}
+    for run in result["runs"]:
+        if run["round"] and "loads" in run:
+            runs.setdefault(run["variant"], []).append(run)
+    yield f"{result['device']}, commit {result['commit']}; [`sglang_serving_h200.json`](../benchmark/results/sglang_serving_h200.json)."
+    yield ""
+    yield "| | stock SGLang, silu | flexact, swish β = 1.5 | ratio |"
+    yield "|---|---|---|---|"
+    rows: list[tuple[str, Callable[[dict], float], str]] = [
+        ("seconds until it answers", lambda run: run["start_seconds"], ".1f"),
+        ("weights on the GPU, GB", lambda run: run["memory_usage"]["weight"], ".2f"),
+        ("graphs, GB", lambda run: sum(run["memory_usage"]["graph"].values()), ".2f"),
+        ("tokens that the cache holds", lambda run: run["cache_tokens"], ",.0f"),
+    ]
+    for count in next(iter(runs.values()))[0]["loads"]:
+        for name, key in (
+            ("tokens a second", "output_throughput"),
+            ("ms per token, median", "median_tpot_ms"),
+        ):
+            rows.append((f"{name}, {count} at once", lambda run, c=count, k=key: run["loads"][c][k], ".1f"))
+    for name, value, form in rows:
+        stock, ours = (statistics.median(map(value, runs[each])) for each in ("stock", "swish"))
+        yield f"| {name} | {stock:{form}} | {ours:{form}} | {ours / stock:.3f} |"
+
+
 def goals() -> Iterator[tuple[str, str, bool]]:
     """(what is asked of the CPU block, the worst that was measured, whether it holds)."""
     result = read("cpu_moe_peers")
@@ -371,6 +430,8 @@ def cuda_layers(name: str, parts: str) -> Callable[[], Iterator[str]]:
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "cpu_peers": cpu_peers,
+    "gpu_functions": gpu_functions,
+    "serving": serving,
     "cpu_isas": cpu_isas,
     "cpu_threads": cpu_threads,
     "cpu_activation_cost": cpu_activation_cost,

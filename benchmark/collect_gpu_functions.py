@@ -1,0 +1,70 @@
+"""Puts what functions cost beside one another on a GPU into a file of benchmark/results.
+
+    python benchmark/collect_gpu_functions.py gpu_functions_h200 RUN.json [RUN.json …]
+
+RUN.json: of benchmark_moe_kernels.py with --against. A row says how many times as long a whole MoE layer takes
+with a function as with the one that it was measured beside, paired and interleaved; a row of the same cell that the
+file has already gives way. scripts/fill_tables.py makes the page's table of the file.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from benchmark_moe_kernels import PEERS, PRECISIONS
+from collect_gpu_peers import BACKENDS, RESULTS, dump
+
+COLUMNS = ["commit", "format", "model", "tokens", "backend", "function", "beside", "ratio", "interval"]
+# What makes a cell.
+KEY = slice(1, 7)
+METHOD = (
+    "whole calls, CUDA-graph replay behind an L2 flush, medians, paired and interleaved in one process; "
+    "ratio is the function's time over the other's, with its 95 % interval"
+)
+
+
+def rows_of(run):
+    """(machine, rows) of what the benchmark wrote."""
+    machine = next(record for record in run if record["kind"] == "machine")
+    rows = []
+    for cell in (record for record in run if record["kind"] == "cell"):
+        backend = cell["backend"].split()[0].rstrip(":")
+        for name, other in cell.items():
+            if isinstance(other, dict) and name not in PEERS and name not in BACKENDS:
+                rows.append([
+                    machine["commit"][:7], PRECISIONS[cell["precision"]], cell["model"], cell["tokens"], backend,
+                    name, cell["activation"], round(other["speedup"], 4),
+                    [round(each, 4) for each in other["interval"]],
+                ])  # fmt: skip
+    return machine, rows
+
+
+def added(result, paths):
+    """The file's contents with the runs' rows."""
+    kept = {tuple(row[KEY]): row for row in result.get("rows", [])}
+    for path in paths:
+        machine, rows = rows_of(json.loads(path.read_text()))
+        if result.setdefault("device", machine["device"]) != machine["device"]:
+            sys.exit(f"{path} is of {machine['device']}, the file of {result['device']}")
+        result |= {name: machine[name] for name in ("torch", "triton")}
+        result |= {"method": METHOD, "columns": COLUMNS}
+        kept |= {tuple(row[KEY]): row for row in rows}
+    return {**{name: result[name] for name in result if name != "rows"}, "rows": list(kept.values())}
+
+
+def main():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the file in benchmark/results")
+    parser.add_argument("runs", nargs="+", type=Path)
+    options = parser.parse_args()
+    path = RESULTS / f"{options.name}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(dump(added(result, options.runs)))
+
+
+if __name__ == "__main__":
+    main()
