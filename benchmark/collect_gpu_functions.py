@@ -2,9 +2,9 @@
 
     python benchmark/collect_gpu_functions.py gpu_functions_h200 RUN.json [RUN.json …]
 
-RUN.json: of benchmark_moe_kernels.py with --against. A row says how many times as long a whole MoE layer takes
-with a function as with the one that it was measured beside, paired and interleaved; a row of the same cell that the
-file has already gives way. scripts/fill_tables.py makes the page's table of the file.
+RUN.json: of benchmark_moe_kernels.py with --against. A row says how many times as long a whole MoE layer
+takes with a function as with the one that it was measured beside, paired and interleaved; a row of the same
+cell that the file has already gives way. scripts/fill_tables.py makes the page's table of the file.
 """
 
 import argparse
@@ -29,14 +29,15 @@ METHOD = (
 def rows_of(run):
     """(machine, rows) of what the benchmark wrote."""
     machine = next(record for record in run if record["kind"] == "machine")
+    commit = machine["commit"][:7]
     rows = []
     for cell in (record for record in run if record["kind"] == "cell"):
         backend = cell["backend"].split()[0].rstrip(":")
         for name, other in cell.items():
             if isinstance(other, dict) and name not in PEERS and name not in BACKENDS:
                 rows.append([
-                    machine["commit"][:7], PRECISIONS[cell["precision"]], cell["model"], cell["tokens"], backend,
-                    name, cell["activation"], round(other["speedup"], 4),
+                    commit, PRECISIONS[cell["precision"]], cell["model"], cell["tokens"], backend, name,
+                    cell["activation"], round(other["speedup"], 4),
                     [round(each, 4) for each in other["interval"]],
                 ])  # fmt: skip
     return machine, rows
