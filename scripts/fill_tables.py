@@ -263,10 +263,11 @@ def gpu_functions() -> Iterator[str]:
         commits[key] = cell["commit"]
     yield (
         f"{result['device']}, torch {result['torch']}, Triton {result['triton']}; "
-        "[`gpu_functions_h200.json`](../benchmark/results/gpu_functions_h200.json) has every function and the intervals."
+        "[`gpu_functions_h200.json`](../benchmark/results/gpu_functions_h200.json) has every function and the "
+        "intervals."
     )
     yield ""
-    yield "| backend | format | model | tokens | functions | geometric mean | the three that cost most | commit |"
+    yield "| backend | format | model | tokens | functions | geometric mean | those that cost most | commit |"
     yield "|---|---|---|---|---|---|---|---|"
     for key, found in sorted(cells.items()):
         worst = ", ".join(f"`{name}` {ratio:.3f}" for ratio, name in sorted(found, reverse=True)[:3])
@@ -282,7 +283,10 @@ def serving() -> Iterator[str]:
     for run in result["runs"]:
         if run["round"] and "loads" in run:
             runs.setdefault(run["variant"], []).append(run)
-    yield f"{result['device']}, commit {result['commit']}; [`sglang_serving_h200.json`](../benchmark/results/sglang_serving_h200.json)."
+    yield (
+        f"{result['device']}, commit {result['commit']}; "
+        "[`sglang_serving_h200.json`](../benchmark/results/sglang_serving_h200.json)."
+    )
     yield ""
     yield "| | stock SGLang, silu | flexact, swish β = 1.5 | ratio |"
     yield "|---|---|---|---|"
