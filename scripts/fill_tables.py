@@ -263,8 +263,8 @@ def gpu_functions() -> Iterator[str]:
         commits[key] = cell["commit"]
     yield (
         f"{result['device']}, torch {result['torch']}, Triton {result['triton']}; "
-        "[`gpu_functions_h200.json`](../benchmark/results/gpu_functions_h200.json) has every function and the "
-        "intervals."
+        "[`gpu_functions_h200.json`](../benchmark/results/gpu_functions_h200.json) has every function and "
+        "the intervals."
     )
     yield ""
     yield "| backend | format | model | tokens | functions | geometric mean | those that cost most | commit |"

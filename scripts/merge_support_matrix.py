@@ -4,11 +4,13 @@
 
 Each file has the form of docs/support_matrix.json, which the conformance program writes for this machine's
 processor. The backends of a file take the place of what the matrix says of them; where a run was made stands
-beside its rows. Run it again after the conformance program has written the matrix anew.
+beside its rows. Files of one device, commit and command are parts of one run: processes that had some of the
+functions each. Run it again after the conformance program has written the matrix anew.
 """
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,6 +30,22 @@ def text_of(matrix):
             body = json.dumps(value, ensure_ascii=False)
         parts.append(f" {json.dumps(key)}: {body}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def joined(parts):
+    """Parts of one run as the run."""
+    whole = {**parts[0], "rows": [], "runs": Counter(), "options": {}}
+    for part in parts:
+        # A format that is refused whatever the function is in every part.
+        whole["rows"] += [row for row in part["rows"] if row[1] != "*" or row not in whole["rows"]]
+        whole["runs"].update(part["runs"])
+        for each in part["options"]:
+            tally = whole["options"].setdefault(
+                (each["backend"], each["option"]), {**each, "passed": 0, "failed": 0}
+            )
+            tally["passed"] += each["passed"]
+            tally["failed"] += each["failed"]
+    return whole | {"runs": dict(whole["runs"]), "options": list(whole["options"].values())}
 
 
 def merged(matrix, run):
@@ -97,8 +115,12 @@ def page_of(page, matrix):
 
 def main(files, docs=DOCS):
     matrix = json.loads((docs / "support_matrix.json").read_text())
+    runs = {}
     for file in files:
-        matrix = merged(matrix, json.loads(Path(file).read_text()))
+        run = json.loads(Path(file).read_text())
+        runs.setdefault((run["device"], run["commit"], run["command"]), []).append(run)
+    for parts in runs.values():
+        matrix = merged(matrix, joined(parts))
     (docs / "support_matrix.json").write_text(text_of(matrix))
     page = docs / "support-matrix.md"
     page.write_text(page_of(page.read_text(), matrix))

@@ -89,3 +89,22 @@ def test_what_did_not_agree_is_claimed_and_not_proven(run_file, tmp_path):
     page = (tmp_path / "support-matrix.md").read_text()
     assert "| swiglu | concat | *claimed* |" in page
     assert "| swiglu | up_first | – |" in page
+
+
+def test_parts_of_a_run_are_joined(run_file, tmp_path):
+    for name in ("support_matrix.json", "support-matrix.md"):
+        shutil.copy(ROOT / "docs" / name, tmp_path / name)
+    run = json.loads(run_file.read_text())
+    whole = ["triton", "*", "*", "fp32", "no: a reason", ""]
+    files = []
+    for number, chosen in enumerate((slice(0, 3), slice(3, None))):
+        part = {**run, "rows": [*run["rows"][chosen], whole]}
+        files.append(tmp_path / f"part{number}.json")
+        files[-1].write_text(json.dumps(part))
+    module(ROOT / "scripts" / "merge_support_matrix.py").main(files, tmp_path)
+    after = json.loads((tmp_path / "support_matrix.json").read_text())
+    found = [row for row in after["rows"] if row[0] == "triton"]
+    assert sorted(found) == sorted([*run["rows"], whole])
+    of_triton = [each for each in after["options"] if each["backend"] == "triton"]
+    assert [each["passed"] for each in of_triton] == [2 * each["passed"] for each in run["options"]]
+    assert after["others"][-1]["runs"]["passed"] == 2 * run["runs"]["passed"]
