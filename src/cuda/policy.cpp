@@ -84,13 +84,28 @@ int block_tokens_for(const MoeProblem& problem, std::int64_t tokens, int multipr
   return each;
 }
 
-// As many warps beside each other as leave every multiprocessor several blocks: a block that is
-// wide divides its depth less, so it has longer rows to read between its beginning and its end.
-int row_warps_for(std::int64_t outputs, std::int64_t blocks_of_y, int multiprocessors) {
+// As many warps beside each other as leave every multiprocessor several blocks, two of which it
+// holds at once: a block that is wide divides its depth less, so it has longer rows to read between
+// its beginning and its end. In FP8, where every block rounds rows first, fewer and wider ones are
+// better.
+int row_warps_for(const MoeProblem& problem, std::int64_t outputs, std::int64_t blocks_of_y,
+                  int multiprocessors) {
+  const std::int64_t blocks = std::int64_t{multiprocessors} * (is_fp8(problem.format) ? 7 : 16) / 2;
   int warps = 8;
-  while (warps > 1 &&
-         ceil_div(outputs, kStreamRows * warps) * blocks_of_y < 8 * std::int64_t{multiprocessors})
-    warps /= 2;
+  while (warps > 1 && ceil_div(outputs, kStreamRows * warps) * blocks_of_y < blocks) warps /= 2;
+  return warps;
+}
+
+// Of the blocks that add up a token's results, which read the weights of all of its experts: as
+// many as there is room for at once. The few of a second round would take as long as all of the
+// first.
+int sum_warps_for(const MoeProblem& problem, std::int64_t tokens, int multiprocessors) {
+  if (!is_fp8(problem.format)) {
+    return row_warps_for(problem, problem.hidden, tokens, multiprocessors);
+  }
+  int warps = 1;
+  while (warps < 8 && ceil_div(problem.hidden, kStreamRows * warps) * tokens > 2 * multiprocessors)
+    warps *= 2;
   return warps;
 }
 
@@ -135,11 +150,10 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   choice.sum = problem.combine && (wish.sum < 0 ? tokens <= kMostSummedTokens : wish.sum == 1);
   choice.row_warps = wish.row_warps != 0
                          ? wish.row_warps
-                         : row_warps_for(problem.intermediate, slots, multiprocessors);
-  choice.row_warps2 =
-      wish.row_warps2 != 0
-          ? wish.row_warps2
-          : row_warps_for(problem.hidden, choice.sum ? tokens : slots, multiprocessors);
+                         : row_warps_for(problem, problem.intermediate, slots, multiprocessors);
+  choice.row_warps2 = wish.row_warps2 != 0 ? wish.row_warps2
+                      : choice.sum         ? sum_warps_for(problem, tokens, multiprocessors)
+                                   : row_warps_for(problem, problem.hidden, slots, multiprocessors);
   return choice;
 }
 

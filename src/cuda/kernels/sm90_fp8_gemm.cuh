@@ -113,14 +113,24 @@ __device__ __forceinline__ void fetch_scales(Fp8Storage& shared, const Fp8GemmAr
   cute::cp_async_wait<0>();
 }
 
+// Where both warpgroups multiply, the second starts a stage behind the first: side by side both would bring
+// their sums to scale, and at the end of a tile be in their epilogues, at the same time, while the tensor core
+// had nothing to do. Both answer alike for a tile. With fewer steps than stages the first could come twice
+// before the second has come once.
+__device__ __forceinline__ bool is_staggered(const RowTile& tile, int steps) {
+  return tile.rows > kTileRows / 2 && steps >= kStages;
+}
+
 // acc = Σ over groups of 128: the tensor core's sum, times the scales, added in fp32.
 __device__ __forceinline__ void multiply_blocks(Accumulators& acc, Fp8Storage& shared, Ring<kStages>& ring,
-                                                int steps, int warpgroup, const Place& place) {
+                                                int steps, int warpgroup, const Place& place,
+                                                bool staggered) {
   constexpr int kCount = kTileColumns / 4;  // numbers of a thread in a wave
   const std::uint64_t first_a = tile_descriptor(&shared.a[0][warpgroup * 64 * kGroup]);
   const std::uint64_t first_b = tile_descriptor(&shared.b[0][0]);
   CUTE_UNROLL
   for (float& each : acc) each = 0;
+  if (staggered && warpgroup != 0) asm volatile("bar.sync 1, 256;" ::: "memory");
   for (int step = 0; step < steps; ++step) {
     shared.full[ring.slot].wait(ring.phase);
     const float* const of_rows = &shared.input_scales[ring.slot][place.row];
@@ -145,6 +155,7 @@ __device__ __forceinline__ void multiply_blocks(Accumulators& acc, Fp8Storage& s
         acc[wave * kCount + i] += products[i] * scale;
       }
     }
+    if (staggered && warpgroup == 0 && step == 0) asm volatile("bar.arrive 1, 256;" ::: "memory");
     ring.advance();
   }
 }
@@ -300,14 +311,14 @@ __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArgumen
       continue;
     }
 
+    const RowTile rows = {tile.x, tile.y, tile.z, 0};
     if constexpr (kScaling == Scaling::Blocks) {
-      multiply_blocks(acc, shared, ring, steps, warpgroup, Place::of_consumer());
+      multiply_blocks(acc, shared, ring, steps, warpgroup, Place::of_consumer(), is_staggered(rows, steps));
     } else {
       multiply_stages<WholeMma>(acc, shared, ring, steps, warpgroup, lane);
     }
 
     const Place place = Place::of_consumer();
-    const RowTile rows = {tile.x, tile.y, tile.z, 0};
     const int first_column = tile.w * kOutputColumns<kEpilogue>;
     float parameters[kMaxParameters];
     load_parameters<kEpilogue>(arguments.gemm, tile.x, parameters);
