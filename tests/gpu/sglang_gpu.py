@@ -42,6 +42,7 @@ NAMED_SWISH = {"activation_params": {"name": "swish", "beta": BETA}}
 MODELS: dict[str, dict[str, Any]] = {
     "mixtral": {},
     "qwen3_moe": {},
+    "qwen2_moe": {},
     "deepseek_v2": {},
     "glm4_moe": {},
     "gpt_oss": {},

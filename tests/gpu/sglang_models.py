@@ -36,6 +36,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 4, "norm_topk_prob": True,
         },
     ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            "intermediate_size": 512, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512,
+            "num_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": False,
+        },
+    ),
     "deepseek_v2": (
         "DeepseekV2",
         {
@@ -56,7 +63,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 # Where the reference is computed.
 DEVICE = "cuda"
-PARAMETERS_OF_ROUTERS = ("gate.weight", "router.weight")
+# Not shared_expert_gate, which weighs qwen2_moe's shared expert.
+PARAMETERS_OF_ROUTERS = (".gate.weight", ".router.weight")
 
 
 def tokenizer() -> Any:
