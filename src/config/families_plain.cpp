@@ -306,8 +306,9 @@ void add_experts(std::vector<Family>& out) {
   const auto with_default = [](Names names, std::int64_t n) { return IntKey{std::move(names), n}; };
   const Names num = {"num_experts", "num_local_experts"};
   const Names routed_names = {"n_routed_experts", "num_local_experts", "num_experts"};
+  // DeepSeek's code, and what follows it, says "none" by null too.
   const auto shared_if = [](std::string_view key, std::int64_t fallback) {
-    return shared_mlp().when({positive(key, fallback)});
+    return shared_mlp().when({positive(key, fallback, key == "n_shared_experts")});
   };
 
   const std::vector<Family> rows = {

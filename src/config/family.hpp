@@ -83,7 +83,7 @@ struct Condition {
     Listed,   // key is a list of layer numbers (or a string "3,4,5") that has this layer
     Typed,    // key is a list of strings or integers, one for each layer; this layer's is in values
     Letter,   // key is a string, one character for each layer; this layer's is in values
-    Above,    // key > shift (an integer, or a list with this layer's)
+    Above,    // key > shift (an integer, or a list with this layer's); null is 0
     Flag,     // key is true
     Exactly,  // layer numbers in `layers` (for class defaults)
     Any,      // one of the conditions in `otherwise` holds; there is no key

@@ -219,10 +219,12 @@ class Evaluator {
         return absent ? each([](std::int64_t) { return false; }) : typed(c, found);
       case Kind::Letter:
         return absent ? each([](std::int64_t) { return false; }) : letter(c, found);
-      case Kind::Above:
+      case Kind::Above: {
         if (!absent && found.value->array()) return above_list(c, found);
-        return std::vector<bool>(static_cast<std::size_t>(layers_),
-                                 number(c, found, absent) > c.shift);
+        const bool is_null = found && absent;  // says "none", whatever the default is
+        const std::int64_t n = is_null ? 0 : number(c, found, absent);
+        return std::vector<bool>(static_cast<std::size_t>(layers_), n > c.shift);
+      }
       case Kind::Flag: {
         const bool set = absent ? c.fallback.value_or(0) != 0 : section_.boolean(c.keys).value();
         return std::vector<bool>(static_cast<std::size_t>(layers_), set);

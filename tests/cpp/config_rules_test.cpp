@@ -618,6 +618,21 @@ TEST(Layers, published_files_that_differ_from_the_class) {
   EXPECT_EQ(asr.layers.size(), 3u);
 }
 
+TEST(Layers, no_shared_experts_are_said_by_zero_or_null) {
+  for (std::string_view type :
+       {"deepseek_v2", "deepseek_v3", "glm4_moe", "glm_moe_dsa", "dots1", "gigachat3_5"}) {
+    EXPECT_TRUE(resolve(config(type, R"("n_shared_experts": 1)")).layers[5].shared) << type;
+    for (std::string_view none : {"0", "null"}) {
+      const auto model = resolve(config(type, "\"n_shared_experts\": " + std::string(none)));
+      EXPECT_TRUE(model.layers[5].routed) << type;
+      EXPECT_FALSE(model.layers[5].shared) << type;
+    }
+  }
+  const auto wrapped =
+      resolve(config("dots_vlm", R"("language_config": {"n_shared_experts": null})"));
+  EXPECT_FALSE(wrapped.layers[5].shared);
+}
+
 // ---- overrides and nested models
 // ----------------------------------------------------------------------
 
