@@ -84,6 +84,26 @@ Family t5_family(std::vector<std::string_view> names, std::int64_t layers, std::
            .layers = count(layers, {"num_decoder_layers", "num_layers", "num_hidden_layers"})}}};
 }
 
+Family inkling2_family(std::string_view name, std::int64_t layers, std::int64_t expert_count) {
+  return {.model_types = {name},
+          .layers = count(layers),
+          .sparse = every_layer(),
+          .routed = experts().always("situ").with_keys(inkling2_keys()),
+          .experts = {{"n_routed_experts", "num_local_experts"}, expert_count},
+          .published = {"silu"}};
+}
+
+// The limit is around the routed experts alone, which compute silu whatever hidden_act says.
+Family hy_v4_family(std::string_view name, std::int64_t layers) {
+  return {.model_types = {name},
+          .layers = count(layers),
+          .sparse = {sparse_types(from_layer(1))},
+          .routed = experts().always("silu").with_limit(limit_before(10.0, false)),
+          .shared = shared_mlp().when({positive("n_shared_experts", 1)}),
+          .dense = mlp(),
+          .experts = {{"n_routed_experts", "num_local_experts"}, 256}};
+}
+
 std::vector<Family> rows() {
   const RoleRule oai = experts().always("swiglu_oai").with_keys(swiglu_oai_keys());
   const RoleRule oai_mlp =
@@ -125,12 +145,10 @@ std::vector<Family> rows() {
        .experts = {{"num_local_experts", "num_experts"}, 128},
        .published = {"silu", "swigluoai"}},
       {.model_types = {"inkling2"}, .text = {"text_config"}, .inner = "inkling2_text"},
-      {.model_types = {"inkling2_text"},
-       .layers = count(48),
-       .sparse = every_layer(),
-       .routed = experts().always("situ").with_keys(inkling2_keys()),
-       .experts = {{"n_routed_experts", "num_local_experts"}, 384},
-       .published = {"silu"}},
+      {.model_types = {"inkling2_loop"}, .text = {"text_config"}, .inner = "inkling2_loop_text"},
+      inkling2_family("inkling2_text", 48, 384),
+      // Some layers are passed three times; they are the same layers.
+      inkling2_family("inkling2_loop_text", 24, 128),
       {.model_types = {"lfm2"}, .layers = count(32), .dense = mlp().always("silu")},
       {.model_types = {"lfm2_moe"},
        .layers = count(32),
@@ -170,13 +188,9 @@ std::vector<Family> rows() {
                      .with_limit(limit_before(10.0, false)),
        .dense = mlp().with_limit(limit_before(10.0, false)),
        .experts = {{"n_routed_experts", "num_local_experts"}, 288}},
-      {.model_types = {"hy_v4"},
-       .layers = count(34),
-       .sparse = {sparse_types(from_layer(1))},
-       .routed = experts().always("silu").with_limit(limit_before(10.0, false)),
-       .shared = shared_mlp().when({positive("n_shared_experts", 1)}),
-       .dense = mlp(),
-       .experts = {{"n_routed_experts", "num_local_experts"}, 256}},
+      hy_v4_family("hy_v4", 34),
+      {.model_types = {"hy_v4_vl"}, .text = {"text_config"}, .inner = "hy_v4_vl_text"},
+      hy_v4_family("hy_v4_vl_text", 78),
       {.model_types = {"step3p7"}, .text = {"text_config"}, .inner = "step3p5"},
       {.model_types = {"step3p5"},
        .layers = count(45),

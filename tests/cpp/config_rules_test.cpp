@@ -272,8 +272,8 @@ TEST(Spelling, empty_activation_params_are_absent) {
 // ------------------------------------------------------------------
 
 TEST(Fixed, parameters_without_a_name_are_an_error) {
-  for (std::string_view type :
-       {"gpt_oss", "minimax_m3_vl_text", "inkling2_text", "lfm2_moe", "xlstm", "bloom"}) {
+  for (std::string_view type : {"gpt_oss", "minimax_m3_vl_text", "inkling2_text",
+                                "inkling2_loop_text", "lfm2_moe", "xlstm", "bloom"}) {
     expect_refused(config(type, R"("activation_params": {"beta": 1.5})"), "/activation_params",
                    "fixed by its class");
   }
@@ -434,7 +434,7 @@ TEST(Limits, read_by_the_reference_alone_apply_with_a_warning) {
 }
 
 TEST(Limits, zero_and_null_mean_off_only_where_the_reference_says_so) {
-  for (std::string_view type : {"deepseek_v4", "hy_v4", "glm5_next_text"}) {
+  for (std::string_view type : {"deepseek_v4", "hy_v4", "hy_v4_vl_text", "glm5_next_text"}) {
     for (std::string_view off : {"0.0", "null", "-0.0"}) {
       const auto model = resolve(config(type, "\"swiglu_limit\": " + std::string(off)));
       EXPECT_TRUE(warns(model, "/swiglu_limit")) << type;
@@ -445,8 +445,10 @@ TEST(Limits, zero_and_null_mean_off_only_where_the_reference_says_so) {
     expect_refused(config("gpt_oss", "\"swiglu_limit\": " + std::string(off)), "/swiglu_limit");
     expect_refused(config("minimax_m3_vl_text", "\"swiglu_limit\": " + std::string(off)),
                    "/swiglu_limit");
-    expect_refused(config("inkling2_text", "\"mlp_gate_softcap\": " + std::string(off)),
-                   "/mlp_gate_softcap");
+    for (std::string_view type : {"inkling2_text", "inkling2_loop_text"}) {
+      expect_refused(config(type, "\"mlp_gate_softcap\": " + std::string(off)),
+                     "/mlp_gate_softcap");
+    }
     expect_refused(config("llama", "\"swiglu_limit\": " + std::string(off)), "/swiglu_limit");
   }
   expect_quiet(
@@ -502,6 +504,15 @@ TEST(Limits, keyed_parameters_reach_the_function) {
       resolve(config("inkling2_text", R"("mlp_gate_softcap": 3.0, "mlp_up_softcap": 20.0)"));
   EXPECT_NEAR(value(inkling, 0, Role::Routed, 2.0, -3.0),
               3 * std::tanh(2.0 / 3) * sigmoid(2) * 20 * std::tanh(-3.0 / 20), kTolerance * 10);
+  const auto loop = resolve(
+      config("inkling2_loop", R"("text_config": {"mlp_gate_softcap": 3.0, "mlp_up_softcap": 20})"));
+  EXPECT_EQ(loop.layers.size(), 24u);
+  EXPECT_NEAR(value(loop, 0, Role::Routed, 2.0, -3.0), value(inkling, 0, Role::Routed, 2.0, -3.0),
+              kTolerance);
+  const auto hy = resolve(config("hy_v4_vl", R"("text_config": {"swiglu_limit": 2.0})"));
+  EXPECT_EQ(hy.layers.size(), 78u);
+  EXPECT_NEAR(value(hy, 1, Role::Routed, 9.0, -3.0), 2 * sigmoid(2) * -2, kTolerance);
+  EXPECT_NEAR(value(hy, 1, Role::Shared, 9.0, -3.0), 9 * sigmoid(9) * -3, kTolerance * 10);
   const auto kimi =
       resolve(config("kimi_linear", R"("hidden_act": "situ", "activation_situ_beta": 4.0)"));
   EXPECT_NEAR(value(kimi, 1, Role::Routed, 2.0, -3.0), 4 * std::tanh(0.5) * sigmoid(2) * -3,
