@@ -8,6 +8,7 @@ with them these models run here from end to end.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.machinery
 import importlib.util
 import sys
@@ -62,8 +63,27 @@ def install() -> None:
 
     if not torch.cuda.is_available():
         layernorm_gated._get_sm_count = lambda device: 1
+    from sglang.srt.layers.moe import topk
+
+    topk.select_experts = _scaled(topk.select_experts)
     if not hasattr(torch.cpu, "device"):  # the context that launches of Triton kernels stand in
         torch.cpu.device = contextlib.nullcontext
+
+
+def _scaled(choose: Any) -> Any:
+    """SGLang's choice of experts in torch, which has no factor on the chosen experts' weights."""
+
+    def select(hidden_states: Any, router_logits: Any, topk_config: Any, **rest: Any) -> Any:
+        if not topk_config.torch_native or topk_config.use_grouped_topk:
+            return choose(hidden_states, router_logits, topk_config, **rest)
+        factor = topk_config.routed_scaling_factor or 1.0
+        if not topk_config.apply_routed_scaling_factor_on_output:
+            factor = 1.0
+        config = dataclasses.replace(topk_config, apply_routed_scaling_factor_on_output=False)
+        chosen = choose(hidden_states, router_logits, config, **rest)
+        return chosen._replace(topk_weights=chosen.topk_weights * factor)
+
+    return select
 
 
 # --- Convolution over the last few tokens -----------------------------------------------------------

@@ -555,8 +555,33 @@ ONLY_SGLANG["Step3p7ForConditionalGeneration"] |= {
 # Classes that another class's published keys also serve.
 ONLY_SGLANG |= {
     "MiMoV2ForCausalLM": {**ONLY_SGLANG["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2"},
-    "MiniMaxM3SparseForCausalLM": _known(
-        "minimax_m3_vl_text", _MOE, rotary_dim=8, scoring_func="sigmoid", use_routing_bias=True
+    # transformers' class drops keys that SGLang's reads.
+    "MiniMaxM3SparseForCausalLM": _remote(
+        "minimax_m3",
+        _MOE,
+        hidden_act="swigluoai",
+        swiglu_alpha=1.702,
+        swiglu_limit=7.0,
+        intermediate_size=48,
+        dense_intermediate_size=96,
+        shared_intermediate_size=48,
+        n_shared_experts=1,
+        num_local_experts=4,
+        moe_layer_freq=[0, 1],
+        rotary_dim=8,
+        scoring_func="sigmoid",
+        use_routing_bias=True,
+        use_qk_norm=True,
+        qk_norm_type="per_head",
+        sparse_attention_config={
+            "sparse_attention_freq": [0, 0],
+            "sparse_num_index_heads": 2,
+            "sparse_index_dim": 16,
+            "sparse_block_size": 16,
+            "sparse_topk_blocks": 4,
+            "sparse_init_block": 0,
+            "sparse_local_block": 1,
+        },
     ),
     "Grok1ModelForCausalLM": ONLY_SGLANG["Grok1ForCausalLM"],
     "KimiK3LinearForCausalLM": ONLY_SGLANG["KimiLinearForCausalLM"],

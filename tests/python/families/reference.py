@@ -102,6 +102,12 @@ def step_limit(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (gate * torch.sigmoid(gate)).clamp(max=7.0) * up.clamp(-7.0, 7.0)
 
 
+def swiglu_oai(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """MiniMax M3's experts and MLPs."""
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+
 def _experts(
     x: torch.Tensor,
     w13: torch.Tensor,
@@ -159,4 +165,4 @@ def _interleaved(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return swish(x[..., 0::2]) * x[..., 1::2]
 
 
-_BY_KIND = {"unary": swish, "interleaved": _interleaved}
+_BY_KIND = {"unary": swish, "interleaved": _interleaved, "halves": SwishAndMul()}

@@ -148,11 +148,24 @@ OPTIONS |= {
 # Functions that a model file calls by name: how they take gate and up, for the reference by hand.
 FUNCTIONS: dict[str, dict[str, str]] = {
     "Lfm2ForCausalLM": {"torch.nn.functional.silu": "unary"},
+    "Lfm2BidirectionalModel": {"torch.nn.functional.silu": "unary"},
     "Step3p5ForCausalLM": {"torch.nn.functional.silu": "unary"},
+    "Step3p7ForConditionalGeneration": {"torch.nn.functional.silu": "unary"},
     "Phi3SmallForCausalLM": {"sglang.srt.models.phi3_small.gegelu": "interleaved"},
+    "MiniMaxM3SparseForCausalLM": {
+        "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.swiglu_no_interleaved_with_alpha_and_limit": (
+            "halves"
+        )
+    },
 }
-# Experts whose limit SGLang's CPU loop does not apply: the function in `reference` that does.
-PLAIN = {"Step3p5ForCausalLM": "step_limit"}
+# Experts for which SGLang's CPU loop has another function than its own GPU kernels and the published code:
+# without Step's limit, and with MiniMax's gate and up row by row where they lie in halves. The function in
+# `reference` that is right.
+PLAIN = {
+    "Step3p5ForCausalLM": "step_limit",
+    "Step3p7ForConditionalGeneration": "step_limit",
+    "MiniMaxM3SparseForCausalLM": "swiglu_oai",
+}
 # SGLang loads these without an error and without all tensors that transformers saves.
 NOT_READ = ("Llama4ForCausalLM", "NemotronHForCausalLM")
 # What is no model of its own; said as the reason.
