@@ -6,19 +6,18 @@ CPU: what a kernel is compiled for are their types, alignments and strides.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
-from triton.runtime.jit import JITFunction
 
 from flexact._core import Function, MoeProblem
 from flexact.triton import moe
+from flexact.triton.compiling import only_compiling
 
 # A call: its problem's fields, its function's canonical text, its device (moe.device_facts), its tokens.
 Call = tuple[dict[str, Any], str, tuple[str, tuple[int, int], int, int], int]
@@ -50,23 +49,6 @@ class Elsewhere:
 def compile_for(arch: int) -> None:
     """Has this process compile for GPUs of `arch`; it can launch nothing from then on."""
     driver.set_active(Elsewhere(arch))
-
-
-@contextlib.contextmanager
-def only_compiling() -> Iterator[dict[str, Any]]:
-    """Yields the compiled kernels by name, filled as they are made."""
-    kernels: dict[str, Any] = {}
-    run = JITFunction.run
-
-    def compiled(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        kernels[self.__name__] = run(self, *arguments, grid=grid, warmup=True, **options)
-        return kernels[self.__name__]
-
-    JITFunction.run = compiled
-    try:
-        yield kernels
-    finally:
-        JITFunction.run = run
 
 
 @functools.lru_cache(maxsize=1)

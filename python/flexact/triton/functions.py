@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from typing import Any
 from triton import knobs
 
 from flexact._core import Function
+
+
+# Held by the thread that compiles, or makes a function: where Triton caches is a setting of the process.
+compilation_lock = threading.RLock()
 
 
 def cache_folder() -> Path:
@@ -29,9 +34,14 @@ def cache_folder() -> Path:
     return Path(root) / "triton"
 
 
-@functools.lru_cache(maxsize=1024)
 def jit_function(function: Function) -> Any:
-    """`flexact_act(g, u, p0, …)` or `(x, p0, …)` as a JIT function on fp32 blocks."""
+    """`flexact_act(g, u, p0, …)` or `(x, p0, …)` as a JIT function on fp32 blocks: one for each function."""
+    with compilation_lock:
+        return _jit_function(function)
+
+
+@functools.lru_cache(maxsize=1024)
+def _jit_function(function: Function) -> Any:
     text = function.emit("triton")
     name = f"flexact_function_{function.fingerprint}"
     path = cache_folder() / "functions" / f"{name}.py"
@@ -58,15 +68,21 @@ def _write(path: Path, text: str) -> None:
 def compilation_cache(compiled: bool) -> Iterator[None]:
     """What is compiled meanwhile is cached under FLEXACT_CACHE_DIR, where that is set, and nothing else is.
 
+    One thread at a time compiles.
+
     Args:
         compiled: Nothing will be compiled, so there is nothing to do.
     """
-    if compiled or not os.environ.get("FLEXACT_CACHE_DIR"):
+    if compiled:
         yield
         return
-    before = knobs.cache.dir
-    knobs.cache.dir = str(cache_folder() / "compiled")
-    try:
-        yield
-    finally:
-        knobs.cache.dir = before
+    with compilation_lock:
+        if not os.environ.get("FLEXACT_CACHE_DIR"):
+            yield
+            return
+        before = knobs.cache.dir
+        knobs.cache.dir = str(cache_folder() / "compiled")
+        try:
+            yield
+        finally:
+            knobs.cache.dir = before

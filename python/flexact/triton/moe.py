@@ -15,7 +15,6 @@ import functools
 import importlib.resources
 import json
 import os
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,9 +26,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from flexact._core import Function, Launch, LaunchTable, MoeProblem, Tile, chunking, token_bucket
 from flexact.triton import combine, gemm, routing, vector
+from flexact.triton.compiling import compiled_together
 from flexact.triton.dependent import options
 from flexact.triton.formats import FORMATS, Intermediate, Operand
-from flexact.triton.functions import cache_folder, compilation_cache, jit_function
+from flexact.triton.functions import cache_folder, jit_function
 
 __all__ = ["Block", "interpreted", "launch_table"]
 
@@ -118,7 +118,6 @@ class Block:
         self._exact = {"bfloat16": tl.bfloat16, "float16": tl.float16}[problem.io_dtype] if exact else None
         self._dtype: torch.dtype = getattr(torch, problem.io_dtype)
         self._compiled: set[Any] = set()
-        self._lock = threading.Lock()
 
     def choose(self, tokens: int) -> Launch:
         """How a call of `tokens` tokens is launched."""
@@ -192,23 +191,11 @@ class Block:
             return out
         if hidden_states.stride(1) != 1:
             hidden_states = hidden_states.contiguous()
-        topk_weights, topk_ids = topk_weights.contiguous(), topk_ids.contiguous()
-        size, _ = chunking(self.problem, tokens)
         with self._guard():
-            for start in range(0, tokens, size):
-                end = min(start + size, tokens)
-                launch = self.choose(end - start)
-                key = (start == 0, launch.source, token_bucket(end - start), topk_ids.dtype, values.shape[0])
-                with self._compiling(key):
-                    self._chunk(
-                        launch,
-                        hidden_states[start:end],
-                        weights,
-                        topk_weights[start:end],
-                        topk_ids[start:end],
-                        values,
-                        out[start:end],
-                    )
+            chunks = list(self._chunks(hidden_states, weights, topk_weights, topk_ids, values, out))
+            self._compile(chunks)
+            for _, arguments in chunks:
+                self._chunk(*arguments)
         return out
 
     def warm_up(
@@ -221,22 +208,52 @@ class Block:
         """Compiles everything that calls of up to `tokens` tokens can need; returns the token buckets."""
         problem = self.problem
         size, _ = chunking(problem, tokens)
-        buckets = []
-        bucket = 1
-        while bucket <= token_bucket(size):
-            buckets.append(bucket)
-            bucket *= 2
-        for bucket in buckets:
-            count = min(bucket, size)
-            x = torch.zeros((count, problem.hidden), dtype=self._dtype, device=self.device)
-            scale = torch.zeros((count, problem.top_k), dtype=torch.float32, device=self.device)
-            for dtype in id_dtypes:
-                # One expert's pairs, so that warming up reads little.
-                ids = torch.full((count, problem.top_k), -1, dtype=dtype, device=self.device)
-                ids[:1, :1] = 0
-                shape = (count, problem.hidden) if problem.combine else (count, problem.top_k, problem.hidden)
-                self.run(x, weights, scale, ids, values, x.new_empty(shape))
+        buckets = [1]
+        while 2 * buckets[-1] <= token_bucket(size):
+            buckets.append(2 * buckets[-1])
+        most = min(buckets[-1], size)
+        x = torch.zeros((most, problem.hidden), dtype=self._dtype, device=self.device)
+        scale = torch.zeros((most, problem.top_k), dtype=torch.float32, device=self.device)
+        shape = (most, problem.hidden) if problem.combine else (most, problem.top_k, problem.hidden)
+        out = x.new_zeros(shape)
+        chunks = []
+        for dtype in id_dtypes:
+            # One expert's pairs, so that warming up reads little.
+            ids = torch.full((most, problem.top_k), -1, dtype=dtype, device=self.device)
+            ids[:1, :1] = 0
+            for bucket in buckets:
+                part = slice(min(bucket, size))
+                chunks += self._chunks(x[part], weights, scale[part], ids[part], values, out[part])
+        with self._guard():
+            self._compile(chunks)
+            for _, arguments in chunks:
+                self._chunk(*arguments)
         return len(buckets)
+
+    def _chunks(
+        self, x: torch.Tensor, weights: dict[str, torch.Tensor], topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor, values: torch.Tensor, out: torch.Tensor,
+    ) -> Iterator[tuple[Any, tuple[Any, ...]]]:  # fmt: skip
+        """For each chunk of a call what tells its kernels from those of others, and arguments of `_chunk`."""
+        topk_weights, topk_ids = topk_weights.contiguous(), topk_ids.contiguous()
+        tokens = x.shape[0]
+        size, _ = chunking(self.problem, tokens)
+        for start in range(0, tokens, size):
+            part = slice(start, min(start + size, tokens))
+            count = part.stop - start
+            launch = self.choose(count)
+            key = (start == 0, launch.source, token_bucket(count), topk_ids.dtype, values.shape[0])
+            yield key, (launch, x[part], weights, topk_weights[part], topk_ids[part], values, out[part])
+
+    def _compile(self, chunks: list[tuple[Any, tuple[Any, ...]]]) -> None:
+        """Compiles what chunks need and no chunk before them needed."""
+        new = {key: arguments for key, arguments in chunks if key not in self._compiled}
+        if not new or interpreted():
+            return
+        with compiled_together(self.device):
+            for arguments in new.values():
+                self._chunk(*arguments)
+        self._compiled.update(new)
 
     # --- One chunk --------------------------------------------------------------------------------
 
@@ -393,6 +410,9 @@ class Block:
         values: torch.Tensor, between: Intermediate, pairs: int,
     ) -> None:  # fmt: skip
         problem = self.problem
+        if not direct:
+            # It reads no ids: one kernel for all their types.
+            topk_ids = route[0]
         side = self._format.weights("w13", weights, problem.pairing)
         bias = weights.get("w13_bias")
         w, tma = self._weight_operand(side.tensor, problem.pairing, problem.intermediate, tile)
@@ -425,6 +445,9 @@ class Block:
         pairs: int,
     ) -> None:  # fmt: skip
         problem = self.problem
+        if not direct:
+            # It reads no ids: one kernel for all their types.
+            topk_ids = route[0]
         side = self._format.weights("w2", weights, "none")
         bias = weights.get("w2_bias")
         w, tma_w = self._weight_operand(side.tensor, "none", problem.hidden, tile)
@@ -529,13 +552,3 @@ class Block:
     def _guard(self) -> contextlib.AbstractContextManager[Any]:
         """Triton launches on torch's current device."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _compiling(self, key: Any) -> Iterator[None]:
-        """Has what a first launch compiles cached under FLEXACT_CACHE_DIR, and nothing else."""
-        if key in self._compiled or interpreted():
-            yield
-            return
-        with self._lock, compilation_cache(False):
-            yield
-            self._compiled.add(key)
