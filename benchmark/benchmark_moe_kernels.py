@@ -7,12 +7,13 @@
     python benchmark/benchmark_moe_kernels.py --against all --json functions.json
     python benchmark/benchmark_moe_kernels.py --backend cutlass --beside triton --peer deep-gemm --json a.json
     python benchmark/benchmark_moe_kernels.py --dense --backend cutlass --beside triton --json dense.json
-    python benchmark/benchmark_moe_kernels.py --start-up --json start_up.json
+    python benchmark/benchmark_moe_kernels.py --start-up --backend triton --beside cutlass --json new.json
 
 Peers are imported from where PYTHONPATH says; a peer that is not there, or that computes something else, is
 an error. --dense times act_and_mul alone, beside torch, the backends of --beside, and SGLang's kernel where
-it can be imported. --start-up times a function that this machine has never seen, from its text to the first
-result, and again from the disk cache.
+it can be imported. --start-up times a new function for each backend, from its text to the first result and
+to the end of `reserve`, apart from what a process pays once: with an empty cache, as on a new machine; with a
+cache that another function has filled; from the cache.
 
 Every call is a CUDA graph that was captured once; the L2 is flushed before each replay. With a peer, ours
 and the peer's take turns, and the ratio is the median of paired measurements. The machine's limits (copy,
@@ -447,45 +448,80 @@ def compared(rows, names):
     return found
 
 
+# The layer of --start-up: small, since no byte of its weights matters.
+START_SHAPE = Shape(8, 2, 1024, 512)
+START_TOKENS = 300
+# Imports are timed before anything else is done in a process.
 START = """
-import sys, time
+import json, sys, time
 begin = time.perf_counter()
-import flexact, flexact.moe, torch
-from flexact import ActivationRegistry
-imported = time.perf_counter()
-experts, top_k, hidden, intermediate = 8, 2, 1024, 512
-w13 = torch.zeros(experts, 2 * intermediate, hidden, dtype=torch.bfloat16, device="cuda")
-w2 = torch.zeros(experts, hidden, intermediate, dtype=torch.bfloat16, device="cuda")
-x = torch.zeros(300, hidden, dtype=torch.bfloat16, device="cuda")
-ids = torch.zeros(300, top_k, dtype=torch.int32, device="cuda")
-weights = torch.ones(300, top_k, device="cuda")
-torch.cuda.synchronize()
-ready = time.perf_counter()
-flexact.register_function("never_seen", "x*sigmoid(beta*x)+%s*tanh(x)")
-plan = flexact.moe.plan(w13, w2, ActivationRegistry.get_activation("never_seen", {"beta": 1.5}), top_k=top_k)
-plan.run(x, weights, ids)
-torch.cuda.synchronize()
-first = time.perf_counter()
-plan.reserve(300)
-torch.cuda.synchronize()
-print(imported - begin, first - ready, time.perf_counter() - first)
+sys.path.insert(0, sys.argv[1])
+import benchmark_moe_kernels
+imported = time.perf_counter() - begin
+print(json.dumps({"import_s": round(imported, 3), **benchmark_moe_kernels.start(**json.loads(sys.argv[2]))}))
 """
 
 
+def start(backend, precision, pairing, known, new):
+    """Seconds until a process has used the GPU, has `known` ready, and then for each step of `new`.
+
+    `known` and `new` are constants of two functions that nobody else has; without `known`, `new` is the first
+    function of the process. `call_s` ends with the result.
+    """
+    times = {}
+    last = time.perf_counter()
+
+    def lap(name=None):
+        nonlocal last
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if name:
+            times[name] = round(times.get(name, 0) + now - last, 4)
+        last = now
+
+    def use(constant, name, *steps):
+        flexact.register_function(name, f"x*sigmoid(beta*x)+{constant!r}*tanh(x)")
+        act = ActivationRegistry.get_activation(name, {"beta": 1.5})
+        plan = flexact.moe.plan(activation=act, **weights, **settings)
+        lap(steps[0])
+        plan.run(*inputs)
+        lap(steps[1])
+        plan.reserve(START_TOKENS)
+        lap(steps[2])
+
+    torch.ones(1, device=DEVICE).add_(1)
+    lap("gpu_s")
+    weights = make_weights(START_SHAPE, precision, pairing)
+    inputs = make_inputs(START_SHAPE, START_TOKENS, DTYPES[precision])[:3]
+    settings = {"top_k": START_SHAPE.top_k, "format": precision, "backend": backend, "pairing": pairing}
+    lap()
+    if known is not None:
+        use(known, "known", "known_s", "known_s", "known_s")
+    use(new, "new", "plan_s", "call_s", "reserve_s")
+    return times
+
+
 def start_up(options, emit):
-    """Seconds from a function's text to its first result, with an empty cache and with a filled one."""
-    emit({"kind": "machine", **limits(Timer(options.seconds)), **description()})
-    constant = repr(random.random())
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"FLEXACT_CACHE_DIR": folder, "TRITON_CACHE_DIR": f"{folder}/triton-own"}
-        for cache in ("empty", "filled", "filled"):
-            command = [sys.executable, "-c", START % constant]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            imported, first, rest = map(float, done.stdout.split())
-            emit({
-                "kind": "start", "cache": cache, "import_s": round(imported, 3), "first_s": round(first, 3),
-                "warm_up_s": round(rest, 3),
-            })  # fmt: skip
+    """What each backend asked for takes to get a new function ready, each time in a process of its own."""
+    emit({"kind": "machine", **description()})
+    for backend in dict.fromkeys((options.backend, *options.beside)):
+        first, second = random.random(), random.random()
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {
+                "FLEXACT_CACHE_DIR": f"{folder}/flexact", "TRITON_CACHE_DIR": f"{folder}/triton-own"
+            }  # fmt: skip
+            for cache, known, new in (
+                ("cold", None, first), ("cold function", first, second), ("cached", first, second)
+            ):  # fmt: skip
+                job = {
+                    "backend": backend, "precision": PRECISIONS[options.precision],
+                    "pairing": options.pairing, "known": known, "new": new,
+                }  # fmt: skip
+                command = [sys.executable, "-c", START, str(Path(__file__).parent), json.dumps(job)]
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                record = {"backend": backend, "precision": options.precision, "cache": cache}
+                emit({"kind": "start", **record, **json.loads(done.stdout.splitlines()[-1])})
 
 
 def description():
@@ -509,14 +545,17 @@ def description():
 
 def text_of(record):
     if record["kind"] == "machine":
-        return (
-            f"# {record['device']}, torch {record['torch']}, triton {record['triton']}, "
-            f"copy {record['copy_gb_s']} GB/s, bf16 product {record['bf16_matmul_tflop_s']} TFLOP/s"
-        )
+        text = f"# {record['device']}, torch {record['torch']}, triton {record['triton']}"
+        if "copy_gb_s" in record:
+            text += f", copy {record['copy_gb_s']} GB/s, bf16 product {record['bf16_matmul_tflop_s']} TFLOP/s"
+        return text
     if record["kind"] == "start":
+        known = f", known function {record['known_s']:.2f} s" if "known_s" in record else ""
         return (
-            f"start-up, {record['cache']} cache: import {record['import_s']:.2f} s, first result "
-            f"{record['first_s']:.2f} s, all of 300 tokens {record['warm_up_s']:.2f} s more"
+            f"start-up {record['backend']} {record['precision']}, {record['cache']}: import "
+            f"{record['import_s']:.2f} s, GPU {record['gpu_s']:.2f} s{known}; new function: plan "
+            f"{1e3 * record['plan_s']:.1f} ms, first call {1e3 * record['call_s']:.1f} ms, "
+            f"reserve({START_TOKENS}) {1e3 * record['reserve_s']:.1f} ms"
         )
     if record["kind"] == "dense":
         text = (

@@ -1,6 +1,8 @@
 """What the GPU benchmark works out without a GPU: statistics, weights, rows for peers, refusals."""
 
 import importlib
+import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,7 +92,48 @@ def test_a_record_of_every_kind_has_a_line(program):
         "gb_s": 2.0,
         "s": pair,
     }
-    start = {"kind": "start", "cache": "empty", "import_s": 1.0, "first_s": 2.0, "warm_up_s": 3.0}
+    start = {
+        "kind": "start", "backend": "b", "precision": "bf16", "cache": "cold", "import_s": 1.0, "gpu_s": 2.0,
+        "plan_s": 3.0, "call_s": 0.004, "reserve_s": 0.5,
+    }  # fmt: skip
     assert program.text_of(cell).endswith("mish 2.0 us: x0.500")
     assert program.text_of(dense).endswith("s 2.0 us: x0.500")
-    assert "first result 2.00 s" in program.text_of(start)
+    assert "first call 4.0 ms" in program.text_of(start)
+    assert "known" not in program.text_of(start)
+    assert "known function 0.25 s; new" in program.text_of(start | {"known_s": 0.25})
+    machine = {"kind": "machine", "device": "d", "torch": "1", "triton": "2"}
+    assert program.text_of(machine) == "# d, torch 1, triton 2"
+
+
+def test_a_start_up_tells_what_a_process_pays_once_from_what_a_new_function_costs(program, monkeypatch):
+    monkeypatch.setattr(program, "description", lambda: {"device": "d", "torch": "1", "triton": "2"})
+    run, jobs, folders = subprocess.run, [], []
+
+    def one_for_all(command, **options):
+        """Runs the second process alone, on the CPU."""
+        jobs.append(json.loads(command[-1]))
+        folders.append(options["env"]["FLEXACT_CACHE_DIR"])
+        if len(jobs) != 2:
+            return SimpleNamespace(stdout=json.dumps(dict.fromkeys(steps, 1.0)))
+        command[2] = command[2].replace("print(", "benchmark_moe_kernels.DEVICE = 'cpu'\nprint(")
+        return run(command, **options)
+
+    steps = ("import_s", "gpu_s", "plan_s", "call_s", "reserve_s")
+    monkeypatch.setattr(program.subprocess, "run", one_for_all)
+    records = []
+    options = SimpleNamespace(backend="cpu", beside=["triton"], precision="bf16", pairing="concat")
+    program.start_up(options, records.append)
+    assert [(record["backend"], record["cache"]) for record in records[1:]] == [
+        (backend, cache)
+        for backend in ("cpu", "triton")
+        for cache in ("cold", "cold function", "cached")
+    ]  # fmt: skip
+    assert {key for key in records[2] if key.endswith("_s")} == {*steps, "known_s"}
+    assert all(map(program.text_of, records))
+    # A function is known that has filled the cache before, and the last is looked for in it.
+    cold, new, cached, *others = jobs
+    assert cold["known"] is None
+    assert cold["new"] == new["known"] != new["new"]
+    assert cached == new
+    assert len(set(folders[:3])) == 1 and not set(folders[:3]) & set(folders[3:])
+    assert {job["backend"] for job in others} == {"triton"}

@@ -1,9 +1,9 @@
 """Compiles the kernels of several launches at the same time, before the first of them is started.
 
 Most of the time of a compilation is spent in LLVM and in the assembler, which need no interpreter lock, so
-threads do: what a plan needs is ready after the longest of its kernels and not after their sum. Each kernel is
-compiled once, however many launches, threads and functions need it: one thread compiles at a time, others
-that have something to compile wait and find it done.
+threads do: what a plan needs is ready after the longest of its kernels and not after their sum. Each kernel
+is compiled once, however many launches, functions and threads need it: one thread at a time has something
+compiled, others wait and find it done.
 """
 
 from __future__ import annotations

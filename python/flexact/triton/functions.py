@@ -21,7 +21,6 @@ from triton import knobs
 
 from flexact._core import Function
 
-
 # Held by the thread that compiles, or makes a function: where Triton caches is a setting of the process.
 compilation_lock = threading.RLock()
 
