@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[3]
 OBSERVATIONS = ROOT / "tests/data/sglang_models.json"
 PAGE = ROOT / "docs/models.md"
 FAMILY_TABLE = ROOT / "docs/families.md"
+# Engines that ran on a GPU: "FAMILY swish" has the other activation on the Triton kernels.
+ON_A_GPU = ROOT / "benchmark/results/sglang_gpu_h200.json"
 
 # In the order of the page: what each verdict means.
 VERDICTS = {
@@ -185,7 +188,16 @@ def _notes(row: dict[str, Any]) -> str:
         same = row.get(way, {}).get("reason") == row.get("stock", {}).get("reason") and way == "swish"
         if "reason" in row.get(way, {}) and row["verdict"] != "left as it is" and not same:
             notes.append(f"{'SGLang alone' if way == 'stock' else 'swish'}: {_cell(row[way]['reason'])}")
+    if notes and row.get("model_type") in _ran_on_a_gpu():
+        notes.append("ran on a GPU with the Triton kernels ([sglang.md](sglang.md#what-a-gpu-computed))")
     return "; ".join(filter(None, notes))
+
+
+@functools.cache
+def _ran_on_a_gpu() -> set[str]:
+    """Families of which an engine ran on a GPU, plain and with the other activation."""
+    engines = json.loads(ON_A_GPU.read_text())["engines"]
+    return {name.removesuffix(" swish") for name in engines if name.endswith(" swish")}
 
 
 def _is_proven_at_load(row: dict[str, Any]) -> bool:
