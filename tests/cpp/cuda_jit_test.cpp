@@ -7,6 +7,9 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <future>
+#include <memory>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -182,6 +185,31 @@ TEST(LateLinking, the_second_link_comes_from_disk_and_a_damaged_entry_is_rebuilt
   EXPECT_FALSE(third.from_disk);
   EXPECT_EQ(third.cubin, first.cubin);
   EXPECT_TRUE(link(image_of(ir), source, cache).from_disk);
+}
+
+TEST(LateLinking, threads_that_ask_for_the_same_pair_share_one_link) {
+  NEED_TOOLS();
+  const Folder folder;
+  ::setenv("FLEXACT_CACHE_DIR", (folder.path() + "/cache").c_str(), 1);
+  const std::string ir = tools()->compile(kKernel, kArchitecture);
+  const cuda::KernelImage image = image_of(ir);
+  std::vector<std::future<std::shared_ptr<const cuda::LinkedKernel>>> links;
+  for (int i = 0; i < 8; ++i) {
+    links.push_back(std::async(std::launch::async, [&image, i] {
+      const Function f = Function::named(i % 2 == 0 ? "swiglu" : "geglu");
+      return cuda::link_kernel(image, cuda::function_source(f, Numerics::Fast), kArchitecture,
+                               "test");
+    }));
+  }
+  std::set<const cuda::LinkedKernel*> distinct;
+  for (auto& each : links) {
+    const auto linked = each.get();
+    EXPECT_FALSE(linked->from_disk);
+    distinct.insert(linked.get());
+  }
+  EXPECT_EQ(distinct.size(), 2u);
+  EXPECT_EQ(cuda::DiskCache::standard().entries(), 2);
+  ::unsetenv("FLEXACT_CACHE_DIR");
 }
 
 TEST(LateLinking, everything_that_matters_is_in_the_key) {

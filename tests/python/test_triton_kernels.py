@@ -192,6 +192,32 @@ def test_kernels_are_compiled_by_processes_that_touch_no_gpu(monkeypatch, tmp_pa
     assert names == {"gate_up", "down", "route_small", "combine"}
 
 
+def test_each_kernel_is_compiled_once_whatever_threads_and_functions_need_it(tmp_path):
+    one = dict.fromkeys(("route_small", "gate_up", "down", "combine"), 1)
+    same, two, wide = lines_of("triton_together.py", tmp_path, "threads")
+    assert same["compiled"] == one
+    assert same["launched"] == dict.fromkeys(one, 4)
+    # Only what depends on the function.
+    assert two["compiled"] == {"gate_up": 2}
+    assert two["launched"] == dict.fromkeys(one, 2)
+    # Only what reads ids.
+    assert wide["compiled"] == {"route_small": 1, "combine": 1}
+    # A process that finds them in the cache, where FLEXACT_CACHE_DIR says.
+    assert len(list((tmp_path / "triton" / "compiled").rglob("*.cubin"))) == 8
+    again = lines_of("triton_together.py", tmp_path, "threads", "reserve", "mistake")
+    for first, second in zip((same, two, wide), again, strict=False):
+        assert second["compiled"] == {}
+        assert second["read"] == first["compiled"]
+
+    reserved, called, after = again[3:]
+    assert set(reserved["compiled"]) == {"gate_up", "down", "down_and_combine"}
+    assert called["compiled"] == called["read"] == {}
+    assert called["launched"]["gate_up"] == 10
+    # The function that does not compile has left nothing behind.
+    assert after["compiled"] == {"gate_up": 1}
+    assert after["launched"] == one
+
+
 @pytest.mark.parametrize("arch", [90, 100])
 def test_every_kernel_compiles_for_a_gpu_that_is_not_there_without_spills(arch, tmp_path):
     reports = lines_of(
