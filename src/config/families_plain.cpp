@@ -770,7 +770,8 @@ void add_published(std::vector<Family>& out) {
        .caution = "layers whose block_configs say ffn.no_op have no MLP; this is not resolved",
        .reference = sglang},
 
-      {.model_types = {"deepseek"},
+      // dots_vlm carries DeepSeek's keys at its top level
+      {.model_types = {"deepseek", "dots_vlm"},
        .layers = count(30),
        .sparse = {positive("n_routed_experts", 0, true), from("first_k_dense_replace", 0),
                   multiple("moe_layer_freq", 1)},

@@ -134,7 +134,11 @@ std::vector<Family> rows() {
        .routed = oai.with(Pairing::Concat, true).with_bias(),
        .experts = {{"num_local_experts", "num_experts"}, 128},
        .published = {"silu"}},
-      {.model_types = {"minimax_m3_vl"}, .text = {"text_config"}, .inner = "minimax_m3_vl_text"},
+      // published files call the text model minimax_m2, and the class asks nobody
+      {.model_types = {"minimax_m3_vl"},
+       .text = {"text_config"},
+       .inner = "minimax_m3_vl_text",
+       .inner_always = true},
       {.model_types = {"minimax_m3_vl_text", "minimax_m3"},
        .layers = count(60),
        .sparse = {typed("mlp_layer_types", {"sparse"},

@@ -534,7 +534,7 @@ for _name, _type in {
 for _name in ("BailingMM2NativeForConditionalGeneration", "BailingMMNativeForConditionalGeneration"):
     ONLY_SGLANG[_name]["mrope_section"] = [1, 1, 2]
 ONLY_SGLANG["BailingMoeV3VLForConditionalGeneration"]["mrope_section"] = [2, 3, 3]
-ONLY_SGLANG["DotsVLMForCausalLM"] = _known("dots_vlm", {**_DEEPSEEK, **_MLA})
+ONLY_SGLANG["DotsVLMForCausalLM"] = _known("dots_vlm", {**_DEEPSEEK, **_MLA}, language_config=REMOVED)
 ONLY_SGLANG["KimiK25ForConditionalGeneration"]["vision_config"] = {
     "vt_hidden_size": 64,
     "vt_intermediate_size": 96,
