@@ -52,6 +52,7 @@ def run(folder: Path, options: dict[str, Any], *, drawn: bool, progress: Any) ->
 
 
 def _runner(folder: Path, options: dict[str, Any], *, drawn: bool, progress: Any) -> Any:
+    from sglang.srt.arg_groups import model_override_base
     from sglang.srt.configs.hybrid_arch import mambaish_config
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.distributed import bootstrap
@@ -79,7 +80,9 @@ def _runner(folder: Path, options: dict[str, Any], *, drawn: bool, progress: Any
         "load_format": "dummy" if drawn else "auto",
         "random_seed": 1,
     }
-    args = ServerArgs(model_path=str(folder), **(settings | options))
+    settings |= options
+    model_override_base.MODEL_OVERRIDES.clear()  # bfloat16 for two classes, whatever is asked for
+    args = ServerArgs(model_path=str(folder), **settings)
     args.resolve_once()
     publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
     initialize_moe_config()
@@ -92,6 +95,10 @@ def _runner(folder: Path, options: dict[str, Any], *, drawn: bool, progress: Any
     runner = ModelRunner(
         model_config=config, mem_fraction_static=0.95, gpu_id=0, nccl_port=port, server_args=args
     )
+    # A router that SGLang keeps in bfloat16 for speed: one rounding there outweighs all that is compared.
+    for name, parameter in runner.model.named_parameters():
+        if settings["dtype"] == "float32" and name.endswith("mlp.gate.weight"):
+            parameter.data = parameter.data.float()
     progress("memory")
     runner.alloc_memory_pool()
     runner.init_attention_backends()
@@ -125,8 +132,9 @@ def _draw_weights() -> None:
             norm = tensor.dim() == 1 and name.endswith("weight")
             values = 1 + 0.1 * values if norm else 0.12 * values
             tensor.data.copy_(values)
-        if any(getattr(module, "w_kc", 0) is None for module in model.modules()):
-            model.load_weights(iter(()))  # where some classes split the weights of latent attention
+        for part in (model, getattr(model, "language_model", model)):
+            if any(getattr(module, "w_kc", 0) is None for module in model.modules()):
+                part.load_weights(iter(()))  # where some classes split the weights of latent attention
 
     loader.initialize_dummy_weights = draw
 

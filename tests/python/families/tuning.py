@@ -145,6 +145,7 @@ OPTIONS |= {
         "XllmForCausalLM",
     )
 }
+_FUSED = "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe"
 # Functions that a model file calls by name: how they take gate and up, for the reference by hand.
 FUNCTIONS: dict[str, dict[str, str]] = {
     "Lfm2ForCausalLM": {"torch.nn.functional.silu": "unary"},
@@ -152,11 +153,7 @@ FUNCTIONS: dict[str, dict[str, str]] = {
     "Step3p5ForCausalLM": {"torch.nn.functional.silu": "unary"},
     "Step3p7ForConditionalGeneration": {"torch.nn.functional.silu": "unary"},
     "Phi3SmallForCausalLM": {"sglang.srt.models.phi3_small.gegelu": "interleaved"},
-    "MiniMaxM3SparseForCausalLM": {
-        "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.swiglu_no_interleaved_with_alpha_and_limit": (
-            "halves"
-        )
-    },
+    "MiniMaxM3SparseForCausalLM": {f"{_FUSED}.swiglu_no_interleaved_with_alpha_and_limit": "halves"},
 }
 # Experts for which SGLang's CPU loop has another function than its own GPU kernels and the published code:
 # without Step's limit, and with MiniMax's gate and up row by row where they lie in halves. The function in
@@ -190,10 +187,6 @@ LIMITS: dict[str, str] = {
     "BailingMoeV2_5ForCausalLM": "its rotary positions: on a CPU SGLang has DeepSeek's only",
     "DeepseekVL2ForCausalLM": "its vision tower is the package timm's",
     "VoxtralForConditionalGeneration": "its tokens are the package mistral_common's",
-    "MistralLarge3ForCausalLM": "SGLang sets bfloat16 for it, and its attention kernels, interpreted, give"
-    " nothing usable then",
-    "BailingMoeV3ForCausalLM": "SGLang computes its router in bfloat16, where one rounding moves the result"
-    " by 0.004; interpreted, every layer agrees to 2e-6",
     "MiMoV2ForCausalLM": "the attention of this engine knows no sinks",
     "Mamba2ForCausalLM": "SGLang's sizes for a CPU divide a number of attention heads, which it has not",
     "MiniMaxM3SparseForConditionalGeneration": "SGLang's sizes for a CPU want its vision configuration as an"
