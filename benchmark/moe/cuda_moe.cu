@@ -531,6 +531,14 @@ std::vector<Variant> variants_for(int tokens, const std::vector<std::string>& wa
   add("dependent", [](Wish& w) { w.dependent_launches = 1; });
   add("serial", [](Wish& w) { w.dependent_launches = 0; });
   add("whole", [](Wish& w) { w.split_last = 0; });
+  add("short", [](Wish& w) { w.extra_rows = 0; });
+  add("late", [](Wish& w) { w.early_weights = 0; });
+  add("late_short", [](Wish& w) { w.early_weights = w.extra_rows = 0; });
+  // The default again: what two variants of the same launches differ by.
+  add("again", [](Wish&) {});
+  for (const int most : {4, 8, 16}) {
+    add("expert" + std::to_string(most), [=](Wish& w) { w.group_rows = w.group_rows2 = -most; });
+  }
   if (tokens <= 1024) {
     add("routed", [](Wish& w) { w.counted_rows = 0; });
     add("many", [](Wish& w) { w.few_rows = 0; });
@@ -636,6 +644,7 @@ class Run {
     std::vector<std::unique_ptr<flexact::Plan>> plans;
     std::vector<cudaGraphExec_t> graphs;
     std::vector<double> errors;
+    std::vector<std::uint16_t> of_default;
     for (const Variant& variant : variants) {
       plans.push_back(plan(layer, variant, flexact::cuda::kAllLaunches));
       CHECK(cudaMemset(workspace.get(), 0xff, bytes));
@@ -644,6 +653,14 @@ class Run {
       CHECK(cudaStreamSynchronize(timer_.stream()));
       const std::vector<std::uint16_t> once = data.output.read();
       errors.push_back(error_of(s, once, layer.fp16(), expected));
+      // Some variants only take tiles otherwise, and must agree bit by bit; others add in another order.
+      if (of_default.empty()) of_default = once;
+      std::size_t others = 0;
+      for (std::size_t i = 0; i < once.size(); ++i) others += once[i] != of_default[i] ? 1 : 0;
+      if (others != 0) {
+        std::printf("%s M=%d %s: %zu of %zu results have other bits than the default's\n", s.name, tokens,
+                    variant.name.c_str(), others, once.size());
+      }
       // What E4M3 costs: 3 bits of each input and each activated value.
       const bool exact_inputs = layer.format == flexact::Format::Bf16 || layer.fp16() ||
                                 layer.format == flexact::Format::Mxfp4 ||

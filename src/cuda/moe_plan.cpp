@@ -154,7 +154,7 @@ class MoePlan final : public Plan {
     launch_with(kernel, parameters, grid, stream, doing);
   }
   template <typename Arguments>
-  void launch_gemm(const GemmKernel& kernel, const TensorMap& input, const TensorMap& weights,
+  void launch_gemm(const GemmKernel& kernel, const TensorMap (&input)[2], const TensorMap& weights,
                    const Arguments& arguments, const GemmArguments& gemm, std::int64_t row_tiles,
                    const Choice& choice, Stream stream, const char* doing) const;
   void launch_fp8_round(const GemmArguments& gemm1, char* workspace, const Layout& at,
@@ -418,16 +418,17 @@ void MoePlan::launch_with(Kernel kernel, void** parameters, const Grid& grid, St
   driver_.check(driver_.launch(&configuration, kernel, parameters, nullptr), doing);
 }
 
-// `gemm`: what both kinds of arguments have.
+// `input`: boxes of a tile's rows, and of its extra ones. `gemm`: what both kinds of arguments
+// have.
 template <typename Arguments>
-void MoePlan::launch_gemm(const GemmKernel& kernel, const TensorMap& input,
+void MoePlan::launch_gemm(const GemmKernel& kernel, const TensorMap (&input)[2],
                           const TensorMap& weights, const Arguments& arguments,
                           const GemmArguments& gemm, std::int64_t row_tiles, const Choice& choice,
                           Stream stream, const char* doing) const {
   const std::int64_t blocks =
       std::min<std::int64_t>(multiprocessors_, row_tiles * gemm.column_tiles);
-  void* parameters[] = {const_cast<TensorMap*>(&input), const_cast<TensorMap*>(&weights),
-                        const_cast<Arguments*>(&arguments)};
+  void* parameters[] = {const_cast<TensorMap*>(&input[0]), const_cast<TensorMap*>(&weights),
+                        const_cast<Arguments*>(&arguments), const_cast<TensorMap*>(&input[1])};
   launch_with(kernel.kernel, parameters,
               {static_cast<unsigned>(blocks), 1, kernel.threads,
                static_cast<unsigned>(kernel.shared), 1, choice.dependent_launches},
@@ -583,6 +584,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.taken = taken;
   route.counters = counters();
   route.tile_rows = choice.tile_rows;
+  route.extra_rows = choice.extra_rows;
   // One scale for all rows is looked for between the two.
   const bool counted = choice.counted_rows && !(fp8_ && fp8_->needs_largest());
   if (!counted && (launches_ & kRoute) != 0) {
@@ -651,6 +653,8 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.depth = static_cast<std::int32_t>(problem_.hidden);
   gemm.group_rows = choice.group_rows;
   gemm.split_last = choice.split_last;
+  // Gather's own blocks list the tiles, or route before it.
+  gemm.early_weights = choice.early_weights && !counted;
   gemm.column_tiles = columns_of(problem_.intermediate, gated);
   gemm.value_columns = static_cast<std::int32_t>(parameter_count_);
   gemm.values = values.data;
@@ -659,9 +663,13 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.interleaved = problem_.pairing == Pairing::Interleaved;
   gemm.bias = bias13_.get();
   gemm.row_scale = problem_.router_weight_on_input ? row_scale : nullptr;
+  const int extra_box = fp8_ ? kFp8ExtraRows : fp4_ ? choice.box_rows : kExtraRows;
+  const auto of_input = [&](const void* from, std::int64_t width, int box_rows) {
+    return map_rows(driver_, element_, from, rows, width, box_rows);
+  };
   if ((launches_ & kGemm1) != 0) {
-    const TensorMap input =
-        map_rows(driver_, element_, workspace + at.rows, rows, input_width(), choice.box_rows);
+    const TensorMap input[] = {of_input(workspace + at.rows, input_width(), choice.box_rows),
+                               of_input(workspace + at.rows, input_width(), extra_box)};
     const char* doing = "computing gate, up and activation";
     if (fp8_) {
       launch_gemm(kernel1, input, map13_, fp8_->gemm1(gemm, memory), gemm, row_tiles, choice,
@@ -687,12 +695,13 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   down.depth = static_cast<std::int32_t>(problem_.intermediate);
   down.group_rows = choice.group_rows2;
   down.split_last = choice.split_last;
+  down.early_weights = choice.early_weights;
   down.column_tiles = columns_of(problem_.hidden, false);
   down.bias = bias2_.get();
   if ((launches_ & kGemm2) != 0) {
-    const TensorMap input =
-        map_rows(driver_, element_, workspace + (fp8_ ? at.codes : at.activated), rows,
-                 activated_width(), choice.box_rows);
+    const void* const from = workspace + (fp8_ ? at.codes : at.activated);
+    const TensorMap input[] = {of_input(from, activated_width(), choice.box_rows),
+                               of_input(from, activated_width(), extra_box)};
     if (fp8_) {
       launch_gemm(kernel2, input, map2_, fp8_->gemm2(down, memory), down, row_tiles, choice, stream,
                   "computing down");

@@ -39,6 +39,10 @@ constexpr int kGroupRows = 8;
 constexpr int kGroupRowsOfFew = 4;  // where experts have fewer than four row tiles on average
 constexpr int kGroupRows2 = 4;
 constexpr bool kSplitLast = true;
+// More than so many take blocks that read all ids longer than a launch.
+constexpr std::int64_t kMostCountedSlots = 1024;
+constexpr bool kExtra = true;
+constexpr bool kEarlyWeights = true;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -121,17 +125,29 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
   choice.dependent_launches =
       wish.dependent_launches < 0 ? tokens <= kMostDependentTokens : wish.dependent_launches == 1;
 
+  // Groups of one expert's row tiles read its weights once. FP8's are half as many bytes, and there
+  // groups of several experts were as fast or faster.
+  const bool by_expert = problem.format == Format::Bf16 || problem.format == Format::Fp16;
   const bool short_groups = tokens * problem.top_k < 4 * kTileRows * problem.experts;
   choice.group_rows = wish.group_rows != 0 ? wish.group_rows
+                      : by_expert          ? -kGroupRows
                       : short_groups       ? kGroupRowsOfFew
                                            : kGroupRows;
-  choice.group_rows2 = wish.group_rows2 != 0 ? wish.group_rows2 : kGroupRows2;
+  choice.group_rows2 = wish.group_rows2 != 0 ? wish.group_rows2
+                       : by_expert           ? -kGroupRows
+                                             : kGroupRows2;
   choice.split_last = wish.split_last < 0 ? kSplitLast : wish.split_last == 1;
+  if (!moe::is_fp4(problem.format) && (wish.extra_rows < 0 ? kExtra : wish.extra_rows == 1)) {
+    choice.extra_rows = is_fp8(problem.format) ? kFp8ExtraRows : kExtraRows;
+  }
+  choice.early_weights = wish.early_weights < 0 ? kEarlyWeights : wish.early_weights == 1;
   choice.block_tokens = wish.block_tokens != 0 ? wish.block_tokens
                                                : block_tokens_for(problem, tokens, multiprocessors);
 
   // Reading all ids costs a block less than a launch before it does.
-  choice.counted_rows = counting_fits(problem, tokens) && wish.counted_rows != 0;
+  choice.counted_rows = counting_fits(problem, tokens) &&
+                        (wish.counted_rows < 0 ? tokens * problem.top_k <= kMostCountedSlots
+                                               : wish.counted_rows == 1);
 
   // FP4 kernels read no more rows than tiles have, or little more.
   if (moe::is_fp4(problem.format)) {

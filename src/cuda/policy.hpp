@@ -22,6 +22,8 @@ struct Wish {
   int group_rows = 0;           // row tiles that are swept together in GEMM1 …
   int group_rows2 = 0;          // … and GEMM2
   int split_last = -1;          // tiles of the last round are taken in halves: 0 or 1
+  int extra_rows = -1;          // an expert's last tile takes a few rows more: 0 or 1
+  int early_weights = -1;       // read before the predecessor has ended: 0 or 1
   int counted_rows = -1;        // gather's blocks count rows themselves, without a route: 0 or 1
   int few_rows = -1;            // FP4: the kernels of tiles of few rows, 0 or 1
   int block_tokens = 0;         // of a block of gather and combine
@@ -35,6 +37,8 @@ struct Choice {
   bool dependent_launches = false;
   int group_rows = 0, group_rows2 = 0;
   bool split_last = false;
+  int extra_rows = 0;  // of an expert's last tile, beyond tile_rows
+  bool early_weights = false;
   bool counted_rows = false;
   bool few_rows = false;
   int tile_rows = kTileRows;  // at most

@@ -57,8 +57,14 @@ struct Rows {
       for (std::size_t slot = 0; slot < ids.size(); ++slot) {
         if (ids[slot] == expert) slot_row[slot] = row++;
       }
-      for (std::int32_t at = first; at < row; at += tile_rows()) {
-        tiles.push_back({expert, at, std::min(tile_rows(), row - at), 0});
+      const std::size_t before = tiles.size();
+      for (std::int32_t at = first; at < row; at += tiles.back().rows) {
+        const bool last = row - at <= tile_rows() + extra_rows();
+        tiles.push_back({expert, at, last ? row - at : tile_rows(), 0});
+      }
+      const auto count = static_cast<int>(tiles.size() - before);
+      for (int i = 0; i < count; ++i) {
+        tiles[before + static_cast<std::size_t>(i)].run = tile_run(i, count);
       }
     }
     hidden = numbers(tokens * stride);
@@ -71,6 +77,7 @@ struct Rows {
     return list;
   }
   std::int32_t tile_rows() const { return tokens % 2 == 0 ? kTileRows : 32; }
+  std::int32_t extra_rows() const { return top_k % 2 == 0 ? kExtraRows : 0; }
   float input(int token, int column) const {
     return __bfloat162float({hidden[static_cast<std::size_t>(token * stride + column)]});
   }
@@ -165,6 +172,7 @@ void launch_both(const Rows& each, bool counted, unsigned blocks, int columns, G
     r.taken = taken.data();
     r.counters = 5;
     r.tile_rows = each.tile_rows();
+    r.extra_rows = each.extra_rows();
     each.launch(blocks + 1, columns,
                 [&] { gather_counted(r, [&](auto rows, int block) { gather(rows, block); }); });
     EXPECT_EQ(slot_row, each.slot_row) << each.tokens;
@@ -174,6 +182,7 @@ void launch_both(const Rows& each, bool counted, unsigned blocks, int columns, G
       EXPECT_EQ(tiles[i].expert, each.tiles[i].expert) << i;
       EXPECT_EQ(tiles[i].first_row, each.tiles[i].first_row) << i;
       EXPECT_EQ(tiles[i].rows, each.tiles[i].rows) << i;
+      EXPECT_EQ(tiles[i].run, each.tiles[i].run) << i;
     }
     EXPECT_EQ(tiles[each.tiles.size()].expert, -7);
   }
@@ -364,7 +373,7 @@ TEST(TileOrder, takes_every_tile_once_and_halves_of_the_last_round_alone) {
           std::map<std::pair<int, int>, std::set<int>> taken;
           int halves = 0;
           for (int position = 0; position < order.positions(); ++position) {
-            const TilePlace place = order.at(position);
+            const TilePlace place = order.at(position, [](int) { return -1; });
             EXPECT_TRUE((taken[{place.row_tile, place.column_tile}].insert(place.half).second));
             halves += place.half < 0 ? 0 : 1;
           }
@@ -377,6 +386,49 @@ TEST(TileOrder, takes_every_tile_once_and_halves_of_the_last_round_alone) {
       }
     }
   }
+}
+
+TEST(TileOrder, sweeps_groups_of_one_expert_s_tiles) {
+  std::mt19937 random(3);
+  for (const int most : {1, 4, 8}) {
+    for (const int columns : {1, 5, 16}) {
+      std::vector<int> expert, run;
+      for (int e = 0; e < 12; ++e) {
+        const auto tiles = static_cast<int>(random() % 20);
+        for (int i = 0; i < tiles; ++i) {
+          expert.push_back(e);
+          run.push_back(tile_run(i, tiles));
+        }
+      }
+      const auto row_tiles = static_cast<int>(run.size());
+      const TileOrder order(row_tiles, columns, -most, false, 132);
+      std::set<std::pair<int, int>> taken;
+      std::pair<int, int> group;  // expert and column of the tiles that follow each other
+      int height = 0;
+      for (int position = 0; position < order.positions(); ++position) {
+        const TilePlace place =
+            order.at(position, [&](int tile) { return run[static_cast<std::size_t>(tile)]; });
+        ASSERT_LT(place.row_tile, row_tiles);
+        EXPECT_TRUE(taken.insert({place.row_tile, place.column_tile}).second);
+        const std::pair<int, int> now{expert[static_cast<std::size_t>(place.row_tile)],
+                                      place.column_tile};
+        height = now == group ? height + 1 : 1;
+        group = now;
+        // With one column groups of an expert follow each other.
+        if (columns > 1) {
+          EXPECT_LE(height, most);
+        }
+      }
+      EXPECT_EQ(taken.size(), static_cast<std::size_t>(row_tiles * columns));
+    }
+  }
+}
+
+TEST(TileOrder, tells_places_among_more_tiles_than_16_bits_hold) {
+  EXPECT_EQ(tile_run(0, 1), 0);
+  EXPECT_EQ(tile_run(4, 6), 5 << 16 | 4);
+  EXPECT_EQ(tile_run(kMostRun - 1, kMostRun + 3), (kMostRun - 1) << 16 | (kMostRun - 1));
+  EXPECT_EQ(tile_run(kMostRun + 1, kMostRun + 3), 2 << 16 | 1);
 }
 
 }  // namespace

@@ -7,6 +7,9 @@ namespace flexact::cuda {
 
 // Rows of one tile of a grouped GEMM; the rows of an expert that are left over make a shorter one.
 inline constexpr int kTileRows = 128;
+// The last tile of an expert may have so many rows more, where a kernel has room for them: bytes of
+// weights are what a tile waits for, and those of a tile of few rows are the same.
+inline constexpr int kExtraRows = 32;
 // Columns of the weights that one tile covers: for a gated layer half of them are gate, half up.
 inline constexpr int kTileColumns = 256;
 inline constexpr int kTileDepth = 64;
@@ -17,17 +20,19 @@ inline constexpr int kMaxParameters = 16;
 // Shared memory of a GEMM kernel: the stages, the staging of results, two barriers a stage, and
 // room to align it all to the 1024 bytes that swizzled tiles need.
 inline constexpr int kStageBytes = (kTileRows + kTileColumns) * kTileDepth * 2;
-inline constexpr int kStagingBytes = kTileRows * 128 * 2;
-inline constexpr int kGemmSharedBytes =
-    kStages * kStageBytes + kStagingBytes + 2 * kStages * 8 + 1024;
+inline constexpr int kStagingBytes = kTileRows * 64 * 2;
+inline constexpr int kGemmSharedBytes = kStages * (kStageBytes + kExtraRows * kTileDepth * 2) +
+                                        kStagingBytes + 2 * kStages * 8 + 128 + 1024;
 
 // The same with E4M3: a stage is 128 bytes of each row, so a group of 128 inputs, and their scales.
 inline constexpr int kGroup = 128;
 inline constexpr int kCodeRowBytes =
     kGroup + 16;  // of staged codes, so that rows meet different banks
 inline constexpr int kFp8WarpStagingBytes = 16 * kCodeRowBytes;
-inline constexpr int kFp8SharedBytes = kStages * (kStageBytes + (kTileRows + 4) * 4) +
-                                       8 * kFp8WarpStagingBytes + 2 * kStages * 8 + 256 + 1024;
+inline constexpr int kFp8ExtraRows = 16;
+inline constexpr int kFp8SharedBytes =
+    kStages * (kStageBytes + kFp8ExtraRows * 128 + (kTileRows + kFp8ExtraRows + 4) * 4) +
+    8 * kFp8WarpStagingBytes + 8 * kFp8ExtraRows * 4 + 2 * kStages * 8 + 256 + 1024;
 
 // The same with E2M1 weights (fp4_layout.hpp): a stage is 128 columns of bf16 rows, of codes, and
 // up to 2 KiB of scales; results leave 64 rows of a warpgroup at a time.
@@ -58,14 +63,26 @@ inline constexpr int kRouteBlocks = 8;   // of one cluster, where there is work 
 inline constexpr int kCountedSlots = 2048;
 inline constexpr int kCountedExperts = 1024;
 
-// One row tile: `rows` consecutive rows of the sorted order, all of one expert, at most kTileRows
-// or as many as the call's kernels take.
+// One row tile: `rows` consecutive rows of the sorted order, all of one expert, at most as many as
+// the call's kernels take.
 struct RowTile {
   std::int32_t expert;
   std::int32_t first_row;
   std::int32_t rows;
-  std::int32_t padding;
+  std::int32_t run;  // its place among its expert's tiles, and their number: see tile_run()
 };
+
+// Tiles of one expert that follow each other, in 16 bits each; of more than kMostRun tiles a part.
+inline constexpr int kMostRun = 32768;
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    constexpr std::int32_t
+    tile_run(int index, int tiles) {
+  const int first = index / kMostRun * kMostRun;
+  const int count = tiles - first < kMostRun ? tiles - first : kMostRun;
+  return (count - 1) << 16 | (index - first);
+}
 
 struct GemmArguments {
   const RowTile* tiles;
@@ -74,13 +91,17 @@ struct GemmArguments {
   void* output;             // [rows, columns] bf16
   std::int32_t columns;     // of the output: I or H
   std::int32_t depth;       // H or I
-  std::int32_t group_rows;  // row tiles that are swept together, so that weights stay in L2
+  std::int32_t group_rows;  // row tiles that are swept together, so that weights stay in L2;
+                            // negative: of one expert, at most so many
   std::int32_t column_tiles;
   std::int32_t value_columns;
   std::int32_t gate_pair;    // which of the two weight rows of an output is the gate: 0 or 1
   std::int32_t interleaved;  // the two are neighbours: the weights' second dimension, not the third
   std::int32_t split_last;  // tiles of a last round that fills half of the CTAs are taken in halves
-  const float* values;      // [1 or E, value_columns]
+  std::int32_t early_weights;  // the first may be read before the predecessor has ended: its tiles
+                               // were listed before that
+  std::int32_t padding;
+  const float* values;        // [1 or E, value_columns]
   std::int64_t value_stride;  // 0 where all experts share one row
   const float* bias;          // [E, columns], gated [E, 2, columns], gates first; or null
   const float* row_scale;     // [rows] factor of the input row, or null
@@ -172,7 +193,8 @@ struct RouteArguments {
   std::int32_t* tile_count;
   std::uint32_t* taken;  // counters to clear: two of GEMM1, two of GEMM2, and what a format adds
   std::int32_t counters;
-  std::int32_t tile_rows;  // at most
+  std::int32_t tile_rows;   // at most
+  std::int32_t extra_rows;  // of the last tile of an expert, beyond those
 };
 
 struct GatherArguments {

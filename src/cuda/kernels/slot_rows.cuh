@@ -55,7 +55,8 @@ __device__ inline void list_tiles(const RouteArguments& r, bool writes, RowsOf r
   for (int base = 0; base < r.experts; base += kThreads) {
     const int e = base + static_cast<int>(threadIdx.x);
     const int rows = e < r.experts ? rows_of(e) : 0;
-    const int tiles = (rows + r.tile_rows - 1) / r.tile_rows;
+    const int tiles =
+        rows > 0 ? max(1, (rows - r.extra_rows + r.tile_rows - 1) / r.tile_rows) : 0;
     unsigned long long total;
     const unsigned long long before = sum_before<kThreads>(
         static_cast<unsigned long long>(tiles) << 32 | static_cast<unsigned>(rows), total);
@@ -64,7 +65,8 @@ __device__ inline void list_tiles(const RouteArguments& r, bool writes, RowsOf r
     if (e < r.experts) visit(e, first_row);
     for (int i = 0; i < tiles && writes; ++i) {
       const int before_this = i * r.tile_rows;
-      r.tiles[first_tile + i] = {e, first_row + before_this, min(r.tile_rows, rows - before_this), 0};
+      r.tiles[first_tile + i] = {e, first_row + before_this,
+                                 i + 1 < tiles ? r.tile_rows : rows - before_this, tile_run(i, tiles)};
     }
     rows_before += static_cast<int>(total & 0xffffffffu);
     tiles_before += static_cast<int>(total >> 32);

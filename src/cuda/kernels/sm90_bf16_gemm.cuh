@@ -15,6 +15,7 @@
 
 #include "dependent_launch.cuh"
 #include "sm90_epilogue.cuh"
+#include "sm90_extra_rows.cuh"
 #include "sm90_stages.cuh"
 #include "sm90_tiles.cuh"
 
@@ -29,16 +30,19 @@ struct ProductOf;
 template <>
 struct ProductOf<__nv_bfloat16> {
   using Mma = gmma::MMA_64x256x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>;
+  using Extra = gmma::MMA_64x32x16_F32BF16BF16_SS<gmma::Major::K, gmma::Major::K>;
 };
 template <>
 struct ProductOf<__half> {
   using Mma = gmma::MMA_64x256x16_F32F16F16_SS<gmma::Major::K, gmma::Major::K>;
+  using Extra = gmma::MMA_64x32x16_F32F16F16_SS<gmma::Major::K, gmma::Major::K>;
 };
 
 template <typename Operand>
 struct SharedStorage {
   using Element = Operand;
-  alignas(1024) Element a[kStages][kTileRows * kTileDepth];
+  static constexpr int kExtra = kExtraRows;
+  alignas(1024) Element a[kStages][(kTileRows + kExtraRows) * kTileDepth];
   alignas(1024) Element b[kStages][kTileColumns * kTileDepth];
   alignas(128) Element staging[kStagingBytes / 2];
   FullBarrier full[kStages];
@@ -47,15 +51,43 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage<__nv_bfloat16>) <= kGemmSharedBytes);
 
+// A warpgroup's part of a tile: products, then the epilogue. `kExtra`: there are more than kTileRows rows.
+template <Epilogue kEpilogue, bool kExtra, typename Storage>
+__device__ __forceinline__ void compute(Storage& shared, const GemmArguments& arguments, Ring<kStages>& ring,
+                                        const RowTile& tile, int first_column, int warpgroup, int lane) {
+  using Element = typename Storage::Element;
+  using Product = ProductOf<Element>;
+  const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
+  Accumulators acc;
+  const auto finish = [&](auto& more) {
+    multiply_stages<typename Product::Mma>(acc, shared, ring, steps, warpgroup, lane, more);
+    float parameters[kMaxParameters];
+    load_parameters<kEpilogue>(arguments, tile.expert, parameters);
+    if constexpr (kExtra) {
+      const Place place = Place::of_consumer();
+      finish_extra<kEpilogue>(more.sums, arguments, tile, first_column, place, parameters);
+      store_extra<kEpilogue, Element>(more.sums, arguments, tile, first_column, place, [](int, Element) {});
+    }
+    apply_scale_and_bias<kEpilogue>(acc, arguments, tile, first_column, Place::of_consumer());
+    const Place place = Place::of_consumer();
+    store<kEpilogue, 64, Element>(acc, shared.staging + place.warp * 16 * 64, arguments, tile, first_column, place,
+                                  parameters, [](int, const uint4&) {});
+  };
+  if constexpr (kExtra) {
+    ExtraRows<typename Product::Extra, Storage> extra(shared, warpgroup);
+    finish(extra);
+  } else {
+    NoMoreRows none;
+    finish(none);
+  }
+}
+
 // A consumer warpgroup.
 template <Epilogue kEpilogue, typename Storage>
 __device__ __forceinline__ void consume(Storage& shared, const GemmArguments& arguments) {
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  using Element = typename Storage::Element;
 
-  Accumulators acc;
-  const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
   Ring<kStages> ring;
   Ring<kWorkSlots> work;
   while (true) {
@@ -64,26 +96,23 @@ __device__ __forceinline__ void consume(Storage& shared, const GemmArguments& ar
 
     // The second warpgroup has nothing to do in a short tile.
     if (warpgroup * 64 >= tile.z) {
-      skip_stages(shared, ring, steps, lane);
+      skip_stages(shared, ring, (arguments.depth + kTileDepth - 1) / kTileDepth, lane);
       continue;
     }
 
-    multiply_stages<typename ProductOf<Element>::Mma>(acc, shared, ring, steps, warpgroup, lane);
-
-    const Place place = Place::of_consumer();
-    float parameters[kMaxParameters];
-    load_parameters<kEpilogue>(arguments, tile.x, parameters);
     const RowTile rows = {tile.x, tile.y, tile.z, 0};
-    apply_scale_and_bias<kEpilogue>(acc, arguments, rows, tile.w * kOutputColumns<kEpilogue>, place);
-    store<kEpilogue, 128, Element>(acc, shared.staging + place.warp * 16 * 128, arguments, rows,
-                                   tile.w * kOutputColumns<kEpilogue>, place, parameters,
-                                   [](int, const uint4&) {});
+    const int first_column = tile.w * kOutputColumns<kEpilogue>;
+    if (tile.z > kTileRows) {
+      compute<kEpilogue, true>(shared, arguments, ring, rows, first_column, warpgroup, lane);
+    } else {
+      compute<kEpilogue, false>(shared, arguments, ring, rows, first_column, warpgroup, lane);
+    }
   }
 }
 
 template <Epilogue kEpilogue, typename Element>
 __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUtensorMap* map_b,
-                                             const GemmArguments& arguments) {
+                                             const GemmArguments& arguments, const CUtensorMap* map_extra) {
   extern __shared__ std::uint8_t memory[];
   auto& shared = *reinterpret_cast<SharedStorage<Element>*>(
       (reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
@@ -93,15 +122,14 @@ __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUt
     init_barriers(shared, 1, kConsumers * 4);
   }
   __syncthreads();
-  wait_for_predecessors();
-  let_successor_start();
+  begin(arguments);
 
   if (warpgroup == 0) {
     cutlass::arch::warpgroup_reg_dealloc<kProducerRegisters>();
     if (threadIdx.x == 0) {
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_a));
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_b));
-      produce<kEpilogue>(shared, map_a, map_b, arguments);
+      produce<kEpilogue>(shared, map_a, map_b, map_extra, arguments);
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<kConsumerRegisters>();
@@ -115,6 +143,8 @@ __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUt
 #define FLEXACT_GEMM_KERNEL(name, epilogue, element)                                             \
   extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                   \
       name(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, \
-           const __grid_constant__ flexact::cuda::GemmArguments arguments) {                     \
-    flexact::cuda::sm90::grouped_gemm<flexact::cuda::Epilogue::epilogue, element>(&map_a, &map_b, arguments); \
+           const __grid_constant__ flexact::cuda::GemmArguments arguments,                       \
+           const __grid_constant__ CUtensorMap map_extra) {                                       \
+    flexact::cuda::sm90::grouped_gemm<flexact::cuda::Epilogue::epilogue, element>(               \
+        &map_a, &map_b, arguments, &map_extra);                                                   \
   }

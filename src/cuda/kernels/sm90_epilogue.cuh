@@ -76,12 +76,14 @@ __device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const Ge
   if (arguments.bias != nullptr) {
     const std::int64_t columns = arguments.columns;
     const float* bias = arguments.bias + tile.expert * columns * (kEpilogue == Epilogue::Gated ? 2 : 1);
+    // One address and 32-bit steps from it: there are no registers for one of each block.
+    asm volatile("" : "+l"(bias));
     CUTE_UNROLL
     for (int block = 0; block < kBlocks; ++block) {
       const bool second = kEpilogue == Epilogue::Gated && block >= kBlocks / 2;
       const int of_output = (second ? block - kBlocks / 2 : block) * 8;
       const int column = min(first_column + of_output + place.column, arguments.columns - 2);
-      const float* at = bias + column + (second ? columns : 0);
+      const float* at = bias + (column + (second ? arguments.columns : 0));
       const float2 pair = __ldg(reinterpret_cast<const float2*>(at));
       for (int half = 0; half < 2; ++half) {
         value(acc, block, half, 0) += pair.x;

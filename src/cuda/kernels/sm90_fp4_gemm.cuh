@@ -517,17 +517,17 @@ __device__ __forceinline__ void consume_codes(Fp4Storage<kFormat, Shape>& shared
   if (Shape::kGroups > 1 && group != 0) await(Sums::Read, warpgroup);
 }
 
-// One thread takes tiles and issues the copies of their stages.
-template <Epilogue kEpilogue, Fp4 kFormat, typename Shape>
-__device__ __forceinline__ void produce_codes(Fp4Storage<kFormat, Shape>& shared,
-                                              const CUtensorMap* map_input,
-                                              const CUtensorMap* map_codes,
+// One thread takes tiles and issues the copies of their stages: rows, codes and scales. A stage's rows are as
+// many lines of 128 bytes as kLines says, one set of them behind the other.
+template <Epilogue kEpilogue, int kLines, typename Storage>
+__device__ __forceinline__ void produce_codes(Storage& shared, const CUtensorMap* map_input, const CUtensorMap* map_codes,
                                               const Fp4GemmArguments& fp4) {
   constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
   constexpr int kScaleBytes = sizeof(shared.scales[0]);
+  constexpr int kSet = sizeof(shared.input[0]) / kLines;
   const GemmArguments& arguments = fp4.gemm;
   const int steps = (arguments.depth + kFp4Block - 1) / kFp4Block;
-  Ring<Shape::kStages> ring;
+  Ring<sizeof(shared.full) / sizeof(FullBarrier)> ring;
   take_tiles(shared.queue, arguments, [&](const int4& tile) {
     const int first_column = tile.w * kOutputColumns<kEpilogue>;
     const int boxes = (tile.z + fp4.box_rows - 1) / fp4.box_rows;
@@ -536,7 +536,7 @@ __device__ __forceinline__ void produce_codes(Fp4Storage<kFormat, Shape>& shared
     for (int step = 0; step < steps; ++step) {
       shared.empty[ring.slot].wait(ring.phase ^ 1);
       auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]);
-      shared.full[ring.slot].arrive_and_expect_tx(boxes * fp4.box_rows * kFp4Block * 2 +
+      shared.full[ring.slot].arrive_and_expect_tx(boxes * fp4.box_rows * 128 * kLines +
                                                   kTileColumns * kFp4CodeBytes + kScaleBytes);
       cute::SM90_BULK_COPY_G2S::copy(scales + std::int64_t{step} * kScaleBytes, full,
                                      shared.scales[ring.slot], kScaleBytes);
@@ -550,14 +550,14 @@ __device__ __forceinline__ void produce_codes(Fp4Storage<kFormat, Shape>& shared
                                      step * kFp4CodeBytes, arguments.interleaved != 0 ? pair : row,
                                      arguments.interleaved != 0 ? row : pair, tile.x);
       }
+      auto* const rows = reinterpret_cast<std::uint8_t*>(&shared.input[ring.slot]);
       // Not unrolled: this warp has few registers.
       CUTE_NO_UNROLL
       for (int box = 0; box < boxes; ++box) {
         CUTE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          cute::SM90_TMA_LOAD_2D::copy(map_input, full, kHint,
-                                       &shared.input[ring.slot][half][box * fp4.box_rows * 64],
-                                       step * kFp4Block + half * 64, tile.y + box * fp4.box_rows);
+        for (int line = 0; line < kLines; ++line) {
+          cute::SM90_TMA_LOAD_2D::copy(map_input, full, kHint, rows + line * kSet + box * fp4.box_rows * 128,
+                                       step * kFp4Block + line * (kFp4Block / kLines), tile.y + box * fp4.box_rows);
         }
       }
       ring.advance();
@@ -583,7 +583,7 @@ __device__ __forceinline__ void fp4_gemm(const CUtensorMap* map_input, const CUt
     if (threadIdx.x == 0) {
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_input));
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_codes));
-      produce_codes<kEpilogue, kFormat, Shape>(shared, map_input, map_codes, arguments);
+      produce_codes<kEpilogue, 2>(shared, map_input, map_codes, arguments);
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<Shape::kConsumerRegisters>();

@@ -302,51 +302,6 @@ __device__ __forceinline__ void consume_codes_e4m3(Mxfp4Fp8Storage& shared,
   }
 }
 
-// One thread takes tiles and issues the copies of their stages.
-template <Epilogue kEpilogue>
-__device__ __forceinline__ void produce_codes_e4m3(Mxfp4Fp8Storage& shared,
-                                                   const CUtensorMap* map_input,
-                                                   const CUtensorMap* map_codes,
-                                                   const Fp4GemmArguments& fp4) {
-  constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
-  constexpr int kScaleBytes = sizeof(shared.scales[0]);
-  const GemmArguments& arguments = fp4.gemm;
-  const int steps = (arguments.depth + kFp4Block - 1) / kFp4Block;
-  Ring<kStages> ring;
-  take_tiles(shared.queue, arguments, [&](const int4& tile) {
-    const int first_column = tile.w * kOutputColumns<kEpilogue>;
-    const int boxes = (tile.z + fp4.box_rows - 1) / fp4.box_rows;
-    const std::uint8_t* scales =
-        fp4.scales + (std::int64_t{tile.x} * arguments.column_tiles + tile.w) * steps * kScaleBytes;
-    for (int step = 0; step < steps; ++step) {
-      shared.empty[ring.slot].wait(ring.phase ^ 1);
-      auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]);
-      shared.full[ring.slot].arrive_and_expect_tx(boxes * fp4.box_rows * kGroup +
-                                                  kTileColumns * kFp4CodeBytes + kScaleBytes);
-      cute::SM90_BULK_COPY_G2S::copy(scales + std::int64_t{step} * kScaleBytes, full,
-                                     shared.scales[ring.slot], kScaleBytes);
-      // Two boxes of 128 weight rows: gates and their ups, wherever the checkpoint has them.
-      CUTE_UNROLL
-      for (int part = 0; part < 2; ++part) {
-        const int row = first_column + (kEpilogue == Epilogue::Gated ? 0 : part * 128);
-        const int pair = kEpilogue == Epilogue::Gated ? part ^ arguments.gate_pair : 0;
-        cute::SM90_TMA_LOAD_4D::copy(map_codes, full, kHint,
-                                     &shared.codes[ring.slot][part * 128 * kFp4CodeBytes],
-                                     step * kFp4CodeBytes, arguments.interleaved != 0 ? pair : row,
-                                     arguments.interleaved != 0 ? row : pair, tile.x);
-      }
-      // Not unrolled: this warp has few registers.
-      CUTE_NO_UNROLL
-      for (int box = 0; box < boxes; ++box) {
-        cute::SM90_TMA_LOAD_2D::copy(map_input, full, kHint,
-                                     &shared.input[ring.slot][box * fp4.box_rows * kGroup],
-                                     step * kGroup, tile.y + box * fp4.box_rows);
-      }
-      ring.advance();
-    }
-  });
-}
-
 // The second producer warp: the tokens' scales of each stage, copied while the codes are.
 __device__ __forceinline__ void fetch_input_scales(Mxfp4Fp8Storage& shared,
                                                    const Fp4GemmArguments& fp4) {
@@ -404,7 +359,7 @@ __device__ __forceinline__ void mxfp4_fp8_gemm(const CUtensorMap* map_input,
     if (threadIdx.x == 0) {
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_input));
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_codes));
-      produce_codes_e4m3<kEpilogue>(shared, map_input, map_codes, arguments);
+      produce_codes<kEpilogue, 1>(shared, map_input, map_codes, arguments);
     } else if (threadIdx.x / 32 == 1) {
       fetch_input_scales(shared, arguments);
     }

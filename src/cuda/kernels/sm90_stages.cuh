@@ -9,6 +9,7 @@
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm90_gmma.hpp>
 
+#include "dependent_launch.cuh"
 #include "sm90_epilogue.cuh"
 #include "sm90_tiles.cuh"
 
@@ -65,11 +66,17 @@ __device__ __forceinline__ int4 next_of(Storage& shared, Ring<kWorkSlots>& work,
   return next_tile(shared.queue, work, lane);
 }
 
+// What a tile has beside its 128 rows: nothing, here; see sm90_extra_rows.cuh.
+struct NoMoreRows {
+  __device__ __forceinline__ void fence() {}
+  __device__ __forceinline__ void multiply(int, gmma::ScaleOut) {}
+};
+
 // acc = rows · weights^T over `steps` stages, for one warpgroup. One product stays in flight: a stage is given
 // back when the next one's has been issued.
-template <typename Mma, typename Storage, int kCount>
+template <typename Mma, typename Storage, int kCount, typename More>
 __device__ __forceinline__ void multiply_stages(float (&acc)[kCount], Storage& shared, Ring<kStages>& ring,
-                                                int steps, int warpgroup, int lane) {
+                                                int steps, int warpgroup, int lane, More& more) {
   constexpr int kDepth = kDepthOf<typename Storage::Element>;
   const std::uint64_t first_a = tile_descriptor(&shared.a[0][warpgroup * 64 * kDepth]);
   const std::uint64_t first_b = tile_descriptor(&shared.b[0][0]);
@@ -78,18 +85,22 @@ __device__ __forceinline__ void multiply_stages(float (&acc)[kCount], Storage& s
   for (int step = 0; step < steps; ++step) {
     shared.full[ring.slot].wait(ring.phase);
     fence(acc);
+    more.fence();
     cute::warpgroup_arrive();
+    more.multiply(ring.slot, scale);
     multiply_stage<Mma>(acc, first_a + ring.slot * (sizeof(shared.a[0]) / 16),
                         first_b + ring.slot * (sizeof(shared.b[0]) / 16), scale);
     scale = gmma::ScaleOut::One;
     cute::warpgroup_wait<1>();
     fence(acc);
+    more.fence();
     if (step > 0) release(shared, previous, lane);
     previous = ring.slot;
     ring.advance();
   }
   cute::warpgroup_wait<0>();
   fence(acc);
+  more.fence();
   release(shared, previous, lane);
 }
 
@@ -116,36 +127,69 @@ __device__ __forceinline__ void init_barriers(Storage& shared, int arrivals, int
   cutlass::arch::fence_barrier_init();
 }
 
-// The producer: one thread takes tiles and issues the copies of their shared.
+// The producer: one thread takes tiles and issues the copies of their stages: rows in boxes of 64, and one of extra
+// rows.
 template <Epilogue kEpilogue, typename Storage>
 __device__ __forceinline__ void produce(Storage& shared, const CUtensorMap* map_a, const CUtensorMap* map_b,
-                                        const GemmArguments& arguments) {
+                                        const CUtensorMap* map_extra, const GemmArguments& arguments) {
   constexpr int kDepth = kDepthOf<typename Storage::Element>;
   constexpr auto kHint = static_cast<std::uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
   Ring<kStages> ring;
+  bool early = arguments.early_weights != 0;
   take_tiles(shared.queue, arguments, [&](const int4& tile) {
     const int first_column = tile.w * kOutputColumns<kEpilogue>;
-    const int halves = tile.z > 64 ? 2 : 1;
-    for (int k = 0; k < arguments.depth; k += kDepth) {
-      shared.empty[ring.slot].wait(ring.phase ^ 1);
-      auto* full = reinterpret_cast<std::uint64_t*>(&shared.full[ring.slot]);
-      shared.full[ring.slot].arrive_and_expect_tx((halves * 64 + kTileColumns) * 128);
-      for (int half = 0; half < halves; ++half) {
-        cute::SM90_TMA_LOAD_2D::copy(map_a, full, kHint, &shared.a[ring.slot][half * 64 * kDepth], k,
-                                     tile.y + half * 64);
+    const int boxes = tile.z > 64 ? 2 : 1;
+    const bool extra = tile.z > kTileRows;
+    const auto full_of = [&](int slot) { return reinterpret_cast<std::uint64_t*>(&shared.full[slot]); };
+    const auto copy_rows = [&](int slot, int k) {
+      for (int box = 0; box < boxes; ++box) {
+        cute::SM90_TMA_LOAD_2D::copy(map_a, full_of(slot), kHint, &shared.a[slot][box * 64 * kDepth], k,
+                                     tile.y + box * 64);
       }
-      // Two boxes of 128 weight rows: gates and their ups, wherever the checkpoint has them.
+      if (extra) {
+        cute::SM90_TMA_LOAD_2D::copy(map_extra, full_of(slot), kHint, &shared.a[slot][kTileRows * kDepth], k,
+                                     tile.y + kTileRows);
+      }
+    };
+    // Two boxes of 128 weight rows: gates and their ups, wherever the checkpoint has them.
+    const auto copy_weights = [&](int slot, int k) {
+      shared.full[slot].arrive_and_expect_tx((boxes * 64 + (extra ? Storage::kExtra : 0) + kTileColumns) * 128);
       CUTE_UNROLL
       for (int part = 0; part < 2; ++part) {
         const int row = first_column + (kEpilogue == Epilogue::Gated ? 0 : part * 128);
         const int pair = kEpilogue == Epilogue::Gated ? part ^ arguments.gate_pair : 0;
-        cute::SM90_TMA_LOAD_4D::copy(map_b, full, kHint, &shared.b[ring.slot][part * 128 * kDepth], k,
+        cute::SM90_TMA_LOAD_4D::copy(map_b, full_of(slot), kHint, &shared.b[slot][part * 128 * kDepth], k,
                                      arguments.interleaved != 0 ? pair : row,
                                      arguments.interleaved != 0 ? row : pair, tile.x);
       }
+    };
+    int k = 0;
+    if (early) {
+      // The predecessor writes rows, not weights: those of as many stages as there are come before its end.
+      early = false;
+      for (int ahead = 0; ahead < kStages && ahead * kDepth < arguments.depth; ++ahead) {
+        copy_weights(ahead, ahead * kDepth);
+      }
+      wait_for_predecessors();
+      for (; ring.phase == 0 && k < arguments.depth; k += kDepth) {
+        copy_rows(ring.slot, k);
+        ring.advance();
+      }
+    }
+    for (; k < arguments.depth; k += kDepth) {
+      shared.empty[ring.slot].wait(ring.phase ^ 1);
+      copy_weights(ring.slot, k);
+      copy_rows(ring.slot, k);
       ring.advance();
     }
   });
+}
+
+// At the beginning of a kernel. Where weights are read early the producer's warp waits by itself.
+__device__ __forceinline__ void begin(const GemmArguments& arguments) {
+  if (threadIdx.x < 32 && arguments.early_weights != 0) return;
+  wait_for_predecessors();
+  let_successor_start();
 }
 
 }  // namespace flexact::cuda::sm90

@@ -23,7 +23,7 @@ __device__ inline int4 tile_at(const GemmArguments& arguments, const TilePlace& 
   if (place.half >= 0) {
     constexpr int kHalf = kTileRows / 2;
     tile.y += place.half * kHalf;
-    tile.z = min(tile.z - place.half * kHalf, kHalf);
+    tile.z = place.half == 0 ? min(tile.z, kHalf) : tile.z - kHalf;
   }
   return tile;
 }
@@ -68,12 +68,13 @@ template <typename Visit>
 __device__ __forceinline__ void take_tiles(WorkQueue& queue, const GemmArguments& arguments, Visit visit) {
   const TileOrder order(*arguments.tile_count, arguments.column_tiles, arguments.group_rows,
                         arguments.split_last != 0, static_cast<int>(gridDim.x));
+  const auto run_of = [&](int row_tile) { return __ldg(&arguments.tiles[row_tile].run); };
   int position = static_cast<int>(blockIdx.x);
   Ring<kWorkSlots> work;
   while (true) {
     const bool any = position < order.positions();
     const int next = any ? static_cast<int>(gridDim.x + atomicAdd(arguments.taken, 1u)) : 0;
-    const int4 tile = any ? tile_at(arguments, order.at(position)) : make_int4(0, 0, 0, -1);
+    const int4 tile = any ? tile_at(arguments, order.at(position, run_of)) : make_int4(0, 0, 0, -1);
     if (any && tile.z <= 0) {
       position = next;
       continue;

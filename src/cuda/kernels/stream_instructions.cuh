@@ -91,27 +91,19 @@ __device__ __forceinline__ std::uint32_t multiply_pairs(std::uint32_t a, std::ui
   return product;
 }
 
-// acc (16 outputs × 8 slots) += 16 values of K; `low` and `high` hold two pairs each of this thread's two
-// rows, `x` the same two pairs of its column.
-__device__ __forceinline__ void multiply_bf16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
-                                              std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
-                                              std::uint32_t x1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-      : "r"(low0), "r"(high0), "r"(low1), "r"(high1), "r"(x0), "r"(x1));
-}
-
-// The same of f16.
-__device__ __forceinline__ void multiply_f16(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,
-                                             std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,
-                                             std::uint32_t x1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-      : "r"(low0), "r"(high0), "r"(low1), "r"(high1), "r"(x0), "r"(x1));
-}
+// multiply_bf16 and multiply_f16: acc (16 outputs × 8 slots) += 16 values of K; `low` and `high` hold two pairs
+// each of this thread's two rows, `x` the same two pairs of its column.
+#define FLEXACT_MULTIPLY(type)                                                                                  \
+  __device__ __forceinline__ void multiply_##type(float (&acc)[4], std::uint32_t low0, std::uint32_t high0,     \
+                                                  std::uint32_t low1, std::uint32_t high1, std::uint32_t x0,    \
+                                                  std::uint32_t x1) {                                           \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." #type "." #type                                       \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                         \
+                 : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])                                       \
+                 : "r"(low0), "r"(high0), "r"(low1), "r"(high1), "r"(x0), "r"(x1));                             \
+  }
+FLEXACT_MULTIPLY(bf16)
+FLEXACT_MULTIPLY(f16)
+#undef FLEXACT_MULTIPLY
 
 }  // namespace flexact::cuda::stream

@@ -37,9 +37,12 @@ class TileOrder {
 
   // Groups of row tiles are swept column by column: the CTAs at work then share few weights and few
   // rows, and L2 serves most reads.
-  FLEXACT_EVERYWHERE TilePlace at(int position) const {
+  // run_of(row tile): its RowTile::run.
+  template <typename RunOf>
+  FLEXACT_EVERYWHERE TilePlace at(int position, RunOf run_of) const {
     const int beyond = position - whole_;
     const int tile = beyond < 0 ? position : whole_ + beyond / 2;
+    if (group_rows_ < 0) return in_expert(tile, beyond, run_of(tile / column_tiles_));
     const int group_tiles = group_rows_ * column_tiles_;
     const int group = tile / group_tiles;
     const int inside = tile - group * group_tiles;
@@ -51,6 +54,20 @@ class TileOrder {
   }
 
  private:
+  // Groups of one expert's row tiles, as equal as can be. A group of `height` row tiles takes as
+  // many positions as it has tiles, so one of them tells which group a position is of.
+  FLEXACT_EVERYWHERE TilePlace in_expert(int tile, int beyond, std::int32_t run) const {
+    const int of_run = run & 0xffff, count = (run >> 16) + 1;
+    const int groups = (count - group_rows_ - 1) / -group_rows_;
+    const int most = (count + groups - 1) / groups;
+    const int before = of_run / most * most;
+    const int height = count - before < most ? count - before : most;
+    const int first = tile / column_tiles_ - of_run + before;
+    const int inside = tile - first * column_tiles_;
+    const int column = inside / height;
+    return {first + inside - column * height, column, beyond < 0 ? -1 : beyond % 2};
+  }
+
   int row_tiles_, column_tiles_, group_rows_, whole_, positions_;
 };
 

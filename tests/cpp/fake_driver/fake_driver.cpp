@@ -135,9 +135,13 @@ void route(const RouteArguments& r) {
     for (int slot = 0; slot < r.tokens * r.top_k; ++slot) {
       if (id_of(r, slot) == e) r.slot_row[slot] = row++;
     }
-    for (int at = first; at < row; at += r.tile_rows) {
-      r.tiles[tiles++] = {e, at, std::min(r.tile_rows, row - at), 0};
+    const int before = tiles;
+    for (int at = first; at < row;) {
+      const int rows = row - at <= r.tile_rows + r.extra_rows ? row - at : r.tile_rows;
+      r.tiles[tiles++] = {e, at, rows, 0};
+      at += rows;
     }
+    for (int i = before; i < tiles; ++i) r.tiles[i].run = tile_run(i - before, tiles - before);
   }
   *r.tile_count = tiles;
   std::fill_n(r.taken, r.counters, 0u);
@@ -1127,11 +1131,20 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
     if (a.bytes != (fp8 ? 1 : 2) || b.bytes != a.bytes || a.fp16 != b.fp16 ||
         (a.fp16 != 0) != Elements(name).fp16)
       return kInvalidValue;
+    const auto& gemm_arguments = fp8 ? static_cast<const Fp8GemmArguments*>(parameters[2])->gemm
+                                     : *static_cast<const GemmArguments*>(parameters[2]);
+    const std::uint32_t extra = fp8 ? kFp8ExtraRows : kExtraRows;
+    Map of_extra;
+    std::memcpy(&of_extra, parameters[3], sizeof of_extra);
+    if (a.box[1] != 64 || of_extra.box[1] != extra || of_extra.data != a.data) return kInvalidValue;
+    for (int i = 0; i < *gemm_arguments.tile_count; ++i) {
+      if (gemm_arguments.tiles[i].rows > kTileRows + static_cast<int>(extra)) return kInvalidValue;
+    }
     if (fp8) {
       gemm_fp8(name.substr(std::strlen(kFp8)), a, b,
                *static_cast<const Fp8GemmArguments*>(parameters[2]));
     } else {
-      gemm(name, a, b, *static_cast<const GemmArguments*>(parameters[2]));
+      gemm(name, a, b, gemm_arguments);
     }
   }
   return 0;

@@ -324,8 +324,8 @@ TEST(CutlassPolicy, fp4_tiles_are_short_while_experts_have_few_rows) {
   EXPECT_LE(choice(128).box_rows, flexact::cuda::kFp4FewRows);
   EXPECT_FALSE(choice(136).few_rows);  // 17 rows in the mean
   EXPECT_EQ(choice(136).tile_rows, flexact::cuda::kTileRows);
-  EXPECT_TRUE(choice(512).counted_rows);
-  EXPECT_FALSE(choice(513).counted_rows);
+  EXPECT_TRUE(choice(256).counted_rows);
+  EXPECT_FALSE(choice(257).counted_rows);
   p.format = flexact::Format::Mxfp4Fp8;
   EXPECT_FALSE(choice(16).few_rows);
   p.experts = 2 * flexact::cuda::kCountedExperts;
