@@ -1,6 +1,9 @@
 # The CUDA kernels: compiled by nvcc to LTO-IR, not to machine code, and carried inside the library.
 # What finishes them is found at run time (src/cuda/jit); this needs nvcc 13 and CuTe's headers, from
 # NVIDIA's toolkit or its Python packages (requirements/cuda.txt).
+#
+# sm90_*.cu and sm100_*.cu have matrix instructions of one architecture. All others are compiled once, for the
+# oldest one: its LTO-IR links for the newer ones to the same code that theirs does.
 set(flexact_site_packages "")
 file(GLOB flexact_site_packages ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages $ENV{VIRTUAL_ENV}/lib/python3*/site-packages)
 if(Python_EXECUTABLE)
@@ -45,10 +48,14 @@ if(FLEXACT_CUDA)
   foreach(source ${flexact_kernels})
     get_filename_component(name ${source} NAME_WE)
     set(image ${PROJECT_BINARY_DIR}/cuda/${name}.fatbin)
+    set(architecture 90)
+    if(name MATCHES "^sm([0-9]+)_")
+      set(architecture ${CMAKE_MATCH_1}a)
+    endif()
     add_custom_command(OUTPUT ${image}
       COMMAND ${CMAKE_COMMAND} -E make_directory ${PROJECT_BINARY_DIR}/cuda
       COMMAND ${flexact_kernel_compiler} -ccbin ${CMAKE_CXX_COMPILER} -std=c++17 -O3 -DNDEBUG -rdc=true --expt-relaxed-constexpr
-        -gencode arch=compute_90a,code=lto_90a -I${FLEXACT_CUTLASS_INCLUDE_DIR} -c -fatbin ${source} -o ${image}
+        -gencode arch=compute_${architecture},code=lto_${architecture} -I${FLEXACT_CUTLASS_INCLUDE_DIR} -c -fatbin ${source} -o ${image}
       DEPENDS ${source} ${flexact_kernel_headers} WORKING_DIRECTORY ${kernels}
       COMMENT "CUDA kernel ${name} to LTO-IR" VERBATIM)
     list(APPEND flexact_images ${image})

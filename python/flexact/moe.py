@@ -39,7 +39,7 @@ __all__ = ["Plan", "activation_values", "backends", "fused_moe", "invalidate", "
 plan_cache = PlanCache(max_entries=512)
 
 # Switches that a backend reads when it makes a plan.
-_PLAN_SWITCHES = ("FLEXACT_NUMERICS", "FLEXACT_CPU_ISA")
+_PLAN_SWITCHES = ("FLEXACT_NUMERICS", "FLEXACT_CPU_ISA", "FLEXACT_UNTRIED_KERNELS")
 
 # Formats whose packed weights are the given ones in another order.
 _PLAIN_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -16,6 +17,7 @@
 #include "cli/process.hpp"
 #include "cli/support_matrix.hpp"
 #include "cpu/isa.hpp"
+#include "cuda/architecture.hpp"
 #include "cuda/jit/disk_cache.hpp"
 #include "cuda/jit/kernel_images.hpp"
 #include "cuda/jit/toolchain.hpp"
@@ -126,8 +128,18 @@ void doctor_cuda_link(std::ostream& out) {
          "the cutlass backend needs them: build with nvcc 13 and nvidia-cutlass (docs/cuda.md)");
     return;
   }
+  std::string kernels;
+  std::size_t own = 0;
+  for (const cuda::Architecture& architecture : cuda::architectures()) {
+    const auto count = std::count_if(images.begin(), images.end(), [&](const auto& image) {
+      return image.name.starts_with(architecture.images);
+    });
+    kernels += fmt::format("{} for {}{}, ", count, architecture.name,
+                           architecture.tried ? "" : " (not run on hardware yet)");
+    own += static_cast<std::size_t>(count);
+  }
   line(out, "cuda kernels",
-       fmt::format("{} for sm_90a, built with CUDA {}", images.size(),
+       fmt::format("{}{} for each of them, built with CUDA {}", kernels, images.size() - own,
                    to_string(images[0].toolkit)));
   try {
     const cuda::Toolchain& tools = cuda::Toolchain::instance();

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "cuda/architecture.hpp"
 #include "cuda/dense_plan.hpp"
 #include "cuda/driver.hpp"
 #include "cuda/fp8_layer.hpp"
@@ -54,7 +55,8 @@ class CutlassBackend final : public Backend {
     if (problem.experts > kMostExperts) {
       return Refusal{"more than " + std::to_string(kMostExperts) + " experts", "fewer a rank"};
     }
-    return refuse_machine();
+    if (auto refusal = refuse_machine()) return refusal;
+    return refuse_format(*machine_architecture(Driver::instance()), problem.format);
   }
 
   std::unique_ptr<Plan> plan(const MoeProblem& problem, const Function& function,
@@ -98,10 +100,11 @@ std::optional<Refusal> refuse_machine() {
   std::string why;
   const Driver* driver = Driver::find(why);
   if (driver == nullptr) return Refusal{why, "a machine with an NVIDIA GPU"};
-  if (find_hopper(*driver) < 0) {
-    return Refusal{"there is no GPU of compute capability 9.0",
-                   "the kernels are for Hopper (sm_90a)"};
+  const Architecture* const architecture = machine_architecture(*driver);
+  if (architecture == nullptr) {
+    return Refusal{"there is no GPU that there are CUDA kernels for", wanted_capabilities()};
   }
+  if (auto refusal = refuse_untried(*architecture)) return refusal;
   try {
     Toolchain::instance();
   } catch (const Error& error) {

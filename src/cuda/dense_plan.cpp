@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/architecture.hpp"
 #include "cuda/driver.hpp"
 #include "cuda/jit/function_source.hpp"
 #include "cuda/jit/linker.hpp"
@@ -18,7 +19,6 @@ namespace flexact::cuda {
 
 namespace {
 
-constexpr const char* kArchitecture = "sm_90a";
 // Columns and pieces are counted in 32 bits.
 constexpr std::int64_t kMostColumns = std::int64_t{1} << 28;
 constexpr std::int64_t kMostPieces = (std::int64_t{1} << 31) - 1;
@@ -54,10 +54,10 @@ class CudaDensePlan final : public DensePlan {
               (problem.result == DenseResult::Plain ? ""
                : by_rows()                          ? "_rows"
                                                     : "_groups");
-    linked_ =
-        link_kernel(kernel_image("sm90_dense_" + variant),
-                    function_source(gated() ? function.gated() : function, numerics, problem.dtype),
-                    kArchitecture, function_);
+    image_ = &kernel_image("dense_" + variant);
+    source_ = function_source(gated() ? function.gated() : function, numerics, problem.dtype);
+    // Ahead of the first call, which then finds what it links.
+    link(*architecture_);
   }
 
   void run(const DenseCall& call, const ParameterTable& values, void* stream) const override {
@@ -82,7 +82,7 @@ class CudaDensePlan final : public DensePlan {
     const char* result = problem_.result == DenseResult::Plain       ? ""
                          : problem_.result == DenseResult::Fp8Groups ? " to fp8 by groups"
                                                                      : " to fp8 by rows";
-    return "cutlass, " + std::string(kArchitecture) + " act_and_mul " +
+    return "cutlass, " + std::string(architecture_->name) + " act_and_mul " +
            std::string(to_string(problem_.dtype)) + result + ", " + function_;
   }
 
@@ -93,6 +93,9 @@ class CudaDensePlan final : public DensePlan {
     int multiprocessors;
   };
 
+  std::shared_ptr<const LinkedKernel> link(const Architecture& architecture) const {
+    return link_kernel(*image_, source_, architecture.name, function_);
+  }
   bool gated() const { return problem_.pairing != Pairing::None; }
   bool fp8() const { return problem_.result != DenseResult::Plain; }
   bool by_rows() const { return problem_.result == DenseResult::Fp8Rows; }
@@ -103,7 +106,8 @@ class CudaDensePlan final : public DensePlan {
     const std::lock_guard lock(mutex_);
     const auto found = places_.find(location.context);
     if (found != places_.end()) return found->second;
-    Place place{kernel_of(driver_, location.context, *linked_, kernel_.c_str(), 0), 0};
+    const auto linked = link(architecture_for(driver_, location.device, "x"));
+    Place place{kernel_of(driver_, location.context, *linked, kernel_.c_str(), 0), 0};
     driver_.check(
         driver_.device_attribute(&place.multiprocessors, kMultiprocessors, location.device),
         "counting multiprocessors");
@@ -209,8 +213,9 @@ class CudaDensePlan final : public DensePlan {
   DenseProblem problem_;
   std::string function_;
   std::int64_t parameter_count_;
-  std::string kernel_;
-  std::shared_ptr<const LinkedKernel> linked_;
+  const Architecture* architecture_ = machine_architecture(driver_);  // refuse() asked for one
+  std::string kernel_, source_;
+  const KernelImage* image_ = nullptr;
   mutable std::mutex mutex_;
   mutable std::map<Context, Place> places_;
 };

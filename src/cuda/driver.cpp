@@ -89,17 +89,4 @@ Location location_of(const Driver& driver, const char* name, const void* data) {
   return location;
 }
 
-int find_hopper(const Driver& driver) {
-  int count = 0;
-  if (driver.device_count(&count) != 0) return -1;
-  for (int device = 0; device < count; ++device) {
-    int major = 0;
-    int minor = 0;
-    driver.device_attribute(&major, kCapabilityMajor, device);
-    driver.device_attribute(&minor, kCapabilityMinor, device);
-    if (major == 9 && minor == 0) return device;
-  }
-  return -1;
-}
-
 }  // namespace flexact::cuda

@@ -111,7 +111,4 @@ struct Location {
 };
 Location location_of(const Driver& driver, const char* name, const void* data);
 
-// The ordinal of the first device of compute capability 9.0, or -1.
-int find_hopper(const Driver& driver);
-
 }  // namespace flexact::cuda

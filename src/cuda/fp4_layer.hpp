@@ -21,8 +21,7 @@ class Fp4Layer {
   // mxfp4_fp8: whether rows are E4M3, with a scale for each 128 values.
   bool rounds_inputs() const { return problem_.format == Format::Mxfp4Fp8; }
 
-  // The image of what surrounds GEMM1 and the kernel that gathers rows.
-  std::string rows() const { return rounds_inputs() ? "mxfp4_fp8_layer" : "fp4_layer"; }
+  // The kernel that gathers rows.
   std::string gather_kernel() const { return rounds_inputs() ? "fp8_gather" : "fp4_gather"; }
   int gemm_shared() const { return rounds_inputs() ? kMxfp4Fp8SharedBytes : kFp4SharedBytes; }
   // The variant of GEMM1's image and kernel ("sm90_" variant, "flexact_gemm_" variant), and of

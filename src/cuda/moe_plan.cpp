@@ -19,6 +19,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/architecture.hpp"
 #include "cuda/backend.hpp"
 #include "cuda/driver.hpp"
 #include "cuda/fp4_layer.hpp"
@@ -38,8 +39,6 @@
 namespace flexact::cuda {
 
 namespace {
-
-constexpr const char* kArchitecture = "sm_90a";
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -165,6 +164,7 @@ class MoePlan final : public Plan {
   std::string function_;
   std::int64_t parameter_count_;
   Location location_;
+  const Architecture* architecture_ = nullptr;
   int multiprocessors_ = 0;
   Wish wish_;
   unsigned launches_;
@@ -209,6 +209,11 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
       throw Error(ErrorCode::InvalidArgument, "lies on another GPU than w13", name);
     }
   }
+  architecture_ = &architecture_for(driver_, location_.device, "w13");
+  if (const auto refusal = refuse_format(*architecture_, problem.format)) {
+    throw Error(ErrorCode::Unsupported, refusal->reason, "cutlass", refusal->hint);
+  }
+  if (!architecture_->half_tiles && wish_.split_last < 0) wish_.split_last = 0;
   const ContextGuard current(driver_, location_.context);
   driver_.check(driver_.device_attribute(&multiprocessors_, kMultiprocessors, location_.device),
                 "counting multiprocessors");
@@ -240,7 +245,7 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
   const std::string type = fp16 ? "fp16_" : "bf16_", of_type = fp16 ? "fp16_" : "";
   const auto linked = [&](const std::string& image, bool with_function) {
     return std::async(std::launch::async, [this, &source, image, with_function] {
-      return link_kernel(kernel_image("sm90_" + image), with_function ? source : "", kArchitecture,
+      return link_kernel(kernel_image(image), with_function ? source : "", architecture_->name,
                          with_function ? function_ : "");
     });
   };
@@ -248,8 +253,9 @@ void MoePlan::link(const Function& function, moe::Numerics numerics) {
     return kernel_of(driver_, location_.context, image, name.c_str(), shared);
   };
   using Linking = std::future<std::shared_ptr<const LinkedKernel>>;
-  Linking gemm1 = linked(fp8_ || fp4_ ? variant : type + variant, true);
-  Linking layer = linked(fp8_ ? "fp8_layer" : fp4_ ? fp4_->rows() : type + "layer", false);
+  const std::string own = architecture_->images;
+  Linking gemm1 = linked(own + (fp8_ || fp4_ ? variant : type + variant), true);
+  Linking layer = linked(own + layer_image(problem_.format), false);
   Linking stream_up, stream_down;
   if (stream_) {
     stream_up = linked(stream_->image() + (gated ? "gated" : "unary"), true);
@@ -344,9 +350,9 @@ DeviceMemory MoePlan::ordered_scales(Fp4Layer::Ordering ordering, DeviceMemory& 
 }
 
 std::string MoePlan::describe() const {
-  return "cutlass, " + std::string(kArchitecture) + " " + std::string(to_string(problem_.format)) +
-         ", tile " + std::to_string(kTileRows) + "x" + std::to_string(kTileColumns) + "x" +
-         std::to_string(fp8_ || fp4_ ? 128 : kTileDepth) +
+  return "cutlass, " + std::string(architecture_->name) + " " +
+         std::string(to_string(problem_.format)) + ", tile " + std::to_string(kTileRows) + "x" +
+         std::to_string(kTileColumns) + "x" + std::to_string(fp8_ || fp4_ ? 128 : kTileDepth) +
          (rounded_groups_ != 0
               ? ", " + std::to_string(rounded_groups_) + " groups of weights out of E4M3's range"
               : "") +

@@ -1,4 +1,4 @@
-// A few tokens: what the two stream kernels (kernels/sm90_stream.cuh) are told of a layer and
+// A few tokens: what the two stream kernels (kernels/stream.cuh) are told of a layer and
 // a call. There is no routing and no gather before them.
 //
 //   up + activation ─ down ( ─ combine )
@@ -37,8 +37,8 @@ class StreamLayer {
                      const float* bias) const;
   StreamArguments down(const Call& call, const Choice& choice, const float* bias) const;
 
-  // The images and kernels are called "sm90_" image() + part and "flexact_" kernel() + part, with
-  // the parts gated, unary and down.
+  // The images and kernels are called image() + part and "flexact_" kernel() + part, with the parts
+  // gated, unary and down.
   std::string image() const;
   std::string kernel() const;
 

@@ -9,7 +9,9 @@
 #include <utility>
 
 #include "cpu/isa.hpp"
+#include "cuda/architecture.hpp"
 #include "cuda/backend.hpp"
+#include "cuda/driver.hpp"
 #include "fp4_data.hpp"
 #include "fp8_data.hpp"
 
@@ -228,12 +230,18 @@ std::vector<std::pair<std::string, cuda::Wish>> gpu_variants() {
   stream.row_warps2 = 4;
   stream.sum = 0;
   sum.sum = 1;
-  return {{"sm_90a", {}},
-          {"sm_90a_tiled", tiled},
-          {"sm_90a_stream", stream},
-          {"sm_90a_stream_sum", sum},
-          {"sm_90a_few", few},
-          {"sm_90a_routed", routed}};
+  // Named after the kernels that this machine's GPU gets.
+  std::string why;
+  const cuda::Driver* const driver = cuda::Driver::find(why);
+  const cuda::Architecture* const machine =
+      driver == nullptr ? nullptr : cuda::machine_architecture(*driver);
+  const std::string name = machine == nullptr ? "sm_90a" : machine->name;
+  return {{name, {}},
+          {name + "_tiled", tiled},
+          {name + "_stream", stream},
+          {name + "_stream_sum", sum},
+          {name + "_few", few},
+          {name + "_routed", routed}};
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "emulated/e4m3.hpp"
+#include "emulated/linked_function.hpp"
 #include "emulated/stream_instructions.hpp"
 #define FLEXACT_EMULATED
 #include "cuda/kernels/dense_rows.cuh"

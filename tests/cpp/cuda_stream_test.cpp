@@ -8,18 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "emulated/linked_function.hpp"
 #include "emulated/stream_instructions.hpp"
 #define FLEXACT_EMULATED
 #include "cuda/kernels/stream_bf16.cuh"
 #include "cuda/kernels/stream_fp4.cuh"
 #include "cuda/kernels/stream_fp8.cuh"
-
-extern "C" void flexact_act2(const float g[2], const float u[2], const float* p, float y[2]) {
-  for (int i = 0; i < 2; ++i) y[i] = g[i] * u[i] + p[0] * g[i];
-}
-extern "C" void flexact_act2_unary(const float x[2], const float* p, float y[2]) {
-  for (int i = 0; i < 2; ++i) y[i] = x[i] * std::fabs(x[i]) + p[0];
-}
 
 #define KERNELS(format)                                         \
   FLEXACT_STREAM_KERNEL(emulated_gated_##format, Gated, format) \

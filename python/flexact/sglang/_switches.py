@@ -12,6 +12,7 @@ _ALLOWED = {
     "FLEXACT_MOE": ("auto", "always", "off"),
     "FLEXACT_VERBOSE": ("0", "1", "2"),
     "FLEXACT_BACKEND": ("auto", "cpu", "triton", "cutlass"),
+    "FLEXACT_UNTRIED_KERNELS": ("refuse", "run"),
 }
 
 

@@ -9,7 +9,7 @@
 namespace flexact::cuda {
 
 struct KernelImage {
-  std::string_view name;  // of its source file: "sm90_bf16_gated"
+  std::string_view name;  // of its source file: "sm90_bf16_gated", "dense_bf16_gated"
   ToolVersion toolkit;    // whose nvcc made it; the linker must be as new
   std::string_view ir;    // a fat binary
 };

@@ -265,7 +265,7 @@ struct RoutedIds {
   std::int32_t top_k;
 };
 
-// Kernels for a few tokens (sm90_stream.cuh).
+// Kernels for a few tokens (stream.cuh).
 inline constexpr int kStreamThreads = 256;
 inline constexpr int kStreamRows = 16;    // outputs that a warp works on
 inline constexpr int kStreamColumns = 8;  // slots that one pass over the weights serves

@@ -122,12 +122,19 @@ extern "C" __global__ void __launch_bounds__(flexact::cuda::kRouteThreads, 1)
 
 FLEXACT_GATHER_KERNELS(flexact_gather, GatherArguments, slot_row, gather)
 
-extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
+// Left alone, the assembler takes 64 registers for sm_100a, and spills one.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define FLEXACT_COMBINE_BOUNDS __launch_bounds__(flexact::cuda::kRowThreads, 7)
+#else
+#define FLEXACT_COMBINE_BOUNDS __launch_bounds__(flexact::cuda::kRowThreads)
+#endif
+
+extern "C" __global__ void FLEXACT_COMBINE_BOUNDS
     flexact_combine(const __grid_constant__ flexact::cuda::CombineArguments arguments) {
   flexact::cuda::combine<__nv_bfloat16>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(flexact::cuda::kRowThreads)
+extern "C" __global__ void FLEXACT_COMBINE_BOUNDS
     flexact_combine_fp16(const __grid_constant__ flexact::cuda::CombineArguments arguments) {
   flexact::cuda::combine<__half>(arguments);
 }

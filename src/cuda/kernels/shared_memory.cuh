@@ -53,6 +53,12 @@ __device__ __forceinline__ void store_shared(std::uint32_t address, std::uint16_
   asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_shared16(std::uint32_t address, const std::uint32_t (&word)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(word[0]), "r"(word[1]), "r"(word[2]),
+               "r"(word[3])
+               : "memory");
+}
+
 // Four 8 × 8 matrices of 16-bit elements, for which each lane names the start of one row.
 __device__ __forceinline__ void store_matrices(std::uint32_t row, const std::uint32_t (&word)[4]) {
   asm volatile("stmatrix.sync.aligned.x4.m8n8.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(word[0]),

@@ -2,11 +2,14 @@
 // way of results through shared memory. The formats differ in what stands before and after.
 #pragma once
 
+// A test runs this on the CPU with instructions of its own: tests/cpp/emulated.
+#ifndef FLEXACT_EMULATED
 #include <cuda_bf16.h>
 
+#include "shared_memory.cuh"
+#endif
 #include "arguments.hpp"
 #include "elements.cuh"
-#include "shared_memory.cuh"
 
 // The linked function: see activation/printers.hpp. Two elements at a time, so that packed arithmetic
 // is possible; after linking it is inlined and its array arguments are registers.
@@ -93,25 +96,27 @@ __device__ __forceinline__ void apply_scale_and_bias(Accumulators& acc, const Ge
   }
 }
 
-// What follows the products in a function's place: two neighbouring results of output block `block` (eight
-// columns) in one of the thread's two rows.
+// What follows the products in a function's place, of two neighbouring results. `up` is not read where there is no
+// gate.
+template <Epilogue kEpilogue>
+__device__ __forceinline__ float2 activated(const float (&x)[2], const float (&up)[2], const float* parameters) {
+  if constexpr (kEpilogue == Epilogue::Plain) {
+    return {x[0], x[1]};
+  } else {
+    float y[2];
+    if constexpr (kEpilogue == Epilogue::Gated) flexact_act2(x, up, parameters, y);
+    if constexpr (kEpilogue == Epilogue::Unary) flexact_act2_unary(x, parameters, y);
+    return {y[0], y[1]};
+  }
+}
+
+// The same of output block `block` (eight columns) in one of the thread's two rows.
 template <Epilogue kEpilogue>
 __device__ __forceinline__ float2 result(Accumulators& acc, int block, int half, const float* parameters) {
-  if constexpr (kEpilogue == Epilogue::Gated) {
-    constexpr int kPartner = kTileColumns / 16;
-    const float gate[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
-    const float up[2] = {value(acc, block + kPartner, half, 0), value(acc, block + kPartner, half, 1)};
-    float y[2];
-    flexact_act2(gate, up, parameters, y);
-    return {y[0], y[1]};
-  } else if constexpr (kEpilogue == Epilogue::Unary) {
-    const float x[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
-    float y[2];
-    flexact_act2_unary(x, parameters, y);
-    return {y[0], y[1]};
-  } else {
-    return {value(acc, block, half, 0), value(acc, block, half, 1)};
-  }
+  const int partner = kEpilogue == Epilogue::Gated ? block + kTileColumns / 16 : block;
+  const float x[2] = {value(acc, block, half, 0), value(acc, block, half, 1)};
+  const float up[2] = {value(acc, partner, half, 0), value(acc, partner, half, 1)};
+  return activated<kEpilogue>(x, up, parameters);
 }
 
 // The expert's parameter values, a copy in registers: the compiler could not know that stores leave the
@@ -143,6 +148,11 @@ class Staging {
         written_(shared_address(memory) + lane % 16 * kRowBytes + ((lane / 16) ^ (lane % 8)) * 16),
         read_(shared_address(memory) + lane / kPieces * kRowBytes +
               ((lane % kPieces) ^ (lane / kPieces)) * 16) {}
+
+  // Of a thread that has a row's piece in its registers.
+  __device__ static std::uint32_t place(int row, int piece) {
+    return static_cast<std::uint32_t>(row * kRowBytes + (piece ^ row % 8) * 16);
+  }
 
   // Sixteen columns: two blocks of eight × two halves of eight rows, as the products lie in registers.
   __device__ __forceinline__ void put(int pair, const std::uint32_t (&word)[4]) const {

@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <utility>
 
+#ifndef FLEXACT_EMULATED
 #include <cute/arch/copy_sm90_tma.hpp>
 #include <cute/arch/mma_sm90_gmma.hpp>
+#endif
 
 #include "dependent_launch.cuh"
 #include "sm90_epilogue.cuh"

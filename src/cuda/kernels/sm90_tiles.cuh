@@ -2,7 +2,9 @@
 // them to the warps that need to know. Nothing here knows what is multiplied.
 #pragma once
 
+#ifndef FLEXACT_EMULATED
 #include <cutlass/arch/barrier.h>
+#endif
 
 #include "arguments.hpp"
 #include "tile_order.hpp"

@@ -1,7 +1,7 @@
 // The stream kernels' weights in bf16, multiplied as they are loaded.
 #pragma once
 
-#include "sm90_stream.cuh"
+#include "stream.cuh"
 
 namespace flexact::cuda::stream {
 

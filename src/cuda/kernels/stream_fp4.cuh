@@ -8,7 +8,7 @@
 #pragma once
 
 #include "fp4_layout.hpp"
-#include "sm90_stream.cuh"
+#include "stream.cuh"
 
 namespace flexact::cuda::stream {
 

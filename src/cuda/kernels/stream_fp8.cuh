@@ -5,7 +5,7 @@
 // scale needs from several blocks. Scales by blocks multiply the sums of 128 columns, others those of all.
 #pragma once
 
-#include "sm90_stream.cuh"
+#include "stream.cuh"
 
 namespace flexact::cuda::stream {
 

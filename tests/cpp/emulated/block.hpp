@@ -1,5 +1,5 @@
 // A block of CUDA threads on the CPU: each thread is a fibre that runs until it meets others.
-// Enough of CUDA's names to compile a kernel that needs no tensor map, and only those.
+// Enough of CUDA's names to compile a kernel, and only those.
 #pragma once
 
 #include <ucontext.h>
@@ -123,9 +123,25 @@ class Block {
         thread.x = static_cast<unsigned>(i);
         swapcontext(&scheduler_, &fibres_[i]->context);
       }
-      if (!progress_) throw std::runtime_error("threads wait for each other for ever");
+      if (!progress_ && !(idle && idle()))
+        throw std::runtime_error("threads wait for each other for ever");
     }
   }
+
+  // Work that is done when all threads wait for something; false where there is none.
+  std::function<bool()> idle;
+
+  // A thread goes on when something has become true, and whoever makes it so says progress().
+  template <typename Condition>
+  void wait_until(Condition condition) {
+    const std::size_t me = running_;
+    while (!condition()) {
+      swapcontext(&fibres_[me]->context, &scheduler_);
+      running_ = me;
+      thread.x = static_cast<unsigned>(me);
+    }
+  }
+  void progress() { progress_ = true; }
 
   void meet_all() { meet(all_, static_cast<int>(fibres_.size()), {}); }
   // What every thread of the warp gave.

@@ -41,8 +41,12 @@ std::vector<std::string>& launches() {
   return list;
 }
 
+// Of the only device: compute capability, as major · 10 + minor.
+int capability = 90;
+
 constexpr int kOutOfMemory = 2;
 constexpr int kInvalidValue = 1;
+constexpr int kNoBinary = 209;
 int the_context = 0;
 void* current = nullptr;
 
@@ -903,6 +907,11 @@ const char* fake_launches() {
   return text.c_str();
 }
 
+// For tests: from now on the device is another one.
+void fake_capability(int major, int minor) {
+  capability = major * 10 + minor;
+}
+
 int cuInit(unsigned) {
   return 0;
 }
@@ -923,7 +932,10 @@ int cuDeviceGetCount(int* count) {
   return 0;
 }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == kCapabilityMajor ? 9 : attribute == kMultiprocessors ? 4 : 0;
+  *value = attribute == kCapabilityMajor   ? capability / 10
+           : attribute == kCapabilityMinor ? capability % 10
+           : attribute == kMultiprocessors ? 4
+                                           : 0;
   return 0;
 }
 int cuDeviceGetName(char* name, int size, int) {
@@ -966,12 +978,14 @@ int cuCtxGetDevice(int* device) {
 }
 int cuModuleLoadData(Module* module, const void* image) {
   *module = const_cast<void*>(image);
-  return current == &the_context && std::memcmp(image,
-                                                "\x7f"
-                                                "ELF",
-                                                4) == 0
-             ? 0
-             : kInvalidValue;
+  const auto* bytes = static_cast<const unsigned char*>(image);
+  if (current != &the_context || std::memcmp(image,
+                                             "\x7f"
+                                             "ELF",
+                                             4) != 0)
+    return kInvalidValue;
+  // The second byte of the ELF header's flags is the architecture that the code is for.
+  return bytes[49] == capability ? 0 : kNoBinary;
 }
 int cuModuleGetFunction(Kernel* kernel, Module, const char* name) {
   static std::map<std::string, std::string> names;

@@ -652,6 +652,128 @@ std::string message_of(const std::function<void()>& call, ErrorCode code) {
   return "no error";
 }
 
+// The driver's device is of this compute capability while it lives.
+class OnCapability {
+ public:
+  OnCapability(int major, int minor) { set(major, minor); }
+  ~OnCapability() {
+    set(9, 0);
+    ::unsetenv(kSwitch);
+  }
+  static void run_untried() { ::setenv(kSwitch, "run", 1); }
+  static constexpr const char* kSwitch = "FLEXACT_UNTRIED_KERNELS";
+
+ private:
+  static void set(int major, int minor) {
+    void (*function)(int, int) = nullptr;
+    flexact::cuda::load_library("libcuda.so.1").load("fake_capability", function);
+    function(major, minor);
+  }
+};
+
+std::string reason_of(const std::optional<flexact::Refusal>& refusal) {
+  return refusal ? refusal->reason + "; " + refusal->hint : "";
+}
+
+TEST(CutlassArchitectures, what_has_not_run_on_hardware_is_refused_until_it_is_asked_for) {
+  NEED_MACHINE();
+  const Layer layer(Pairing::Concat, 0);
+  const flexact::Backend& backend = flexact::backend("cutlass");
+  const OnCapability device(10, 0);
+  const std::string why = reason_of(backend.refuse(layer.problem, layer.function));
+  EXPECT_THAT(why, HasSubstr("sm_100a are compiled and linked, but have not run on hardware yet"));
+  EXPECT_THAT(why, HasSubstr("FLEXACT_UNTRIED_KERNELS=run"));
+  EXPECT_EQ(reason_of(backend.refuse_dense({}, layer.function)), why);
+  try {
+    on_gpu(layer);  // past refuse()
+    ADD_FAILURE() << "a plan for sm_100a";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::Unsupported);
+    EXPECT_THAT(error.what(), HasSubstr("have not run on hardware"));
+  }
+  ::setenv(OnCapability::kSwitch, "yes", 1);
+  try {
+    backend.refuse(layer.problem, layer.function);
+    ADD_FAILURE() << "a word that means nothing";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), testing::AllOf(HasSubstr("FLEXACT_UNTRIED_KERNELS"),
+                                             HasSubstr("'yes'"), HasSubstr("refuse or run")));
+  }
+  OnCapability::run_untried();
+  EXPECT_EQ(reason_of(backend.refuse(layer.problem, layer.function)), "");
+  EXPECT_EQ(reason_of(backend.refuse_dense({}, layer.function)), "");
+}
+
+TEST(CutlassArchitectures, sm_100a_takes_bf16_and_fp16_and_refuses_formats_that_it_has_no_gemm_of) {
+  NEED_MACHINE();
+  Layer layer(Pairing::Concat, 0);
+  layer.problem.hidden = layer.problem.intermediate = 128;
+  const OnCapability device(10, 0);
+  OnCapability::run_untried();
+  const auto reason = [&](flexact::Format format) {
+    layer.problem.format = format;
+    layer.problem.io_dtype = format == flexact::Format::Fp16 ? DType::Float16 : DType::BFloat16;
+    return reason_of(flexact::backend("cutlass").refuse(layer.problem, layer.function));
+  };
+  EXPECT_EQ(reason(flexact::Format::Bf16), "");
+  EXPECT_EQ(reason(flexact::Format::Fp16), "");
+  for (const flexact::Format format :
+       {flexact::Format::Fp8Block, flexact::Format::Mxfp4, flexact::Format::Mxfp4Fp8}) {
+    EXPECT_THAT(reason(format),
+                testing::AllOf(HasSubstr("no CUDA kernels for format"), HasSubstr("on sm_100a"),
+                               HasSubstr("has bf16, fp16 there")));
+  }
+}
+
+TEST(CutlassArchitectures, other_gpus_are_refused_by_what_there_is) {
+  NEED_MACHINE();
+  const Layer layer(Pairing::Concat, 0);
+  for (const auto& [major, minor] :
+       {std::pair{8, 0}, std::pair{9, 1}, std::pair{10, 3}, std::pair{12, 0}}) {
+    const OnCapability device(major, minor);
+    OnCapability::run_untried();
+    const std::string why =
+        reason_of(flexact::backend("cutlass").refuse(layer.problem, layer.function));
+    EXPECT_THAT(why, HasSubstr("compute capability 9.0 (sm_90a) or 10.0 (sm_100a)")) << major;
+    EXPECT_EQ(message_of([&] { on_gpu(layer); }, ErrorCode::Unsupported).substr(0, 4), "w13:");
+  }
+}
+
+// The driver loads no code of another architecture.
+TEST(CutlassArchitectures, a_gpu_of_capability_10_0_gets_kernels_of_its_own_and_the_same_launches) {
+  NEED_MACHINE();
+  const OnCapability device(10, 0);
+  OnCapability::run_untried();
+  launched();
+  for (const Pairing pairing :
+       {Pairing::Concat, Pairing::UpFirst, Pairing::Interleaved, Pairing::None}) {
+    for (const unsigned choices : {0u, 5u, 11u, 22u}) {
+      const Layer layer(pairing, choices, choices == 0 ? 700 : 9);
+      expect_equal(on_gpu(layer), on_cpu(layer),
+                   std::string(to_string(pairing)) + " " + std::to_string(choices));
+    }
+  }
+  const std::string tiled = launched();
+  for (const char* kernel :
+       {"flexact_route dependent\nflexact_gather dependent\nflexact_gemm_gated",
+        "flexact_gather_counted", "flexact_gemm_unary", "flexact_gemm_plain",
+        "flexact_combine dependent"}) {
+    EXPECT_THAT(tiled, HasSubstr(kernel));
+  }
+  on_gpu(Layer(Pairing::Concat, 0, 2));
+  EXPECT_EQ(launched(), "flexact_stream_gated dependent\nflexact_stream_down dependent\n");
+  constexpr flexact::Format kFp16[] = {flexact::Format::Fp16};
+  expect_agreement(kFp16, 1);
+
+  Device memory;
+  const Layer layer(Pairing::Concat, 0);
+  const auto plan =
+      flexact::backend("cutlass").plan(layer.problem, layer.function, memory.copy(layer.weights()));
+  EXPECT_THAT(plan->describe(), HasSubstr("sm_100a"));
+  const auto dense = flexact::backend("cutlass").plan_dense({}, Function::named("swiglu"));
+  EXPECT_THAT(dense->describe(), HasSubstr("sm_100a"));
+}
+
 TEST(CutlassPlan, tensors_it_cannot_read_are_refused_by_name) {
   NEED_MACHINE();
   Device device;

@@ -1,4 +1,4 @@
-// A layer of a few tokens on sm_90a: a pass over the weights of the experts that were chosen, as fast as
+// A layer of a few tokens: a pass over the weights of the experts that were chosen, as fast as
 // memory gives them.
 //
 //   up      activated[slot, :] = function(input[token of slot, :] · w13[expert of slot]^T)

@@ -1,0 +1,4 @@
+// GEMM1 of gated layers.
+#include "sm100_bf16_gemm.cuh"
+
+FLEXACT_SM100_GEMM_KERNEL(flexact_gemm_fp16_gated, Gated, __half)
