@@ -96,6 +96,10 @@ cuda::LinkedKernel link(const cuda::KernelImage& image, const std::string& sourc
                         const cuda::DiskCache& cache = cuda::DiskCache("")) {
   return cuda::link_kernel_with(cache, image, source, kArchitecture, "test");
 }
+cuda::LinkedKernel link(const cuda::KernelImage& image, const std::string& source,
+                        const std::string& architecture) {
+  return cuda::link_kernel_with(cuda::DiskCache(""), image, source, architecture, "test");
+}
 
 TEST(FunctionSource, rounds_or_slows_down_as_asked) {
   const Function f = Function::named("swiglu");
@@ -262,8 +266,7 @@ TEST(ShippedKernels, an_unknown_one_is_refused) {
 // Links an image for an architecture: nothing in memory, and registers as the kernel was made for.
 void expect_clean(const std::string& image, const std::string& source, const char* what,
                   const std::string& architecture = kArchitecture) {
-  const auto linked = cuda::link_kernel_with(cuda::DiskCache(""), cuda::kernel_image(image), source,
-                                             architecture, "test");
+  const auto linked = link(cuda::kernel_image(image), source, architecture);
   EXPECT_THAT(linked.report.faults(), IsEmpty()) << image << " " << what << " " << architecture;
   EXPECT_THAT(linked.report.kernels, Not(IsEmpty())) << image;
   int gemms = 0;
@@ -284,11 +287,14 @@ void expect_clean(const std::string& image, const std::string& source, const cha
               architecture.c_str(), what, linked.compile_ms, linked.link_ms);
 }
 
+// What has matrix instructions of one architecture.
+constexpr std::pair<const char*, const char*> kOwnImages[] = {{"sm90_", "sm_90a"},
+                                                              {"sm100_", "sm_100a"}};
+
 TEST(ShippedKernels, link_without_spills_stack_or_serialised_wgmma) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
-  for (const auto& [prefix, architecture] :
-       {std::pair{"sm90_", "sm_90a"}, std::pair{"sm100_", "sm_100a"}}) {
+  for (const auto& [prefix, architecture] : kOwnImages) {
     for (const std::string type : {"bf16", "fp16"}) {
       const std::string image = prefix + type;
       expect_clean(image + "_layer", "", "no function", architecture);
@@ -316,8 +322,15 @@ TEST(ShippedKernels, of_few_tokens_link_as_cleanly) {
     for (const std::string architecture : kArchitectures) {
       expect_clean(image + "gated", gated, "situ", architecture);
       expect_clean(image + "unary", unary, "xielu", architecture);
-      // No layer of FP8 comes so far on sm_100a.
-      if (format == "fp8_block" && architecture == "sm_100a") continue;
+      if (format == "fp8_block" && architecture == "sm_100a") {
+        // A register of eight slots' sum is stored and loaded again once: 128 are all that two
+        // blocks leave a thread.
+        EXPECT_LE(link(cuda::kernel_image(image + "down"), "", architecture)
+                      .report.kernels.at(0)
+                      .spill_bytes,
+                  16);
+        continue;
+      }
       expect_clean(image + "down", "", "no function", architecture);
     }
   }
@@ -343,14 +356,19 @@ TEST(ShippedKernels, of_act_and_mul_link_without_spills_or_stack) {
 TEST(ShippedKernels, of_fp8_link_without_spills_stack_or_serialised_wgmma) {
   NEED_TOOLS();
   if (cuda::kernel_images().empty()) GTEST_SKIP() << "this build carries no kernels";
-  expect_clean("sm90_fp8_layer", "", "no function");
-  for (const std::string variant : {"block", "given", "whole"}) {
-    const std::string gated = "sm90_fp8_" + variant + "_gated";
-    for (const char* name : {"swiglu", "geglu", "situ"}) {
-      expect_clean(gated, cuda::function_source(Function::named(name), Numerics::Fast), name);
+  for (const auto& [prefix, architecture] : kOwnImages) {
+    const std::string image = std::string(prefix) + "fp8_";
+    expect_clean(image + "layer", "", "no function", architecture);
+    for (const std::string variant : {"block", "given", "whole"}) {
+      for (const char* name : {"swiglu", "geglu", "situ"}) {
+        expect_clean(image + variant + "_gated",
+                     cuda::function_source(Function::named(name), Numerics::Fast), name,
+                     architecture);
+      }
+      expect_clean(image + variant + "_unary",
+                   cuda::function_source(Function::named("xielu"), Numerics::Fast), "xielu",
+                   architecture);
     }
-    const std::string unary = "sm90_fp8_" + variant + "_unary";
-    expect_clean(unary, cuda::function_source(Function::named("xielu"), Numerics::Fast), "xielu");
   }
 }
 

@@ -11,9 +11,15 @@ namespace flexact::cuda::sm100 {
 // Columns of tensor memory: sums of two tiles.
 inline constexpr int kSumTiles = 2;
 inline constexpr int kSumColumns = kSumTiles * kTileColumns;
+// That a thread takes at once; fewer beside many others.
 inline constexpr int kLoadedSums = 32;
+inline constexpr int kFewLoadedSums = 16;
+// Of a row of results on their way through shared memory.
+inline constexpr int kLineBytes = 64;
 
-enum class Operand : std::uint32_t { Float16 = 0, BFloat16 = 1 };
+// By their codes in the descriptor, where E4M3 belongs to instructions of another kind than the
+// other two.
+enum class Operand : std::uint32_t { E4M3 = 0, Float16 = 0, BFloat16 = 1 };
 
 // A tile's products in fp32 from operands that are neighbours along K.
 constexpr std::uint32_t instruction_of(Operand operand) {

@@ -36,6 +36,17 @@ __device__ __forceinline__ void fence_after_meeting() {
   asm volatile("tcgen05.fence::after_thread_sync;" ::: "memory");
 }
 
+// Two warps of the epilogue, of four such pairs.
+__device__ __forceinline__ void meet_pair(int pair) {
+  asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
+}
+
+__device__ __forceinline__ int this_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // True in one thread of a warp that is together, always the same one.
 __device__ __forceinline__ bool is_elected() {
   std::uint32_t elected;
@@ -43,14 +54,21 @@ __device__ __forceinline__ bool is_elected() {
   return elected != 0;
 }
 
-// sums = rows · weights^T of 16-bit elements, 16 of K, or sums += that. Returns at once.
-__device__ __forceinline__ void multiply_f16(std::uint32_t sums, std::uint64_t rows, std::uint64_t weights,
-                                             std::uint32_t instruction, bool adds) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %4, 0;\n"
-      "tcgen05.mma.cta_group::1.kind::f16 [%0], %1, %2, %3, p;\n}" ::"r"(sums),
-      "l"(rows), "l"(weights), "r"(instruction), "r"(static_cast<std::uint32_t>(adds))
-      : "memory");
+// sums = rows · weights^T over 32 bytes of each row, or sums += that. Returns at once.
+template <typename Element>
+__device__ __forceinline__ void multiply(std::uint32_t sums, std::uint64_t rows, std::uint64_t weights,
+                                         std::uint32_t instruction, bool adds) {
+#define FLEXACT_MULTIPLY(kind)                                                                          \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %4, 0;\n"                                             \
+               "tcgen05.mma.cta_group::1.kind::" kind " [%0], %1, %2, %3, p;\n}" ::"r"(sums),           \
+               "l"(rows), "l"(weights), "r"(instruction), "r"(static_cast<std::uint32_t>(adds))         \
+               : "memory")
+  if constexpr (sizeof(Element) == 1) {
+    FLEXACT_MULTIPLY("f8f6f4");
+  } else {
+    FLEXACT_MULTIPLY("f16");
+  }
+#undef FLEXACT_MULTIPLY
 }
 
 // Arrives at a barrier when all products that this thread issued are complete. What they read may be written
@@ -61,7 +79,7 @@ __device__ __forceinline__ void arrive_after_products(void* barrier) {
                : "memory");
 }
 
-// kLoadedSums columns of a lane a thread, by a whole warp, which sees the 32 lanes of its rank among four. The
+// So many columns of a lane a thread, by a whole warp, which sees the 32 lanes of its rank among four. The
 // numbers are there after wait_for_sums().
 __device__ __forceinline__ void load_sums(std::uint32_t address, float (&value)[kLoadedSums]) {
   static_assert(kLoadedSums == 32);
@@ -77,11 +95,23 @@ __device__ __forceinline__ void load_sums(std::uint32_t address, float (&value)[
       : "r"(address)
       : "memory");
 }
+__device__ __forceinline__ void load_sums(std::uint32_t address, float (&value)[kFewLoadedSums]) {
+  static_assert(kFewLoadedSums == 16);
+  asm volatile(
+      "tcgen05.ld.sync.aligned.32x32b.x16.b32 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "[%16];"
+      : "=f"(value[0]), "=f"(value[1]), "=f"(value[2]), "=f"(value[3]), "=f"(value[4]), "=f"(value[5]),
+        "=f"(value[6]), "=f"(value[7]), "=f"(value[8]), "=f"(value[9]), "=f"(value[10]), "=f"(value[11]),
+        "=f"(value[12]), "=f"(value[13]), "=f"(value[14]), "=f"(value[15])
+      : "r"(address)
+      : "memory");
+}
 __device__ __forceinline__ void wait_for_sums() {
   asm volatile("tcgen05.wait::ld.sync.aligned;" ::: "memory");
 }
 // After that: the compiler knows nothing of the wait, and takes the numbers from here.
-__device__ __forceinline__ void take_sums(float (&value)[kLoadedSums]) {
+template <int kCount>
+__device__ __forceinline__ void take_sums(float (&value)[kCount]) {
   for (float& each : value) asm volatile("" : "+f"(each));
 }
 

@@ -149,11 +149,6 @@ class Staging {
         read_(shared_address(memory) + lane / kPieces * kRowBytes +
               ((lane % kPieces) ^ (lane / kPieces)) * 16) {}
 
-  // Of a thread that has a row's piece in its registers.
-  __device__ static std::uint32_t place(int row, int piece) {
-    return static_cast<std::uint32_t>(row * kRowBytes + (piece ^ row % 8) * 16);
-  }
-
   // Sixteen columns: two blocks of eight × two halves of eight rows, as the products lie in registers.
   __device__ __forceinline__ void put(int pair, const std::uint32_t (&word)[4]) const {
     store_matrices((written_ ^ pair % 4 * 32) + pair / 4 * 128, word);

@@ -22,26 +22,13 @@
 
 #include "dependent_launch.cuh"
 #include "e4m3.cuh"
+#include "fp8_scaling.hpp"
 #include "sm90_epilogue.cuh"
 #include "sm90_extra_rows.cuh"
 #include "sm90_stages.cuh"
 #include "sm90_tiles.cuh"
 
 namespace flexact::cuda {
-
-// Which numbers share a scale.
-enum class Scaling {
-  Blocks,  // 128 × 128 weights, 1 × 128 inputs
-  Whole,   // all of K: a tensor or a channel, all rows or a token
-};
-
-// What is written.
-enum class Output {
-  Rows,     // bf16
-  Largest,  // bf16, and their largest magnitudes: the codes' scale needs all of them
-  Groups,   // E4M3 with a scale for each 128 columns of a row
-  Given,    // E4M3 with the checkpoint's scale
-};
 
 namespace sm90 {
 

@@ -102,6 +102,7 @@ class Block {
     size.x = static_cast<unsigned>(threads);
     body_ = &kernel;
     all_ = {};
+    groups_ = {};
     warps_.assign(static_cast<std::size_t>(threads) / 32, {});
     fibres_.resize(static_cast<std::size_t>(threads));
     done_ = 0;
@@ -144,6 +145,10 @@ class Block {
   void progress() { progress_ = true; }
 
   void meet_all() { meet(all_, static_cast<int>(fibres_.size()), {}); }
+  // `count` threads of the block, of eight such groups at most.
+  void meet_some(int group, int count) {
+    meet(groups_[static_cast<std::size_t>(group)], count, {});
+  }
   // What every thread of the warp gave.
   const Meeting& meet_warp(const std::array<std::uint32_t, 12>& given) {
     Meeting& meeting = warps_[running_ / 32];
@@ -188,6 +193,7 @@ class Block {
   std::vector<std::unique_ptr<Fibre>> fibres_;
   const std::function<void()>* body_ = nullptr;
   Meeting all_;
+  std::array<Meeting, 8> groups_;
   std::vector<Meeting> warps_;
   std::size_t running_ = 0;
   int done_ = 0;

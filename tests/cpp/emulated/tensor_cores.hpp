@@ -15,8 +15,10 @@
 #include "block.hpp"
 #include "cuda/kernels/arguments.hpp"
 #include "cuda/kernels/sm100_descriptors.hpp"
+#include "moe/small_floats.hpp"
 
 #define CUTE_UNROLL
+#define CUTE_NO_UNROLL
 
 struct int4 {
   int x, y, z, w;
@@ -162,23 +164,33 @@ inline void copy_box(const CUtensorMap* map, std::uint64_t* barrier, void* to,
         offset += index * map.stride[i];
       }
       for (int k = 0; k < map.box[0]; ++k) {
-        std::uint16_t element = 0;
+        const int bytes = map.element_bytes;
+        const auto plain = address + static_cast<std::uint32_t>(line * 128 + k * bytes);
+        std::uint8_t* const element = shared_window() + swizzled(plain);
+        std::memset(element, 0, static_cast<std::size_t>(bytes));
         if (inside && at[0] + k < map.size[0]) {
-          std::memcpy(
-              &element,
-              static_cast<const std::uint8_t*>(map.data) + offset + (at[0] + k) * map.element_bytes,
-              sizeof element);
+          std::memcpy(element,
+                      static_cast<const std::uint8_t*>(map.data) + offset + (at[0] + k) * bytes,
+                      static_cast<std::size_t>(bytes));
         }
-        const auto plain = address + static_cast<std::uint32_t>(line * 128 + k * 2);
-        std::memcpy(shared_window() + swizzled(plain), &element, sizeof element);
       }
     }
     reinterpret_cast<Barrier*>(barrier)->complete(lines * 128);
   });
 }
 
-// An operand's rows of 16 elements.
-inline std::vector<float> operand(std::uint64_t descriptor, int rows, unsigned format) {
+inline float e4m3(std::uint8_t code) {
+  static const std::vector<float> values = [] {
+    std::vector<float> list;
+    for (int i = 0; i < 256; ++i)
+      list.push_back(flexact::moe::decode_e4m3(static_cast<std::uint8_t>(i)));
+    return list;
+  }();
+  return values[code];
+}
+
+// An operand's rows of 32 bytes, 16 elements or 32 codes.
+inline std::vector<float> operand(std::uint64_t descriptor, int rows, bool codes, unsigned format) {
   const auto field = [&](int from, int bits) {
     return static_cast<std::uint32_t>(descriptor >> from & ((1u << bits) - 1));
   };
@@ -188,37 +200,40 @@ inline std::vector<float> operand(std::uint64_t descriptor, int rows, unsigned f
     complain("a base offset, or an absolute leading offset");
   std::vector<float> values;
   for (int row = 0; row < rows; ++row) {
-    for (int k = 0; k < 16; ++k) {
+    for (int byte = 0; byte < 32; byte += codes ? 1 : 2) {
       const std::uint32_t address = (field(0, 14) << 4) +
                                     static_cast<std::uint32_t>(row / 8) * (field(32, 14) << 4) +
-                                    static_cast<std::uint32_t>(row % 8 * 128 + k * 2);
+                                    static_cast<std::uint32_t>(row % 8 * 128 + byte);
       std::uint16_t bits;
       std::memcpy(&bits, shared_window() + swizzled(address), sizeof bits);
-      values.push_back(format == 1 ? __bfloat162float({bits}) : __half2float({bits}));
+      values.push_back(codes         ? e4m3(static_cast<std::uint8_t>(bits))
+                       : format == 1 ? __bfloat162float({bits})
+                                     : __half2float({bits}));
     }
   }
   return values;
 }
 
 inline void multiply(std::uint32_t to, std::uint64_t a, std::uint64_t b, std::uint32_t instruction,
-                     bool adds) {
+                     bool codes, bool adds) {
   const auto field = [&](int from, int bits) { return instruction >> from & ((1u << bits) - 1); };
   if (field(0, 4) != 0 || field(4, 2) != 1 || field(13, 4) != 0 || field(30, 2) != 0 ||
-      field(7, 3) > 1 || field(7, 3) != field(10, 3))
-    complain("another instruction than dense products of 16-bit rows in fp32");
+      field(7, 3) != field(10, 3) || field(7, 3) > (codes ? 0 : 1))
+    complain("another instruction than dense products of such rows in fp32");
   const auto columns = static_cast<int>(field(17, 6) * 8),
              rows = static_cast<int>(field(24, 5) * 16);
   if (rows != 128 || (to >> 16) != 0) complain("sums of a tile begin in lane 0 of all 128");
-  const std::vector<float> left = operand(a, rows, field(7, 3)),
-                           right = operand(b, columns, field(10, 3));
+  const std::vector<float> left = operand(a, rows, codes, field(7, 3)),
+                           right = operand(b, columns, codes, field(10, 3));
+  const int depth = codes ? 32 : 16;
   for (int row = 0; row < rows; ++row) {
+    auto& lane = Engine::current().sums[static_cast<std::size_t>(row)];
     for (int column = 0; column < columns; ++column) {
+      const float* const x = &left[static_cast<std::size_t>(row * depth)];
+      const float* const y = &right[static_cast<std::size_t>(column * depth)];
       float sum = 0;
-      for (int k = 0; k < 16; ++k)
-        sum += left[static_cast<std::size_t>(row * 16 + k)] *
-               right[static_cast<std::size_t>(column * 16 + k)];
-      float& at = Engine::current().sums[static_cast<std::size_t>(row)].at(
-          (to & 0xffff) + static_cast<unsigned>(column));
+      for (int k = 0; k < depth; ++k) sum += x[k] * y[k];
+      float& at = lane.at((to & 0xffff) + static_cast<unsigned>(column));
       at = adds ? at + sum : sum;
     }
   }
@@ -228,6 +243,7 @@ inline void multiply(std::uint32_t to, std::uint64_t a, std::uint64_t b, std::ui
 struct PendingLoad {
   std::uint32_t address;
   float* to;
+  unsigned count;
 };
 inline std::vector<PendingLoad>& pending_loads() {
   static std::vector<std::vector<PendingLoad>> of_thread(1024);
@@ -242,6 +258,10 @@ namespace cutlass::arch {
 using ClusterBarrier = emulated::Barrier;
 using ClusterTransactionBarrier = emulated::Barrier;
 inline void fence_barrier_init() {}
+template <std::uint32_t kCount>
+void warpgroup_reg_alloc() {}
+template <std::uint32_t kCount>
+void warpgroup_reg_dealloc() {}
 }  // namespace cutlass::arch
 
 namespace cute {
@@ -287,6 +307,12 @@ inline std::uint32_t shared_address(const void* at) {
   return static_cast<std::uint32_t>(static_cast<const std::uint8_t*>(at) -
                                     emulated::shared_window());
 }
+inline float load_shared(const float* at) {
+  return *at;
+}
+inline void store_shared(float* at, float value) {
+  *at = value;
+}
 inline uint4 load_shared16(std::uint32_t address) {
   uint4 value;
   if (address % 16 != 0) emulated::complain("a load that is not aligned");
@@ -327,30 +353,40 @@ inline bool is_elected() {
   __syncwarp();
   return threadIdx.x % 32 == 21;
 }
-inline void multiply_f16(std::uint32_t sums, std::uint64_t rows, std::uint64_t weights,
-                         std::uint32_t instruction, bool adds) {
+inline void meet_pair(int pair) {
+  emulated::Block::current().meet_some(pair, 64);
+}
+inline int this_thread() {
+  return static_cast<int>(threadIdx.x);
+}
+template <typename Element>
+void multiply(std::uint32_t sums, std::uint64_t rows, std::uint64_t weights,
+              std::uint32_t instruction, bool adds) {
+  constexpr bool kCodes = sizeof(Element) == 1;
   emulated::Engine::current().product(
-      [=] { emulated::multiply(sums, rows, weights, instruction, adds); });
+      [=] { emulated::multiply(sums, rows, weights, instruction, kCodes, adds); });
 }
 inline void arrive_after_products(void* barrier) {
   emulated::Engine::current().product([=] { static_cast<emulated::Barrier*>(barrier)->arrive(); });
 }
-inline void load_sums(std::uint32_t address, float (&value)[kLoadedSums]) {
+template <int kCount>
+void load_sums(std::uint32_t address, float (&value)[kCount]) {
   __syncwarp();
   if (address >> 16 != threadIdx.x / 32 % 4 * 32)
     emulated::complain("a warp does not see these lanes");
-  std::fill_n(value, kLoadedSums, std::numeric_limits<float>::quiet_NaN());
-  emulated::pending_loads().push_back({address, value});
+  std::fill_n(value, kCount, std::numeric_limits<float>::quiet_NaN());
+  emulated::pending_loads().push_back({address, value, kCount});
 }
 inline void wait_for_sums() {
   __syncwarp();
   for (const auto& load : emulated::pending_loads()) {
     const auto& lane = emulated::Engine::current().sums[(load.address >> 16) + threadIdx.x % 32];
-    for (unsigned i = 0; i < kLoadedSums; ++i) load.to[i] = lane.at((load.address & 0xffff) + i);
+    for (unsigned i = 0; i < load.count; ++i) load.to[i] = lane.at((load.address & 0xffff) + i);
   }
   emulated::pending_loads().clear();
 }
-inline void take_sums(float (&)[kLoadedSums]) {}
+template <int kCount>
+void take_sums(float (&)[kCount]) {}
 
 }  // namespace sm100
 }  // namespace flexact::cuda

@@ -704,7 +704,7 @@ TEST(CutlassArchitectures, what_has_not_run_on_hardware_is_refused_until_it_is_a
   EXPECT_EQ(reason_of(backend.refuse_dense({}, layer.function)), "");
 }
 
-TEST(CutlassArchitectures, sm_100a_takes_bf16_and_fp16_and_refuses_formats_that_it_has_no_gemm_of) {
+TEST(CutlassArchitectures, sm_100a_refuses_formats_that_it_has_no_gemm_of) {
   NEED_MACHINE();
   Layer layer(Pairing::Concat, 0);
   layer.problem.hidden = layer.problem.intermediate = 128;
@@ -715,13 +715,17 @@ TEST(CutlassArchitectures, sm_100a_takes_bf16_and_fp16_and_refuses_formats_that_
     layer.problem.io_dtype = format == flexact::Format::Fp16 ? DType::Float16 : DType::BFloat16;
     return reason_of(flexact::backend("cutlass").refuse(layer.problem, layer.function));
   };
-  EXPECT_EQ(reason(flexact::Format::Bf16), "");
-  EXPECT_EQ(reason(flexact::Format::Fp16), "");
   for (const flexact::Format format :
-       {flexact::Format::Fp8Block, flexact::Format::Mxfp4, flexact::Format::Mxfp4Fp8}) {
-    EXPECT_THAT(reason(format),
-                testing::AllOf(HasSubstr("no CUDA kernels for format"), HasSubstr("on sm_100a"),
-                               HasSubstr("has bf16, fp16 there")));
+       {flexact::Format::Bf16, flexact::Format::Fp16, flexact::Format::Fp8Block,
+        flexact::Format::Fp8Tensor, flexact::Format::Fp8Channel}) {
+    EXPECT_EQ(reason(format), "");
+  }
+  for (const flexact::Format format :
+       {flexact::Format::Mxfp4, flexact::Format::Nvfp4, flexact::Format::Mxfp4Fp8}) {
+    EXPECT_THAT(
+        reason(format),
+        testing::AllOf(HasSubstr("no CUDA kernels for format"), HasSubstr("on sm_100a"),
+                       HasSubstr("has bf16, fp16, fp8_block, fp8_tensor, fp8_channel there")));
   }
 }
 
@@ -763,7 +767,9 @@ TEST(CutlassArchitectures, a_gpu_of_capability_10_0_gets_kernels_of_its_own_and_
   on_gpu(Layer(Pairing::Concat, 0, 2));
   EXPECT_EQ(launched(), "flexact_stream_gated dependent\nflexact_stream_down dependent\n");
   constexpr flexact::Format kFp16[] = {flexact::Format::Fp16};
-  expect_agreement(kFp16, 1);
+  expect_agreement(kFp16, 1, "sm_100a");
+  expect_agreement(kFp8Formats, 1, "sm_100a");
+  expect_agreement(kFp8Formats, 1, "sm_100a_stream");
 
   Device memory;
   const Layer layer(Pairing::Concat, 0);
