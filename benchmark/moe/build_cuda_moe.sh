@@ -5,5 +5,6 @@ cd "$(dirname "$0")/../.."
 BUILD=${1:-build/release}
 NVCC=${NVCC:-nvcc}
 mkdir -p build/gpu
-$NVCC -std=c++20 -O2 -gencode arch=compute_90a,code=sm_90a -Iinclude -Isrc benchmark/moe/cuda_moe.cu \
+$NVCC -std=c++20 -O2 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_100a,code=sm_100a \
+  -Iinclude -Isrc benchmark/moe/cuda_moe.cu \
   "$BUILD/libflexact.a" -cudart static -L"$(dirname "$(command -v "$NVCC")")/../lib" -Xcompiler -pthread -ldl -o build/gpu/cuda_moe

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "case.hpp"
+#include "cuda/architecture.hpp"
 #include "cuda/driver.hpp"
 #include "flexact/error.hpp"
 #include "flexact/version.hpp"
@@ -79,6 +80,22 @@ std::string processor_name() {
   if (facts["model name"].empty()) return "unknown processor";
   return facts["model name"] + " (family " + facts["cpu family"] + ", model " + facts["model"] +
          ")";
+}
+
+// A line for each architecture that the CUDA backend has kernels for of which none has run: no row
+// speaks of them.
+std::string linked_alone() {
+  std::string text;
+  for (const cuda::Architecture& architecture : cuda::architectures()) {
+    std::vector<std::string> formats;
+    for (const Format format : all_formats()) {
+      if (!cuda::refuse_format(architecture, format)) formats.emplace_back(to_string(format));
+    }
+    if (architecture.tried || formats.empty()) continue;
+    text += "- Linked, not run, and in no row: cutlass on " + std::string(architecture.name) +
+            ", " + joined(formats, ", ") + " ([why](cuda.md#blackwell))\n";
+  }
+  return text;
 }
 
 }  // namespace
@@ -209,7 +226,8 @@ void Matrix::write_page(const std::string& path, const std::string& json_path,
       "- Device: " +
       device_name() + "\n- Commit: " + commit() + "\n- Runs: " + std::to_string(passed_) +
       " passed, " + std::to_string(failed_) + " failed, " + std::to_string(refused_) +
-      " refused\n- Data: [" + json_path + "](" + json_path + ")\n- Command: `" + command + "`\n";
+      " refused\n- Data: [" + json_path + "](" + json_path + ")\n- Command: `" + command + "`\n" +
+      linked_alone();
   for (const auto& [backend, variants] : variants_) {
     text += "\n## " + backend + "\n\nVariants run: " + joined(variants, ", ") +
             ". A cell lists the variants that are proven; **all** means every one of them, "
