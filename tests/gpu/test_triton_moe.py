@@ -1,5 +1,7 @@
 """The Triton kernels on a GPU: the interpreter's cases, real tiles, determinism, graphs, the operator."""
 
+import collections
+import concurrent.futures
 import itertools
 
 import flexact
@@ -125,6 +127,34 @@ def test_nothing_is_compiled_after_the_warm_up():
     finally:
         knobs.runtime.jit_cache_hook = None
     assert compiled == []
+
+
+def test_threads_that_need_a_new_function_compile_each_kernel_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLEXACT_CACHE_DIR", str(tmp_path))
+    generator = torch.Generator(device="cuda").manual_seed(0)
+    w13 = torch.randn(8, 384, 192, device="cuda", generator=generator).bfloat16() / 16
+    w2 = torch.randn(8, 192, 192, device="cuda", generator=generator).bfloat16() / 16
+    x = torch.randn(300, 192, device="cuda", generator=generator).bfloat16()
+    ids = torch.randint(0, 8, (300, 2), device="cuda", generator=generator)
+    scores = torch.rand(300, 2, device="cuda", generator=generator)
+    function = flexact.Function.expression("x*sigmoid(1.375*x)+0.0625*tanh(x)")
+    compiled = collections.Counter()
+
+    def count(*, src, cache_hit, **_):
+        compiled[src.name] += not cache_hit
+
+    def run(_):
+        plan = flexact.moe.plan(w13, w2, function, top_k=2)
+        result = plan.run(x, scores, ids)
+        torch.cuda.synchronize()
+        return result
+
+    monkeypatch.setattr(knobs.compilation, "listener", count)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        first, *others = threads.map(run, range(4))
+    assert compiled["gate_up"] == 1
+    assert max(compiled.values()) == 1, compiled
+    assert all(torch.equal(first, other) for other in others)
 
 
 def operator_inputs(tokens=37):

@@ -216,7 +216,7 @@ class Block:
         scale = torch.zeros((most, problem.top_k), dtype=torch.float32, device=self.device)
         shape = (most, problem.hidden) if problem.combine else (most, problem.top_k, problem.hidden)
         out = x.new_zeros(shape)
-        chunks = []
+        chunks: list[tuple[Any, tuple[Any, ...]]] = []
         for dtype in id_dtypes:
             # One expert's pairs, so that warming up reads little.
             ids = torch.full((most, problem.top_k), -1, dtype=dtype, device=self.device)
