@@ -19,6 +19,7 @@ struct Architecture {
   int major, minor;  // compute capability
   bool tried;        // its kernels have run on hardware
   bool half_tiles;   // half of a tile's rows take half of its time
+  bool extra_rows;   // an expert's last tile may have a few rows more
 };
 
 std::span<const Architecture> architectures();

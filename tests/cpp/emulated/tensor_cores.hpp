@@ -29,6 +29,9 @@ inline int4 make_int4(int x, int y, int z, int w) {
 inline int4 __ldg(const int4* at) {
   return *at;
 }
+inline std::int32_t __ldg(const std::int32_t* at) {
+  return *at;
+}
 inline float2 __ldg(const float2* at) {
   return *at;
 }
