@@ -3,7 +3,7 @@
 # NVIDIA's toolkit or its Python packages (requirements/cuda.txt).
 #
 # sm90_*.cu and sm100_*.cu have matrix instructions of one architecture. All others are compiled once, for the
-# oldest one: its LTO-IR links for the newer ones to the same code that theirs does.
+# oldest one: LTO-IR links for every newer one, and for sm_90a this gives the very code that its own would.
 set(flexact_site_packages "")
 file(GLOB flexact_site_packages ${PROJECT_SOURCE_DIR}/.venv/lib/python3*/site-packages $ENV{VIRTUAL_ENV}/lib/python3*/site-packages)
 if(Python_EXECUTABLE)

@@ -16,10 +16,9 @@ class Driver;
 struct Architecture {
   const char* name;  // as NVRTC and nvJitLink know it
   const char* images;
-  int major, minor;  // compute capability
-  bool tried;        // its kernels have run on hardware
-  bool half_tiles;   // half of a tile's rows take half of its time
-  bool extra_rows;   // an expert's last tile may have a few rows more
+  int major, minor;     // compute capability
+  bool tried;           // its kernels have run on hardware
+  bool parts_of_tiles;  // tiles of half the rows, or some more, take as much less or more time
 };
 
 std::span<const Architecture> architectures();

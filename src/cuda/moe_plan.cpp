@@ -213,8 +213,7 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
   if (const auto refusal = refuse_format(*architecture_, problem.format)) {
     throw Error(ErrorCode::Unsupported, refusal->reason, "cutlass", refusal->hint);
   }
-  if (!architecture_->half_tiles && wish_.split_last < 0) wish_.split_last = 0;
-  if (!architecture_->extra_rows) wish_.extra_rows = 0;
+  if (!architecture_->parts_of_tiles) wish_.split_last = wish_.extra_rows = 0;
   const ContextGuard current(driver_, location_.context);
   driver_.check(driver_.device_attribute(&multiprocessors_, kMultiprocessors, location_.device),
                 "counting multiprocessors");

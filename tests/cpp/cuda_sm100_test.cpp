@@ -77,6 +77,7 @@ class Gemm {
     g.bias = c_.bias ? bias_.data() : nullptr;
     g.row_scale = c_.row_scale ? scale_.data() : nullptr;
     g.split_last = c_.split_last;
+    g.early_weights = c_.row_scale;  // one of several cases
     const CUtensorMap a = {input_.data(), 2, 2, {c_.depth, rows_}, {2, c_.depth * 2}, {64, 64}};
     const auto kernel = c_.fp16                          ? emulated_fp16_gated
                         : c_.epilogue == Epilogue::Gated ? emulated_gated

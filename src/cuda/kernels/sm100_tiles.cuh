@@ -56,7 +56,7 @@ template <typename Type>
 struct SharedStorage {
   using Element = Type;
   static constexpr int kDepth = sm90::kDepthOf<Element>;
-  static constexpr int kExtra = 0;  // rows of a tile beyond kTileRows
+  static constexpr int kExtra = 0;  // rows beyond 128
   alignas(1024) Element a[kStages][kTileRows * kDepth];
   alignas(1024) Element b[kStages][kTileColumns * kDepth];
   alignas(128) std::uint8_t lines[kEpilogueWarps][32 * kLineBytes];
@@ -207,15 +207,14 @@ __device__ __forceinline__ void grouped_gemm(const CUtensorMap* map_a, const CUt
   fence_before_meeting();
   __syncthreads();
   fence_after_meeting();
-  wait_for_predecessors();
-  let_successor_start();
+  sm90::begin(arguments);
 
   if (warp < kFirstEpilogueWarp) {
     if constexpr (kOfStage) cutlass::arch::warpgroup_reg_dealloc<kOtherRegisters>();
     if (warp == kCopyWarp && lane == 0) {
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_a));
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_b));
-      sm90::produce<kEpilogue>(shared, map_a, map_b, nullptr, arguments);
+      sm90::produce<kEpilogue>(shared, map_a, map_b, map_a, arguments);
     }
     __syncwarp();
     if (warp == kProductWarp) multiply_tiles<kOfStage>(shared, arguments, lane);

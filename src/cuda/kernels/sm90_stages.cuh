@@ -12,7 +12,6 @@
 
 #include "dependent_launch.cuh"
 #endif
-
 #include "sm90_epilogue.cuh"
 #include "sm90_tiles.cuh"
 
@@ -142,7 +141,7 @@ __device__ __forceinline__ void produce(Storage& shared, const CUtensorMap* map_
   take_tiles(shared.queue, arguments, [&](const int4& tile) {
     const int first_column = tile.w * kOutputColumns<kEpilogue>;
     const int boxes = tile.z > 64 ? 2 : 1;
-    const bool extra = Storage::kExtra > 0 && tile.z > kTileRows;
+    const bool extra = tile.z > kTileRows;
     const auto full_of = [&](int slot) { return reinterpret_cast<std::uint64_t*>(&shared.full[slot]); };
     const auto copy_rows = [&](int slot, int k) {
       for (int box = 0; box < boxes; ++box) {
