@@ -16,8 +16,8 @@ namespace flexact::cuda {
 namespace {
 
 constexpr std::array<Architecture, 2> kArchitectures = {{
-    {"sm_90a", "sm90_", 9, 0, true, true, true},
-    {"sm_100a", "sm100_", 10, 0, false, false, false},
+    {"sm_90a", "sm90_", 9, 0, true, true},
+    {"sm_100a", "sm100_", 10, 0, false, false},
 }};
 
 bool runs_untried() {
