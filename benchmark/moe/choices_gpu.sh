@@ -5,7 +5,8 @@
 #
 # First the default and the paths that it takes for some sizes alone are compared with fp64, the default under
 # compute-sanitizer as well; what fails or hangs ends it. Then variants of the default are timed: of many tokens whole
-# tiles in the last round and other numbers of tokens in the blocks of gather and combine, of few tokens the other path.
+# tiles in the last round, other numbers of tokens in the blocks of gather and combine, no extra rows, no early weights
+# and other groups of row tiles, of few tokens the other path.
 # FOLDER gets a JSON file for each step as it ends. BUILD (default build/developer) has the conformance program,
 # build/gpu/cuda_moe is of build_cuda_moe.sh. About two and a half minutes.
 set -euo pipefail
@@ -30,5 +31,5 @@ for tool in memcheck synccheck; do
     --only cutlass/sm_90a/bilinear/concat/bf16 || echo "compute-sanitizer, $tool: $?"
 done
 
-build/gpu/cuda_moe "$OUT/many.json" --variants whole,rows --tokens 1024,4096,16384 --seconds 80
+build/gpu/cuda_moe "$OUT/many.json" --variants whole,rows,short.,late.,g4,g8 --tokens 1024,4096,16384 --seconds 80
 build/gpu/cuda_moe "$OUT/few.json" --variants tiled,serial --tokens 1,2,4,128 --seconds 30

@@ -669,13 +669,12 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   gemm.interleaved = problem_.pairing == Pairing::Interleaved;
   gemm.bias = bias13_.get();
   gemm.row_scale = problem_.router_weight_on_input ? row_scale : nullptr;
-  const int extra_box = fp8_ ? kFp8ExtraRows : fp4_ ? choice.box_rows : kExtraRows;
   const auto of_input = [&](const void* from, std::int64_t width, int box_rows) {
     return map_rows(driver_, element_, from, rows, width, box_rows);
   };
   if ((launches_ & kGemm1) != 0) {
     const TensorMap input[] = {of_input(workspace + at.rows, input_width(), choice.box_rows),
-                               of_input(workspace + at.rows, input_width(), extra_box)};
+                               of_input(workspace + at.rows, input_width(), kExtraRows)};
     const char* doing = "computing gate, up and activation";
     if (fp8_) {
       launch_gemm(kernel1, input, map13_, fp8_->gemm1(gemm, memory), gemm, row_tiles, choice,
@@ -707,7 +706,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   if ((launches_ & kGemm2) != 0) {
     const void* const from = workspace + (fp8_ ? at.codes : at.activated);
     const TensorMap input[] = {of_input(from, activated_width(), choice.box_rows),
-                               of_input(from, activated_width(), extra_box)};
+                               of_input(from, activated_width(), kExtraRows)};
     if (fp8_) {
       launch_gemm(kernel2, input, map2_, fp8_->gemm2(down, memory), down, row_tiles, choice, stream,
                   "computing down");

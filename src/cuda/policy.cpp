@@ -1,5 +1,6 @@
 // Choices by what was measured on an H200: benchmark/results/cuda_choices_h200.json and, of few
-// tokens in quantised formats, cuda_choices_few_h200.json (tiles: cuda_moe_h100.json).
+// tokens in quantised formats, cuda_choices_few_h200.json, of rows and their order
+// cuda_choices_extra_h200.json (tiles: cuda_moe_h100.json).
 #include "cuda/policy.hpp"
 
 #include <algorithm>
@@ -41,8 +42,6 @@ constexpr int kGroupRows2 = 4;
 constexpr bool kSplitLast = true;
 // More than so many take blocks that read all ids longer than a launch.
 constexpr std::int64_t kMostCountedSlots = 1024;
-constexpr bool kExtra = true;
-constexpr bool kEarlyWeights = true;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -127,20 +126,21 @@ Choice choose(const MoeProblem& problem, std::int64_t tokens, bool aligned, int 
 
   // Groups of one expert's row tiles read its weights once. FP8's are half as many bytes, and there
   // groups of several experts were as fast or faster.
-  const bool by_expert = problem.format == Format::Bf16 || problem.format == Format::Fp16;
+  const bool sixteen_bits = problem.format == Format::Bf16 || problem.format == Format::Fp16;
   const bool short_groups = tokens * problem.top_k < 4 * kTileRows * problem.experts;
   choice.group_rows = wish.group_rows != 0 ? wish.group_rows
-                      : by_expert          ? -kGroupRows
+                      : sixteen_bits       ? -kGroupRows
                       : short_groups       ? kGroupRowsOfFew
                                            : kGroupRows;
   choice.group_rows2 = wish.group_rows2 != 0 ? wish.group_rows2
-                       : by_expert           ? -kGroupRows
+                       : sixteen_bits        ? -kGroupRows
                                              : kGroupRows2;
   choice.split_last = wish.split_last < 0 ? kSplitLast : wish.split_last == 1;
-  if (!moe::is_fp4(problem.format) && (wish.extra_rows < 0 ? kExtra : wish.extra_rows == 1)) {
-    choice.extra_rows = is_fp8(problem.format) ? kFp8ExtraRows : kExtraRows;
+  // The 16-bit kernels have room for them.
+  if (sixteen_bits && wish.extra_rows != 0) {
+    choice.extra_rows = kExtraRows;
   }
-  choice.early_weights = wish.early_weights < 0 ? kEarlyWeights : wish.early_weights == 1;
+  choice.early_weights = wish.early_weights != 0;
   choice.block_tokens = wish.block_tokens != 0 ? wish.block_tokens
                                                : block_tokens_for(problem, tokens, multiprocessors);
 

@@ -29,10 +29,8 @@ inline constexpr int kGroup = 128;
 inline constexpr int kCodeRowBytes =
     kGroup + 16;  // of staged codes, so that rows meet different banks
 inline constexpr int kFp8WarpStagingBytes = 16 * kCodeRowBytes;
-inline constexpr int kFp8ExtraRows = 16;
-inline constexpr int kFp8SharedBytes =
-    kStages * (kStageBytes + kFp8ExtraRows * 128 + (kTileRows + kFp8ExtraRows + 4) * 4) +
-    8 * kFp8WarpStagingBytes + 8 * kFp8ExtraRows * 4 + 2 * kStages * 8 + 256 + 1024;
+inline constexpr int kFp8SharedBytes = kStages * (kStageBytes + (kTileRows + 4) * 4) +
+                                       8 * kFp8WarpStagingBytes + 2 * kStages * 8 + 256 + 1024;
 
 // The same with E2M1 weights (fp4_layout.hpp): a stage is 128 columns of bf16 rows, of codes, and
 // up to 2 KiB of scales; results leave 64 rows of a warpgroup at a time.

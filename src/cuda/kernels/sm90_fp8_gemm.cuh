@@ -24,7 +24,6 @@
 #include "e4m3.cuh"
 #include "fp8_scaling.hpp"
 #include "sm90_epilogue.cuh"
-#include "sm90_extra_rows.cuh"
 #include "sm90_stages.cuh"
 #include "sm90_tiles.cuh"
 
@@ -35,25 +34,17 @@ namespace sm90 {
 inline constexpr int kProducerRegisters = 40;
 inline constexpr int kConsumerRegisters = 232;
 
-// Columns of a wave: extra rows take the registers of half of a wave's products.
-template <bool kExtra>
-inline constexpr int kWaveColumns = kExtra ? 64 : 128;
-template <bool kExtra>
-using WaveMma = std::conditional_t<kExtra, gmma::MMA_64x64x32_F32E4M3E4M3_SS_TN<>,
-                                   gmma::MMA_64x128x32_F32E4M3E4M3_SS_TN<>>;
+using WaveMma = gmma::MMA_64x128x32_F32E4M3E4M3_SS_TN<>;
 using WholeMma = gmma::MMA_64x256x32_F32E4M3E4M3_SS_TN<>;
-using ExtraMma = gmma::MMA_64x16x32_F32E4M3E4M3_SS_TN<>;
-using Fp8ExtraSums = ExtraSums<kFp8ExtraRows>;
 
 struct Fp8Storage {
   using Element = cutlass::float_e4m3_t;
-  static constexpr int kExtra = kFp8ExtraRows;
-  alignas(1024) Element a[kStages][(kTileRows + kExtra) * kGroup];
+  static constexpr int kExtra = 0;  // rows of a tile beyond kTileRows
+  alignas(1024) Element a[kStages][kTileRows * kGroup];
   alignas(1024) Element b[kStages][kTileColumns * kGroup];
   alignas(128) char staging[kConsumers * 4][kFp8WarpStagingBytes];
-  float input_scales[kStages][kTileRows + kExtra];
+  float input_scales[kStages][kTileRows];
   float4 weight_scales[kStages];  // of wave 0, its first and last 64 columns, then of wave 1
-  std::uint32_t largest[kConsumers * 4][kExtra];  // magnitudes of extra rows, of each warp
   FullBarrier full[kStages];
   EmptyBarrier empty[kStages];
   WorkQueue queue;
@@ -77,8 +68,6 @@ __device__ __forceinline__ void fetch_scales(Fp8Storage& shared, const Fp8GemmAr
       const int row = tile.y + min(lane + i * 32, tile.z - 1);
       input[i] = arguments.input.at + row * arguments.input.row_step;
     }
-    const float* extra = arguments.input.at + (tile.y + min(kTileRows + lane, tile.z - 1)) * arguments.input.row_step;
-    const bool fetches_extra = tile.z > kTileRows && lane < kFp8ExtraRows;
     // Lanes 0 to 3: which 128 × 128 blocks the two halves of the two waves lie in.
     const int wave = lane / 2;
     int block = tile.w;
@@ -100,10 +89,6 @@ __device__ __forceinline__ void fetch_scales(Fp8Storage& shared, const Fp8GemmAr
         cute::SM80_CP_ASYNC_CACHEALWAYS<float>::copy(*input[i], shared.input_scales[ring.slot][lane + i * 32]);
         input[i] += arguments.input.group_step;
       }
-      if (fetches_extra) {
-        cute::SM80_CP_ASYNC_CACHEALWAYS<float>::copy(*extra, shared.input_scales[ring.slot][kTileRows + lane]);
-        extra += arguments.input.group_step;
-      }
       if (lane < 4) {
         cute::SM80_CP_ASYNC_CACHEALWAYS<float>::copy(
             *weights, reinterpret_cast<float*>(&shared.weight_scales[ring.slot])[lane]);
@@ -124,75 +109,38 @@ __device__ __forceinline__ bool is_staggered(const RowTile& tile, int steps) {
   return tile.rows > kTileRows / 2 && steps >= kStages;
 }
 
-// acc = Σ over groups of 128: the tensor core's sum, times the scales, added in fp32. `kExtra`: so of the extra rows.
-template <bool kExtra>
-__device__ __forceinline__ void multiply_blocks(Accumulators& acc, Fp8ExtraSums& extra, Fp8Storage& shared,
-                                                Ring<kStages>& ring, int steps, int warpgroup,
-                                                const Place& place, bool staggered) {
-  constexpr int kWave = kWaveColumns<kExtra>;
-  constexpr int kCount = kWave / 2;  // numbers of a thread in a wave
+// acc = Σ over groups of 128: the tensor core's sum, times the scales, added in fp32.
+__device__ __forceinline__ void multiply_blocks(Accumulators& acc, Fp8Storage& shared, Ring<kStages>& ring,
+                                                int steps, int warpgroup, const Place& place,
+                                                bool staggered) {
+  constexpr int kCount = kTileColumns / 4;  // numbers of a thread in a wave
   const std::uint64_t first_a = tile_descriptor(&shared.a[0][warpgroup * 64 * kGroup]);
   const std::uint64_t first_b = tile_descriptor(&shared.b[0][0]);
   CUTE_UNROLL
   for (float& each : acc) each = 0;
-  const std::uint64_t extra_a = tile_descriptor(&shared.a[0][kTileRows * kGroup]);
-  const std::uint64_t extra_b = tile_descriptor(&shared.b[0][warpgroup * 64 * kGroup]);
-  constexpr int kExtraCount = sizeof(extra[0]) / sizeof(float);
-  if constexpr (kExtra) {
-    CUTE_UNROLL
-    for (int i = 0; i < 2 * kExtraCount; ++i) extra[i / kExtraCount][i % kExtraCount] = 0;
-  }
   if (staggered && warpgroup != 0) asm volatile("bar.sync 1, 256;" ::: "memory");
   for (int step = 0; step < steps; ++step) {
     shared.full[ring.slot].wait(ring.phase);
     const float* const of_rows = &shared.input_scales[ring.slot][place.row];
     const float input[2] = {load_shared(of_rows), load_shared(of_rows + 8)};
     const float4 weights = load_shared(&shared.weight_scales[ring.slot]);
-    const float of_columns[4] = {weights.x, weights.y, weights.z, weights.w};  // 64 each
+    const float of_half[2][2] = {{weights.x, weights.y}, {weights.z, weights.w}};
     CUTE_UNROLL
-    for (int wave = 0; wave < kTileColumns / kWave; ++wave) {
+    for (int wave = 0; wave < 2; ++wave) {
       float products[kCount];
       fence(products);
       cute::warpgroup_arrive();
-      multiply_stage<WaveMma<kExtra>>(
+      multiply_stage<WaveMma>(
           products, first_a + ring.slot * (sizeof(shared.a[0]) / 16),
-          first_b + ring.slot * (sizeof(shared.b[0]) / 16) + wave * (kWave * kGroup / 16),
+          first_b + ring.slot * (sizeof(shared.b[0]) / 16) + wave * (sizeof(shared.b[0]) / 32),
           gmma::ScaleOut::Zero);
       cute::warpgroup_wait<0>();
       fence(products);
-      if (!kExtra && wave == 1 && place.lane == 0) shared.empty[ring.slot].arrive();
+      if (wave == 1 && place.lane == 0) shared.empty[ring.slot].arrive();
       CUTE_UNROLL
       for (int i = 0; i < kCount; ++i) {
-        const float scale = input[(i >> 1) & 1] * of_columns[(wave * kCount + i) / 32];
+        const float scale = input[(i >> 1) & 1] * of_half[wave][i / (kCount / 2)];
         acc[wave * kCount + i] += products[i] * scale;
-      }
-    }
-    if constexpr (kExtra) {
-      float products[2][kExtraCount];
-      fence(products[0]);
-      fence(products[1]);
-      cute::warpgroup_arrive();
-      multiply_extra<ExtraMma>(products, extra_a + ring.slot * (sizeof(shared.a[0]) / 16),
-                               extra_b + ring.slot * (sizeof(shared.b[0]) / 16), gmma::ScaleOut::Zero);
-      cute::warpgroup_commit_batch();
-      const float of_weights[2] = {warpgroup == 0 ? weights.x : weights.y, warpgroup == 0 ? weights.z : weights.w};
-      float2 of_extra[kFp8ExtraRows / 8];
-      CUTE_UNROLL
-      for (int block = 0; block < kFp8ExtraRows / 8; ++block) {
-        of_extra[block] = load_shared(reinterpret_cast<const float2*>(
-            &shared.input_scales[ring.slot][kTileRows + block * 8 + place.column]));
-      }
-      cute::warpgroup_wait<0>();
-      fence(products[0]);
-      fence(products[1]);
-      if (place.lane == 0) shared.empty[ring.slot].arrive();
-      CUTE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        CUTE_UNROLL
-        for (int i = 0; i < kExtraCount; ++i) {
-          const float scale = (i % 2 == 0 ? of_extra[i / 4].x : of_extra[i / 4].y) * of_weights[half];
-          extra[half][i] += products[half][i] * scale;
-        }
       }
     }
     if (staggered && warpgroup == 0 && step == 0) asm volatile("bar.arrive 1, 256;" ::: "memory");
@@ -331,191 +279,14 @@ __device__ __forceinline__ void raise_largest(const Fp8GemmArguments& arguments,
   if (lane % 8 == 0 && bits != 0) raise(arguments.largest + row, bits);
 }
 
-// One scale a row and one a column, of the extra rows.
-template <Epilogue kEpilogue>
-__device__ __forceinline__ void apply_whole_scales(Fp8ExtraSums& sums, const Fp8GemmArguments& arguments,
-                                                   const RowTile& tile, int first_column, const Place& place) {
-  constexpr bool kGated = kEpilogue == Epilogue::Gated;
-  constexpr int kCount = sizeof(sums[0]) / sizeof(float);
-  const float* weights = arguments.weights.at + tile.expert * arguments.expert_step;
-  CUTE_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    CUTE_UNROLL
-    for (int low = 0; low < 2; ++low) {
-      const int column = first_column + (kGated ? 0 : half * 128) + place.row + low * 8;
-      const float scale = __ldg(weights + (kGated ? half * arguments.up_step : 0) +
-                                min(column, arguments.gemm.columns - 1) * arguments.weights.row_step);
-      CUTE_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        if (i / 2 % 2 != low) continue;
-        const int row = min(kTileRows + i / 4 * 8 + place.column + i % 2, tile.rows - 1);
-        sums[half][i] *= arguments.input.at[(tile.first_row + row) * arguments.input.row_step] * scale;
-      }
-    }
-  }
-}
-
-// All consumer warps.
-__device__ __forceinline__ void meet_consumers() {
-  asm volatile("bar.sync 3, 256;" ::: "memory");
-}
-
-// The largest magnitudes of extra rows over a warp's columns: of[i] is that of row i / 2 * 8 + place.column + i % 2.
-template <int kCount>
-__device__ __forceinline__ void over_columns(std::uint32_t (&of)[kCount]) {
-  CUTE_UNROLL
-  for (int i = 0; i < kCount; ++i) {
-    for (int distance = 4; distance < 32; distance *= 2) {
-      of[i] = max(of[i], __shfl_xor_sync(0xffffffffu, of[i], distance));
-    }
-  }
-}
-
-// Writes extra rows as codes. A row's group of columns is spread over all consumer warps.
-template <Epilogue kEpilogue, Output kOutput>
-__device__ __forceinline__ void store_extra_codes(const Fp8ExtraSums& results, Fp8Storage& shared,
-                                                  const Fp8GemmArguments& arguments, const RowTile& tile,
-                                                  int first_column, const Place& place) {
-  constexpr int kCount = sizeof(results[0]) / sizeof(float);
-  constexpr int kRows = kFp8ExtraRows / 4;  // of a thread
-  const int columns = arguments.gemm.columns;
-  auto* const to = static_cast<std::uint8_t*>(arguments.gemm.output) +
-                   std::int64_t{tile.first_row + kTileRows} * columns;
-  CUTE_UNROLL
-  for (int half = 0; half < (kEpilogue == Epilogue::Gated ? 1 : 2); ++half) {
-    const int from = first_column + half * 128;
-    if (from >= columns) break;
-    float inverse[kRows];
-    if constexpr (kOutput == Output::Groups) {
-      std::uint32_t largest[kRows] = {};
-      CUTE_UNROLL
-      for (int i = 0; i < kCount; ++i) {
-        const int row = i / 4 * 2 + i % 2;
-        if (from + place.row + i / 2 % 2 * 8 >= columns) continue;
-        largest[row] = max(largest[row], cuda::magnitude_bits(results[half][i]));
-      }
-      over_columns(largest);
-      if (place.lane < 4) {
-        CUTE_UNROLL
-        for (int i = 0; i < kRows; ++i) shared.largest[place.warp][i / 2 * 8 + place.column + i % 2] = largest[i];
-      }
-      meet_consumers();
-      CUTE_UNROLL
-      for (int i = 0; i < kRows; ++i) {
-        const int row = i / 2 * 8 + place.column + i % 2;
-        std::uint32_t bits = 0;
-        CUTE_UNROLL
-        for (int warp = 0; warp < kConsumers * 4; ++warp) bits = max(bits, shared.largest[warp][row]);
-        const float scale = fp8_scale(__uint_as_float(bits));
-        if (place.row == 0 && kTileRows + row < tile.rows) {
-          arguments.group_scales[from / kGroup * arguments.group_step + tile.first_row + kTileRows + row] = scale;
-        }
-        inverse[i] = reciprocal(scale);
-      }
-      meet_consumers();
-    } else {
-      const float given = reciprocal(__ldg(arguments.given_scale));
-      CUTE_UNROLL
-      for (int i = 0; i < kRows; ++i) inverse[i] = given;
-    }
-    CUTE_UNROLL
-    for (int i = 0; i < kCount; i += 2) {
-      const int row = i / 4 * 8 + place.column, column = from + place.row + i / 2 % 2 * 8;
-      const std::uint16_t codes =
-          to_e4m3(results[half][i] * inverse[i / 4 * 2], results[half][i + 1] * inverse[i / 4 * 2 + 1]);
-      if (column >= columns) continue;
-      if (kTileRows + row < tile.rows) to[std::int64_t{row} * columns + column] = static_cast<std::uint8_t>(codes);
-      if (kTileRows + row + 1 < tile.rows) {
-        to[std::int64_t{row + 1} * columns + column] = static_cast<std::uint8_t>(codes >> 8);
-      }
-    }
-  }
-}
-
-// The extra rows' way from sums to what is written.
-template <Scaling kScaling, Epilogue kEpilogue, Output kOutput>
-__device__ __forceinline__ void write_extra(Fp8ExtraSums& sums, Fp8Storage& shared,
-                                            const Fp8GemmArguments& arguments, const RowTile& tile,
-                                            int first_column, const float* parameters) {
-  const Place place = Place::of_consumer();
-  if constexpr (kScaling == Scaling::Whole) {
-    apply_whole_scales<kEpilogue>(sums, arguments, tile, first_column, place);
-  }
-  finish_extra<kEpilogue>(sums, arguments.gemm, tile, first_column, place, parameters);
-  if constexpr (kOutput == Output::Groups || kOutput == Output::Given) {
-    store_extra_codes<kEpilogue, kOutput>(sums, shared, arguments, tile, first_column, place);
-  } else {
-    std::uint32_t largest[kFp8ExtraRows / 4] = {};
-    store_extra<kEpilogue, __nv_bfloat16>(
-        sums, arguments.gemm, tile, first_column, place, [&](int i, __nv_bfloat16 written) {
-          std::uint32_t& of_row = largest[i / 4 * 2 + i % 2];
-          of_row = max(of_row, (std::uint32_t{__bfloat16_as_ushort(written)} & 0x7fffu) << 16);
-        });
-    if constexpr (kOutput == Output::Largest) {
-      over_columns(largest);
-      CUTE_UNROLL
-      for (int i = 0; i < kFp8ExtraRows / 4; ++i) {
-        if (place.lane >= 4 || largest[i] == 0) continue;
-        const int row = tile.first_row + kTileRows + i / 2 * 8 + place.column + i % 2;
-        raise(arguments.largest + row * arguments.largest_step, largest[i]);
-      }
-    }
-  }
-}
-
-// A warpgroup's part of a tile: products, then the epilogue. `kExtra`: there are more than kTileRows rows.
-template <Scaling kScaling, Epilogue kEpilogue, Output kOutput, bool kExtra>
-__device__ __forceinline__ void compute(Fp8Storage& shared, const Fp8GemmArguments& arguments,
-                                        Ring<kStages>& ring, const RowTile& tile, int first_column,
-                                        int warpgroup, int lane) {
-  const int steps = (arguments.gemm.depth + kGroup - 1) / kGroup;
-  Accumulators acc;
-  float parameters[kMaxParameters];
-  if constexpr (kScaling == Scaling::Blocks) {
-    Fp8ExtraSums extra;
-    multiply_blocks<kExtra>(acc, extra, shared, ring, steps, warpgroup, Place::of_consumer(),
-                            is_staggered(tile, steps));
-    load_parameters<kEpilogue>(arguments.gemm, tile.expert, parameters);
-    if constexpr (kExtra) {
-      write_extra<kScaling, kEpilogue, kOutput>(extra, shared, arguments, tile, first_column, parameters);
-    }
-  } else if constexpr (kExtra) {
-    ExtraRows<ExtraMma, Fp8Storage> extra(shared, warpgroup);
-    multiply_stages<WholeMma>(acc, shared, ring, steps, warpgroup, lane, extra);
-    load_parameters<kEpilogue>(arguments.gemm, tile.expert, parameters);
-    write_extra<kScaling, kEpilogue, kOutput>(extra.sums, shared, arguments, tile, first_column, parameters);
-  } else {
-    NoMoreRows none;
-    multiply_stages<WholeMma>(acc, shared, ring, steps, warpgroup, lane, none);
-    load_parameters<kEpilogue>(arguments.gemm, tile.expert, parameters);
-  }
-
-  const Place place = Place::of_consumer();
-  char* const staging = shared.staging[place.warp];
-  if constexpr (kScaling == Scaling::Whole) {
-    apply_whole_scales<kEpilogue>(acc, staging, arguments, tile, first_column, place);
-  }
-  apply_scale_and_bias<kEpilogue>(acc, arguments.gemm, tile, first_column, place);
-  if constexpr (kOutput == Output::Groups || kOutput == Output::Given) {
-    store_codes<kEpilogue, kOutput>(acc, staging, arguments, tile, first_column, place, parameters);
-  } else {
-    const int warp_row = tile.first_row + place.row - place.lane / 4;
-    store<kEpilogue, 64, __nv_bfloat16>(acc, staging, arguments.gemm, tile, first_column, place, parameters,
-                                        [&](int row, const uint4& results) {
-                                          if constexpr (kOutput == Output::Largest) {
-                                            raise_largest(arguments, warp_row + row, place.lane,
-                                                          magnitude_bits(results));
-                                          }
-                                        });
-  }
-}
-
 // A consumer warpgroup.
 template <Scaling kScaling, Epilogue kEpilogue, Output kOutput>
 __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArguments& arguments) {
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  Accumulators acc;
 
+  const int steps = (arguments.gemm.depth + kGroup - 1) / kGroup;
   Ring<kStages> ring;
   Ring<kWorkSlots> work;
   while (true) {
@@ -524,23 +295,44 @@ __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArgumen
 
     // The second warpgroup has nothing to do in a short tile.
     if (warpgroup * 64 >= tile.z) {
-      skip_stages(shared, ring, (arguments.gemm.depth + kGroup - 1) / kGroup, lane);
+      skip_stages(shared, ring, steps, lane);
       continue;
     }
 
     const RowTile rows = {tile.x, tile.y, tile.z, 0};
-    const int first_column = tile.w * kOutputColumns<kEpilogue>;
-    if (tile.z > kTileRows) {
-      compute<kScaling, kEpilogue, kOutput, true>(shared, arguments, ring, rows, first_column, warpgroup, lane);
+    if constexpr (kScaling == Scaling::Blocks) {
+      multiply_blocks(acc, shared, ring, steps, warpgroup, Place::of_consumer(), is_staggered(rows, steps));
     } else {
-      compute<kScaling, kEpilogue, kOutput, false>(shared, arguments, ring, rows, first_column, warpgroup, lane);
+      NoMoreRows none;
+      multiply_stages<WholeMma>(acc, shared, ring, steps, warpgroup, lane, none);
+    }
+
+    const Place place = Place::of_consumer();
+    const int first_column = tile.w * kOutputColumns<kEpilogue>;
+    float parameters[kMaxParameters];
+    load_parameters<kEpilogue>(arguments.gemm, tile.x, parameters);
+    char* const staging = shared.staging[place.warp];
+    if constexpr (kScaling == Scaling::Whole) {
+      apply_whole_scales<kEpilogue>(acc, staging, arguments, rows, first_column, place);
+    }
+    apply_scale_and_bias<kEpilogue>(acc, arguments.gemm, rows, first_column, place);
+    if constexpr (kOutput == Output::Groups || kOutput == Output::Given) {
+      store_codes<kEpilogue, kOutput>(acc, staging, arguments, rows, first_column, place, parameters);
+    } else {
+      const int warp_row = tile.y + place.row - place.lane / 4;
+      store<kEpilogue, 64, __nv_bfloat16>(acc, staging, arguments.gemm, rows, first_column, place, parameters,
+                           [&](int row, const uint4& results) {
+                             if constexpr (kOutput == Output::Largest) {
+                               raise_largest(arguments, warp_row + row, place.lane, magnitude_bits(results));
+                             }
+                           });
     }
   }
 }
 
 template <Scaling kScaling, Epilogue kEpilogue, Output kOutput>
 __device__ __forceinline__ void fp8_gemm(const CUtensorMap* map_a, const CUtensorMap* map_b,
-                                         const Fp8GemmArguments& arguments, const CUtensorMap* map_extra) {
+                                         const Fp8GemmArguments& arguments) {
   constexpr bool kBlocks = kScaling == Scaling::Blocks;
   extern __shared__ std::uint8_t memory[];
   auto& shared = *reinterpret_cast<Fp8Storage*>(
@@ -557,7 +349,7 @@ __device__ __forceinline__ void fp8_gemm(const CUtensorMap* map_a, const CUtenso
     if (threadIdx.x == 0) {
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_a));
       cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(map_b));
-      produce<kEpilogue>(shared, map_a, map_b, map_extra, arguments.gemm);
+      produce<kEpilogue>(shared, map_a, map_b, nullptr, arguments.gemm);
     } else if (kBlocks && threadIdx.x / 32 == 1) {
       fetch_scales<kEpilogue>(shared, arguments);
     }
@@ -573,9 +365,7 @@ __device__ __forceinline__ void fp8_gemm(const CUtensorMap* map_a, const CUtenso
 #define FLEXACT_FP8_GEMM_KERNEL(name, scaling, epilogue, output)                                     \
   extern "C" __global__ void __launch_bounds__(flexact::cuda::kGemmThreads, 1)                       \
       name(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,     \
-           const __grid_constant__ flexact::cuda::Fp8GemmArguments arguments,                        \
-           const __grid_constant__ CUtensorMap map_extra) {                                           \
+           const __grid_constant__ flexact::cuda::Fp8GemmArguments arguments) {                      \
     using namespace flexact::cuda;                                                                   \
-    sm90::fp8_gemm<Scaling::scaling, Epilogue::epilogue, Output::output>(&map_a, &map_b, arguments,   \
-                                                                           &map_extra);               \
+    sm90::fp8_gemm<Scaling::scaling, Epilogue::epilogue, Output::output>(&map_a, &map_b, arguments); \
   }

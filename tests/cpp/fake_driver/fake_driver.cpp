@@ -1147,12 +1147,12 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
       return kInvalidValue;
     const auto& gemm_arguments = fp8 ? static_cast<const Fp8GemmArguments*>(parameters[2])->gemm
                                      : *static_cast<const GemmArguments*>(parameters[2]);
-    const std::uint32_t extra = fp8 ? kFp8ExtraRows : kExtraRows;
     Map of_extra;
     std::memcpy(&of_extra, parameters[3], sizeof of_extra);
-    if (a.box[1] != 64 || of_extra.box[1] != extra || of_extra.data != a.data) return kInvalidValue;
+    if (a.box[1] != 64 || of_extra.box[1] != kExtraRows || of_extra.data != a.data)
+      return kInvalidValue;
     for (int i = 0; i < *gemm_arguments.tile_count; ++i) {
-      if (gemm_arguments.tiles[i].rows > kTileRows + static_cast<int>(extra)) return kInvalidValue;
+      if (gemm_arguments.tiles[i].rows > kTileRows + (fp8 ? 0 : kExtraRows)) return kInvalidValue;
     }
     if (fp8) {
       gemm_fp8(name.substr(std::strlen(kFp8)), a, b,
