@@ -11,7 +11,7 @@ import torch
 import triton
 
 from flexact._core import Tile
-from flexact.triton import gemm, operands, operands_fp4, operands_fp8, quantise
+from flexact.triton import gemm, operands, operands_fp4, operands_fp8, operands_vector, quantise
 from flexact.triton.dependent import options
 
 # Of at most so many rows a tile quantises or arranges activations itself: with few rows a kernel less is
@@ -46,6 +46,25 @@ class Intermediate:
 
 
 @dataclass(frozen=True)
+class Vector:
+    """What the kernels without tensor cores (vector.py) need of a format.
+
+    Attributes:
+        operands: The policy of both (operands_vector.py).
+        inputs: Hidden states → what the first reads.
+        intermediate: (rows, I, dtype, device) → what lies between the first, or gemm.gate_up, and the second.
+        weights: As Format's.
+        scratch: (tokens, pairs, H, I, bytes of the io dtype) → bytes that the first two allocate.
+    """
+
+    operands: Any
+    inputs: Callable[[torch.Tensor], Operand]
+    intermediate: Callable[[int, int, torch.dtype, torch.device], Intermediate]
+    weights: Callable[[str, Given, str], Operand]
+    scratch: Callable[[int, int, int, int, int], int]
+
+
+@dataclass(frozen=True)
 class Format:
     """The kernels' view of a weight × activation format.
 
@@ -63,8 +82,7 @@ class Format:
         by_token: What a tile of few rows reads beside a row of activations is made of that row: rows may be
             the tokens, or memory that nobody wrote, which come to nothing.
         narrow: The policy of tiles of fewer than four warps, where it is another one.
-        plain: Both operands are the tensors themselves, as the kernels without tensor cores (vector.py) read
-            them.
+        vector: The kernels without tensor cores, where the format has them.
     """
 
     operands: Any
@@ -76,8 +94,8 @@ class Format:
     halves: bool = False
     copied: bool = False
     by_token: bool = False
-    plain: bool = False
     narrow: Any = None
+    vector: Vector | None = None
 
     def policy(self, tile: Tile) -> Any:
         """The operand policy of a tile."""
@@ -130,20 +148,70 @@ def _mx_weights(name: str, given: Given, pairing: str) -> Operand:
     return Operand(_words(given[name]), (_codes(scale), *scale.stride()))
 
 
-def _mx_fp8_weights(name: str, given: Given, pairing: str) -> Operand:
-    # A row's largest scale is taken of its bytes: as words they are not copied ahead either.
-    scale = given[f"{name}_scale"]
-    return Operand(_words(given[name]), (scale, *scale.stride()))
-
-
 def _nv_weights(name: str, given: Given, pairing: str) -> Operand:
-    scale, whole = given[f"{name}_scale"].view(torch.uint8), given[f"{name}_global_scale"]
+    whole = given[f"{name}_global_scale"]
+    scale = given[f"{name}_scale"].view(torch.uint8)
     return Operand(_words(given[name]), (_codes(scale), *scale.stride(), whole, *_by_half(whole)))
 
 
 def _by_half(numbers: torch.Tensor) -> tuple[int, int]:
     """Strides between experts and between gate and up of [E, 2] or [E]."""
     return numbers.stride(0), numbers.stride(1) if numbers.dim() == 2 else 0
+
+
+_PLAIN_VECTOR = Vector(
+    operands=operands_vector.plain,
+    inputs=Operand,
+    intermediate=lambda rows, width, dtype, device: _kept(
+        Operand(torch.empty((rows, width), dtype=dtype, device=device)), gemm.store_rows
+    ),
+    weights=_plain_weights,
+    scratch=lambda tokens, pairs, hidden, width, size: pairs * width * size,
+)
+
+
+# --- bf16 activations in planes, beside FP4 without tensor cores ----------------------------------
+
+
+def _plane(width: int) -> int:
+    """Words of a plane: whole multiples of 16, as Triton knows its copies to be aligned by."""
+    return 16 * triton.cdiv(width, 128)
+
+
+def _plane_inputs(x: torch.Tensor) -> Operand:
+    rows, k = x.shape
+    out = torch.empty((rows, 8 * _plane(k)), dtype=x.dtype, device=x.device)
+    block = min(1024, triton.next_power_of_2(k))
+    quantise.in_planes[(rows, triton.cdiv(k, block))](
+        x, x.stride(0), out, out.stride(0), _plane(k), k,
+        BLOCK=block, num_warps=max(1, block // 256), **options(x.device),
+    )  # fmt: skip
+    return _plane_words(out)
+
+
+def _plane_words(planes: torch.Tensor) -> Operand:
+    return Operand(planes.view(torch.int32), (planes.shape[1] // 8,))
+
+
+def _plane_intermediate(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Intermediate:
+    planes = torch.empty((rows, 8 * _plane(width)), dtype=dtype, device=device)
+    return Intermediate(
+        Operand(planes, (_plane(width),)), quantise.store_planes, lambda: _plane_words(planes)
+    )
+
+
+def _plane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int) -> int:
+    return 8 * (tokens * _plane(hidden) + pairs * _plane(width)) * size
+
+
+def _mx_byte_weights(name: str, given: Given, pairing: str) -> Operand:
+    scale = given[f"{name}_scale"]
+    return Operand(_words(given[name]), (scale, *scale.stride()))
+
+
+def _nv_byte_weights(name: str, given: Given, pairing: str) -> Operand:
+    scale, whole = given[f"{name}_scale"].view(torch.uint8), given[f"{name}_global_scale"]
+    return Operand(_words(given[name]), (scale, *scale.stride(), whole, *_by_half(whole)))
 
 
 # --- bf16 activations in lane order ---------------------------------------------------------------
@@ -193,11 +261,16 @@ def _group_inputs(
 ) -> Operand:  # fmt: skip
     if tile.block_m <= _FEW_ROWS and tile.block_k == _GROUP:
         return Operand(x)
+    return _groups_to_codes(x, lanes)
+
+
+def _groups_to_codes(x: torch.Tensor, lanes: bool = False) -> Operand:
     rows, k = x.shape
     groups = triton.cdiv(k, _GROUP)
     codes = torch.empty((rows, k), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((rows, groups), dtype=torch.float32, device=x.device)
-    block = min(2048, triton.next_power_of_2(groups) * _GROUP)
+    # Of few rows more programs take a part each.
+    block = min(2048 if rows > 8 else 512, triton.next_power_of_2(groups) * _GROUP)
     quantise.quantise_groups[(rows, triton.cdiv(k, block))](
         x, x.stride(0), codes, codes.stride(0), scales, scales.stride(0), k,
         LANES=lanes, BLOCK=block, num_warps=max(1, block // 512), **options(x.device),
@@ -218,6 +291,19 @@ def _group_intermediate(
     scales = torch.empty((pairs, triton.cdiv(width, _GROUP)), dtype=torch.float32, device=device)
     store = quantise.store_groups_in_lanes if lanes else quantise.store_groups
     return _kept(Operand(codes, (scales, scales.stride(0))), store)
+
+
+def _group_vector_intermediate(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Intermediate:
+    h = torch.empty((rows, width), dtype=torch.float32, device=device)
+    return Intermediate(Operand(h), gemm.store_rows, lambda: _groups_to_codes(h))
+
+
+def _group_vector_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int) -> int:
+    return tokens * (hidden + 4 * triton.cdiv(hidden, _GROUP)) + pairs * (
+        5 * width + 4 * triton.cdiv(width, _GROUP)
+    )
 
 
 def _group_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
@@ -320,7 +406,7 @@ _PLAIN = Format(
     scratch=_plain_scratch,
     copied=True,
     by_token=True,
-    plain=True,
+    vector=_PLAIN_VECTOR,
 )
 
 FORMATS = {
@@ -334,6 +420,13 @@ FORMATS = {
         scratch=_group_scratch,
         halves=True,
         by_token=True,
+        vector=Vector(
+            operands=operands_vector.blocks,
+            inputs=_groups_to_codes,
+            intermediate=_group_vector_intermediate,
+            weights=_block_weights,
+            scratch=_group_vector_scratch,
+        ),
     ),
     "fp8_tensor": Format(
         operands=operands_fp8.scaled,
@@ -352,6 +445,13 @@ FORMATS = {
     "mxfp4": Format(
         operands=operands_fp4.mx,
         narrow=operands_fp4.mx_by_word,
+        vector=Vector(
+            operands=operands_vector.mx,
+            inputs=_plane_inputs,
+            intermediate=_plane_intermediate,
+            weights=_mx_byte_weights,
+            scratch=_plane_scratch,
+        ),
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,
         weights=_mx_weights,
@@ -363,6 +463,13 @@ FORMATS = {
     "nvfp4": Format(
         operands=operands_fp4.nv,
         narrow=operands_fp4.nv_by_word,
+        vector=Vector(
+            operands=operands_vector.nv,
+            inputs=_plane_inputs,
+            intermediate=_plane_intermediate,
+            weights=_nv_byte_weights,
+            scratch=_plane_scratch,
+        ),
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,
         weights=_nv_weights,
@@ -375,7 +482,7 @@ FORMATS = {
         operands=operands_fp4.mx_fp8,
         inputs=functools.partial(_group_inputs, lanes=True),
         intermediate=functools.partial(_group_intermediate, lanes=True),
-        weights=_mx_fp8_weights,
+        weights=_mx_byte_weights,
         scratch=_group_scratch,
         step=8,
         by_token=True,

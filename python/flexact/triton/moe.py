@@ -153,9 +153,10 @@ class Block:
         launch = self.choose(tokens)
         # Where a tile's rows are the tokens, each of `pairs` tiles has block_m of them.
         rows = pairs * launch.gate_up.block_m if launch.direct and tokens <= launch.gate_up.block_m else pairs
-        between = self._format.scratch(
-            chunk, rows, problem.hidden, problem.intermediate, size, launch.gate_up
-        )
+        sizes = (problem.hidden, problem.intermediate, size)
+        between = self._format.scratch(chunk, rows, *sizes, launch.gate_up)
+        if launch.fuse_combine:
+            between = max(between, self._format.vector.scratch(chunk, pairs, *sizes))
         if launch.permute:
             between += pairs * problem.hidden * size
         blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
@@ -293,17 +294,16 @@ class Block:
             and self._format.copied
             and x.shape[1] * x.element_size() % 16 == 0
         )
-        inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up, boxes)
-        if boxes and not by_token:
-            inputs = Operand(self._permuted(inputs.tensor, route, pairs), inputs.extra)
         rows = pairs * up.block_m if by_token else pairs
-        between = self._format.intermediate(
-            rows, problem.intermediate, self._dtype, self.device, weights, up, down
-        )
+        between = self._between(rows, weights, up, down, launch.fuse_combine)
 
         if launch.vector:
-            self._vector_gate_up(up, x, weights, topk_weights, topk_ids, values, between.written, pairs)
+            inputs = self._format.vector.inputs(x)
+            self._vector_gate_up(up, inputs, weights, topk_weights, topk_ids, values, between, pairs)
         else:
+            inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up, boxes)
+            if boxes and not by_token:
+                inputs = Operand(self._permuted(inputs.tensor, route, pairs), inputs.extra)
             arguments = (inputs, weights, topk_weights, topk_ids, route, values, between, pairs)
             self._gate_up(up, direct, bound, boxes, by_token, *arguments)
         h = between.read()
@@ -336,6 +336,15 @@ class Block:
                 num_warps=max(1, block // 256),
                 **self._options,
             )
+
+    def _between(
+        self, rows: int, weights: dict[str, torch.Tensor], up: Tile, down: Tile, fused: bool
+    ) -> Intermediate:
+        """What lies between the GEMMs; `fused`: the second is down_and_combine."""
+        width = self.problem.intermediate
+        if fused:
+            return self._format.vector.intermediate(rows, width, self._dtype, self.device)
+        return self._format.intermediate(rows, width, self._dtype, self.device, weights, up, down)
 
     def _rows_are_tokens(self, up: Tile, down: Tile, tokens: int, x: torch.Tensor) -> bool:
         """Whether a direct tile's rows can be the tokens (tiles.py), so that boxes of them are copied."""
@@ -475,34 +484,39 @@ class Block:
         )  # fmt: skip
 
     def _vector_gate_up(
-        self, tile: Tile, x: torch.Tensor, weights: dict[str, torch.Tensor], topk_weights: torch.Tensor,
-        topk_ids: torch.Tensor, values: torch.Tensor, h: Any, pairs: int,
+        self, tile: Tile, inputs: Operand, weights: dict[str, torch.Tensor], topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor, values: torch.Tensor, between: Intermediate, pairs: int,
     ) -> None:  # fmt: skip
         problem = self.problem
-        w13, bias = weights["w13"], weights.get("w13_bias")
+        side = self._format.vector.weights("w13", weights, problem.pairing)
+        bias = weights.get("w13_bias")
+        x, h = inputs.tensor, between.written
         vector.gate_up[(triton.cdiv(problem.intermediate, tile.block_n), pairs)](
-            x, x.stride(0), w13, w13.stride(), values if bias is None else bias,
-            0 if bias is None else bias.stride(0), values, topk_weights, topk_ids, h.tensor,
-            h.tensor.stride(0), problem.top_k, problem.hidden, problem.intermediate, problem.experts,
-            ACTIVATION=self._activation, PARAMETERS=len(self.function.parameters),
-            PER_EXPERT=values.shape[0] > 1, PAIRING=problem.pairing, BIAS=bias is not None,
-            WEIGHT_INPUT=problem.router_weight_on_input, EXACT=self._exact,
-            EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.warps, num_stages=tile.stages, **self._options,
+            x, x.stride(0), inputs.extra, side.tensor, side.tensor.stride(), side.extra,
+            values if bias is None else bias, 0 if bias is None else bias.stride(0), values, topk_weights,
+            topk_ids, h.tensor, h.tensor.stride(0), h.extra,
+            problem.top_k, problem.hidden, problem.intermediate, problem.experts,
+            OPERANDS=self._format.vector.operands, ACTIVATION=self._activation, STORE=between.store,
+            PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
+            PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
+            EXACT=self._exact, EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_N=tile.block_n,
+            BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 
     def _down_and_combine(
-        self, tile: Tile, h: Any, weights: dict[str, torch.Tensor], topk_weights: torch.Tensor,
+        self, tile: Tile, h: Operand, weights: dict[str, torch.Tensor], topk_weights: torch.Tensor,
         topk_ids: torch.Tensor, out: torch.Tensor, tokens: int,
     ) -> None:  # fmt: skip
         problem = self.problem
-        w2, bias = weights["w2"], weights.get("w2_bias")
+        side = self._format.vector.weights("w2", weights, "none")
+        bias = weights.get("w2_bias")
         vector.down_and_combine[(triton.cdiv(problem.hidden, tile.block_n), tokens)](
-            h.tensor, h.tensor.stride(0), w2, w2.stride(),
+            h.tensor, h.tensor.stride(0), h.extra, side.tensor, side.tensor.stride(), side.extra,
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, out, out.stride(0),
             problem.intermediate, problem.hidden, problem.experts, problem.routed_scaling_factor,
-            BIAS=bias is not None, WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
+            OPERANDS=self._format.vector.operands, BIAS=bias is not None,
+            WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
             EVEN_K=problem.intermediate % tile.block_k == 0, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
             num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip

@@ -46,7 +46,7 @@ def load_codes(
 
 
 @triton.jit
-def _half_rows(n0, width, half, PAIRING: tl.constexpr, BLOCK_N: tl.constexpr):
+def half_rows(n0, width, half, PAIRING: tl.constexpr, BLOCK_N: tl.constexpr):
     """Rows of gate (half 0) or up (half 1) of a tile."""
     n = tl.minimum(n0 + tl.arange(0, BLOCK_N), width - 1)
     if PAIRING == "interleaved":
@@ -59,13 +59,8 @@ def _half_rows(n0, width, half, PAIRING: tl.constexpr, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def _block_scales(
-    w_extra, expert, n0, width, half, group,
-    PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """The scales of the tile's columns for one group of K: a scalar where they agree, else [BLOCK_N]."""
-    scales, stride_e, stride_n, stride_k = w_extra
-    at = scales + expert.to(tl.int64) * stride_e + group * stride_k
+def first_blocks(n0, width, half, PAIRING: tl.constexpr):
+    """The row of block scales that the tile's gate (half 0) or up (half 1) begins in, and the last there is."""
     if PAIRING == "interleaved":
         # Pairs of rows: a block holds 64 of them.
         first = 2 * n0 // GROUP
@@ -76,6 +71,18 @@ def _block_scales(
         lower = (1 - half) if PAIRING == "up_first" else half
         first = lower * blocks + n0 // GROUP
         last = lower * blocks + blocks - 1
+    return first, last
+
+
+@triton.jit
+def _block_scales(
+    w_extra, expert, n0, width, half, group,
+    PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The scales of the tile's columns for one group of K: a scalar where they agree, else [BLOCK_N]."""
+    scales, stride_e, stride_n, stride_k = w_extra
+    at = scales + expert.to(tl.int64) * stride_e + group * stride_k
+    first, last = first_blocks(n0, width, half, PAIRING)
     scale = tl.load(at + first * stride_n)
     if WIDE:
         second = tl.load(at + tl.minimum(first + 1, last) * stride_n)
@@ -130,10 +137,10 @@ def blocks(
     GATED: tl.constexpr = PAIRING != "none"
     # Whether a tile's columns lie in two blocks; rows that alternate fill a block twice as fast.
     WIDE: tl.constexpr = BLOCK_N * (2 if PAIRING == "interleaved" else 1) > 128
-    rows_g = _half_rows(n0, width, 0, PAIRING, BLOCK_N)
+    rows_g = half_rows(n0, width, 0, PAIRING, BLOCK_N)
     g = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if GATED:
-        rows_u = _half_rows(n0, width, 1, PAIRING, BLOCK_N)
+        rows_u = half_rows(n0, width, 1, PAIRING, BLOCK_N)
         u = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k0 in range(0, k_size, BLOCK_K):
         x, a_scale = load_codes(

@@ -10,6 +10,11 @@
     mxfp4, nvfp4          arrange, or in the GEMM's    in its epilogue (store_lanes)
                           registers for few rows
 
+and for the kernels without tensor cores:
+
+    fp8_block             quantise_groups              kept in fp32; quantise_groups
+    mxfp4, nvfp4          in_planes                    in the epilogue (store_planes)
+
 A scale is fp8_scale(largest magnitude), a code e4m3(value · (1 / scale)), each operation rounded as IEEE
 does: the bits of `flexact.formats.quantise_activations`. Magnitudes are compared as integers, so that
 atomics give the same bits in every run.
@@ -25,11 +30,19 @@ from flexact.triton.numerics import rounded
 from flexact.triton.small_floats import fp8_scale, lane_order, largest_magnitude, reciprocal, to_e4m3
 
 GROUP = tl.constexpr(128)
+# Brings what is multiplied by E2M1 values times 2^-126 into the middle of fp32's range. Exact; a magnitude of
+# 2^64 and more becomes infinite.
+PLANE_SCALE = tl.constexpr(2.0**64)
 
 
 @triton.jit
 def quantise_block(value, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """E4M3 codes [BLOCK_M, BLOCK_N] and scales [BLOCK_M, BLOCK_N / 128] of an fp32 block."""
+    if BLOCK_N == GROUP:
+        # Without another shape the sums' layout stays: a row's largest value is found among four lanes.
+        scale = fp8_scale(largest_magnitude(value, 1))
+        codes = to_e4m3(value * reciprocal(scale)[:, None])
+        return codes, scale[:, None]
     groups = tl.reshape(value, (BLOCK_M, BLOCK_N // GROUP, GROUP))
     scale = fp8_scale(largest_magnitude(groups, 2))
     codes = to_e4m3(groups * tl.expand_dims(reciprocal(scale), 2))
@@ -85,6 +98,37 @@ def arrange(x, x_stride, out, out_stride, k_size, BLOCK: tl.constexpr):
     value = tl.load(x + row * x_stride + k, mask=k < k_size, other=0.0)
     value = lane_order(tl.expand_dims(value, 0), 16, 1, BLOCK)
     tl.store(out + row * out_stride + k, tl.reshape(value, (BLOCK,)), mask=k < out_stride)
+
+
+@triton.jit
+def plane_place(column, plane):
+    """Where a column of bf16 stands in a row of four planes, each of `plane` words of two numbers.
+
+    Word w of plane j holds columns 8 w + j and 8 w + j + 4: what stands 16 bits apart in a word of eight
+    E2M1 values, and words that belong to neighbouring words of values are neighbours.
+    """
+    return 2 * (column % 4 * plane + column // 8) + column // 4 % 2
+
+
+@triton.jit
+def in_planes(x, x_stride, out, out_stride, plane, k_size, BLOCK: tl.constexpr):
+    """Rows of x in planes, times PLANE_SCALE.
+
+    Args:
+        x: [M, K], K a multiple of 8.
+        x_stride: Elements between its rows.
+        out: [M, 8 plane].
+        out_stride: Elements between its rows.
+        plane: Words of a plane.
+        k_size: K.
+        BLOCK: Columns of a program.
+    """
+    begin()
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + row * x_stride + k, mask=k < k_size, other=0.0)
+    value = rounded(value.to(tl.float32) * PLANE_SCALE, out.dtype.element_ty)
+    tl.store(out + row * out_stride + plane_place(k, plane), value, mask=k < k_size)
 
 
 @triton.jit
@@ -174,71 +218,84 @@ def quantise_rows(
 
 @triton.jit
 def store_groups(
-    out, stride, extra, rows, columns, keep, value, expert,
+    out, stride, extra, rows, columns, valid, inside, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Codes and a scale for each 128 columns. extra: scales [rows, ceil(I / 128)] and their row stride.
 
     BLOCK_N is a multiple of 128, and a tile starts at one.
     """
-    value = tl.where(keep, value, 0.0)
+    value = tl.where(inside[None, :], value, 0.0)
     codes, scale = quantise_block(value, BLOCK_M, BLOCK_N)
-    _store_codes(out, stride, extra, rows, columns, keep, codes, scale, BLOCK_M, BLOCK_N)
+    _store_codes(out, stride, extra, rows, columns, valid, inside, codes, scale, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
 def store_groups_in_lanes(
-    out, stride, extra, rows, columns, keep, value, expert,
+    out, stride, extra, rows, columns, valid, inside, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """store_groups with the codes in lane order; the row's length is a multiple of 32."""
-    value = tl.where(keep, value, 0.0)
+    value = tl.where(inside[None, :], value, 0.0)
     codes, scale = quantise_block(value, BLOCK_M, BLOCK_N)
     codes = lane_order(codes, 8, BLOCK_M, BLOCK_N)
-    _store_codes(out, stride, extra, rows, columns, keep, codes, scale, BLOCK_M, BLOCK_N)
+    _store_codes(out, stride, extra, rows, columns, valid, inside, codes, scale, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
 def store_lanes(
-    out, stride, extra, rows, columns, keep, value, expert,
+    out, stride, extra, rows, columns, valid, inside, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Rounds once to out's type and stores in lane order. extra: the row's length up to whole 32s.
 
     BLOCK_N is a multiple of 32, and a tile starts at one; what is added to the length is zero.
     """
-    value = rounded(tl.where(keep, value, 0.0), out.dtype.element_ty)
+    value = rounded(tl.where(inside[None, :], value, 0.0), out.dtype.element_ty)
     value = lane_order(value, 16, BLOCK_M, BLOCK_N)
-    valid = tl.max(keep.to(tl.int32), 1) > 0
     at = out + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     tl.store(at, value, mask=valid[:, None] & (columns < extra[0])[None, :])
 
 
 @triton.jit
-def _store_codes(
-    out, stride, extra, rows, columns, keep, codes, scale,
+def store_planes(
+    out, stride, extra, rows, columns, valid, inside, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
+    """Rounds once to out's type and stores in planes, times PLANE_SCALE. extra: the words of one."""
+    value *= PLANE_SCALE
+    at = out + rows.to(tl.int64)[:, None] * stride + plane_place(columns, extra[0])[None, :]
+    tl.store(at, rounded(value, out.dtype.element_ty), mask=valid[:, None] & inside[None, :])
+
+
+@triton.jit
+def _store_codes(
+    out, stride, extra, rows, columns, valid, inside, codes, scale,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    keep = valid[:, None] & inside[None, :]
     tl.store(out + rows.to(tl.int64)[:, None] * stride + columns[None, :], codes, mask=keep)
-    # One column of each group says whether there is such a group.
-    first = tl.min(tl.reshape(columns, (BLOCK_N // GROUP, GROUP)), 1)
-    exists = tl.max(tl.reshape(keep.to(tl.int32), (BLOCK_M, BLOCK_N // GROUP, GROUP)), 2) > 0
-    at = extra[0] + rows.to(tl.int64)[:, None] * extra[1] + (first // GROUP)[None, :]
-    tl.store(at, scale, mask=exists)
+    # A group exists where its first column does.
+    exists = tl.max(tl.reshape(inside.to(tl.int32), (BLOCK_N // GROUP, GROUP)), 1) > 0
+    group = tl.min(columns, 0) // GROUP + tl.arange(0, BLOCK_N // GROUP)
+    at = extra[0] + rows.to(tl.int64)[:, None] * extra[1] + group[None, :]
+    tl.store(at, scale, mask=valid[:, None] & exists[None, :])
 
 
 @triton.jit
 def store_given(
-    out, stride, extra, rows, columns, keep, value, expert,
+    out, stride, extra, rows, columns, valid, inside, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Codes with the checkpoint's scale. extra: that scale [1]."""
     codes = to_e4m3(value * reciprocal(tl.load(extra[0])))
+    keep = valid[:, None] & inside[None, :]
     tl.store(out + rows.to(tl.int64)[:, None] * stride + columns[None, :], codes, mask=keep)
 
 
 @triton.jit
-def _store_and_largest(out, stride, rows, columns, keep, value):
+def _store_and_largest(out, stride, rows, columns, valid, inside, value):
+    keep = valid[:, None] & inside[None, :]
     value = rounded(tl.where(keep, value, 0.0), out.dtype.element_ty)
     tl.store(out + rows.to(tl.int64)[:, None] * stride + columns[None, :], value, mask=keep)
     return tl.max(value.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
@@ -246,20 +303,19 @@ def _store_and_largest(out, stride, rows, columns, keep, value):
 
 @triton.jit
 def store_row_largest(
-    out, stride, extra, rows, columns, keep, value, expert,
+    out, stride, extra, rows, columns, valid, inside, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Rounds once to out's type. extra: [rows] int32 bits of the rows' largest magnitudes, at first 0."""
-    bits = _store_and_largest(out, stride, rows, columns, keep, value)
-    valid = tl.max(keep.to(tl.int32), 1) > 0
+    bits = _store_and_largest(out, stride, rows, columns, valid, inside, value)
     tl.atomic_max(extra[0] + rows, bits, mask=valid, sem="relaxed")
 
 
 @triton.jit
 def store_largest(
-    out, stride, extra, rows, columns, keep, value, expert,
+    out, stride, extra, rows, columns, valid, inside, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Rounds once to out's type. extra: [1] int32 bits of the largest magnitude of all, at first 0."""
-    bits = _store_and_largest(out, stride, rows, columns, keep, value)
+    bits = _store_and_largest(out, stride, rows, columns, valid, inside, value)
     tl.atomic_max(extra[0], tl.max(bits, 0), sem="relaxed")

@@ -124,6 +124,17 @@ def _two(word, FROM: tl.constexpr, EXPONENT: tl.constexpr):
 
 
 @triton.jit
+def e2m1_pairs(words, FROM: tl.constexpr):
+    """The values of each word at bits FROM and FROM + 16, in fp32 and times 2^-126, exactly."""
+    # As in _two for bf16, whose halves are those of fp32.
+    UP: tl.constexpr = FROM % 8
+    copies = ((words >> (FROM - UP)) & (0x000F000F << UP)) * ((1 << (6 - UP)) | (1 << (12 - UP)))
+    low = ((copies << 16) & -0x7E400000).to(tl.float32, bitcast=True)
+    high = (copies & -0x7E400000).to(tl.float32, bitcast=True)
+    return low, high
+
+
+@triton.jit
 def bf16_product(a, b):
     """The product in bf16, rounded once; the interpreter has no arithmetic in that type."""
     return rounded(_wide(a) * _wide(b), tl.bfloat16) if INTERPRETED else a * b

@@ -112,29 +112,36 @@ def _decoded_shapes(block_m: int) -> list[tuple[int, int, int, int]]:
     """
     if block_m <= 32:
         return [(64, 128, 2, 4), (64, 128, 2, 8), (64, 128, 4, 4), (64, 128, 4, 6), (64, 256, 4, 4),
-                (128, 128, 4, 3), (128, 128, 4, 5), (128, 256, 4, 3), (128, 256, 8, 3),
-                (128, 128, 8, 4)]  # fmt: skip
+                (64, 512, 4, 2), (64, 512, 4, 3), (128, 128, 4, 3), (128, 128, 4, 5), (128, 256, 4, 3),
+                (128, 256, 4, 4), (128, 512, 4, 2), (128, 256, 8, 3), (128, 128, 8, 4)]  # fmt: skip
     if block_m == 64:
-        return [(128, 128, 4, 3), (128, 128, 4, 4), (256, 64, 4, 3), (128, 128, 8, 3), (256, 128, 8, 3)]
+        return [(64, 256, 4, 3), (128, 128, 4, 3), (128, 128, 4, 4), (128, 256, 4, 2), (128, 256, 4, 3),
+                (256, 64, 4, 3), (128, 128, 8, 3), (256, 128, 8, 3)]  # fmt: skip
     if block_m == 128:
         return [(256, 128, 8, 3), (256, 64, 8, 4), (128, 128, 8, 3), (128, 128, 4, 3), (128, 64, 8, 4)]
     return [(128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 4)]
 
 
-def vector_candidates(which: str) -> list[dict[str, int]]:
-    """Tiles of the kernels without tensor cores."""
-    if which == "gate_up":
+def vector_candidates(which: str, format: str) -> list[dict[str, int]]:
+    """Tiles of the kernels without tensor cores: (n, k, warps)."""
+    if format in DECODED:
+        # A lane has 16 bytes of a row, which share a scale.
+        if which == "gate_up":
+            shapes = [(4, 1024, 4), (8, 1024, 4), (2, 1024, 2), (4, 1024, 2), (8, 512, 4), (8, 1024, 8)]
+        else:
+            shapes = [(4, 1024, 4), (8, 1024, 4), (2, 1024, 2), (4, 1024, 2), (1, 1024, 1), (2, 1024, 1),
+                      (8, 512, 4)]  # fmt: skip
+    elif format in GROUPED:
+        if which == "gate_up":
+            shapes = [(4, 512, 4), (8, 512, 4), (4, 1024, 4), (8, 1024, 4), (2, 1024, 2), (4, 1024, 2)]
+        else:
+            shapes = [(4, 1024, 4), (8, 512, 4), (8, 1024, 4), (2, 1024, 2), (4, 1024, 2), (8, 1024, 8),
+                      (16, 512, 4), (1, 1024, 1)]  # fmt: skip
+    elif which == "gate_up":
         shapes = [(2, 512, 4), (4, 256, 4), (4, 512, 4), (4, 512, 8), (8, 256, 4), (8, 512, 8), (2, 1024, 4)]
     else:
-        shapes = [
-            (4, 512, 4),
-            (4, 1024, 4),
-            (8, 256, 4),
-            (8, 512, 4),
-            (8, 512, 8),
-            (8, 1024, 8),
-            (16, 512, 8),
-        ]
+        shapes = [(4, 512, 4), (4, 1024, 4), (8, 256, 4), (8, 512, 4), (8, 512, 8), (8, 1024, 8),
+                  (16, 512, 8)]  # fmt: skip
     return _tiles((16, n, k, 1, warps, 2, 0) for n, k, warps in shapes)
 
 
@@ -247,10 +254,9 @@ class Bench:
 
     def between(self, tile: Tile, mode: str) -> Any:
         """Memory for h, as a second GEMM with as many warps as the mode says reads it."""
-        width = self.shape.intermediate
         rows = self.pairs * (tile.block_m if mode == "tokens" else 1)
         down = Tile(block_m=tile.block_m, block_n=128, block_k=128, warps=2 if mode == "narrow" else 4)
-        return self.block._format.intermediate(rows, width, self.dtype, self.device, self.weights, tile, down)
+        return self.block._between(rows, self.weights, tile, down, mode == "pairs")
 
     def down(self, h: Operand, tile: dict[str, int], mode: str = "wide") -> torch.Tensor:
         """Runs the second GEMM and returns its rows for the pairs."""
@@ -265,6 +271,9 @@ class Bench:
         if h.dtype == torch.float8_e4m3fn and len(self.h.extra) == 2 and self.h.extra[0].dim() == 2:
             # Other tiles leave what these codes stand for.
             h = h.float() * self.h.extra[0].repeat_interleave(128, 1)[:, : h.shape[1]]
+        if h.dtype == torch.int32:
+            # Two bf16 numbers each, times PLANE_SCALE.
+            h = h.view(self.dtype).float() * 2.0**-64
         if mode != "tokens":
             return h
         ids = self.ids.view(-1).tolist()
@@ -274,10 +283,12 @@ class Bench:
     def vector(self, tile: dict[str, int]) -> torch.Tensor:
         """Runs the first GEMM without tensor cores and returns h."""
         made = Tile(**tile)
-        self.h = h = self.between(made, "pairs").written
-        arguments = (self.x, self.weights, self.topk_weights, self.ids, self.values, h, self.pairs)
-        self.block._vector_gate_up(made, *arguments)
-        return h.tensor
+        between = self.between(made, "pairs")
+        inputs = self.block._format.vector.inputs(self.x)
+        arguments = (self.topk_weights, self.ids, self.values, between, self.pairs)
+        self.block._vector_gate_up(made, inputs, self.weights, *arguments)
+        self.h = between.read()
+        return self.h.tensor
 
     def fused(self, h: Operand, tile: dict[str, int]) -> torch.Tensor:
         """Runs down_and_combine and returns the block's result."""
@@ -304,7 +315,7 @@ def modes(shape: Shape, tokens: int, block_m: int, format: str) -> list[str]:
     found = ["tokens" if direct and tokens <= block_m and kernels.by_token else "wide"]
     if block_m <= 32 and format not in GROUPED:
         found.append("narrow")
-    if direct and tokens <= 4 and kernels.plain:
+    if direct and tokens <= 4 and kernels.vector:
         found.append("pairs")
     return found
 
@@ -416,12 +427,12 @@ def measure(
                 if us < up_us:
                     up_us, entry["gate_up"], entry["permute"] = us, tile, True
             if mode == "pairs":
-                few = vector_candidates("gate_up")
-                us, tile, _ = _best(timer, few, bench.vector, report("vector gate_up"), inner)
+                few = vector_candidates("gate_up", format)
+                us, tile, _ = _best(timer, few, bench.vector, report("vector gate_up"), inner, part=part)
                 if us < up_us:
                     up_us, entry["gate_up"], entry["vector"] = us, tile, True
                 bench.vector(few[0])
-                tiles, run = vector_candidates("down"), functools.partial(bench.fused, bench.h)
+                tiles, run = vector_candidates("down", format), functools.partial(bench.fused, bench.h)
                 us, entry["down"], _ = _best(timer, tiles, run, report("vector down"), trusted)
                 entry["fuse_combine"] = True
             else:
@@ -476,7 +487,7 @@ def _jobs(shape: Shape, tokens: int, format: str) -> list[Job]:
                         more = (direct, shape.gated, slots, (width, inner), permute, format, mode)
                         jobs[(which, (*flat.items(),), *more)] = None
             if mode == "pairs":
-                for tile in vector_candidates(which):
+                for tile in vector_candidates(which, format):
                     more = (direct, shape.gated, shape.top_k, (1024, shape.intermediate), False, format, mode)
                     jobs[("vector " + which, (*tile.items(),), *more)] = None
     return list(jobs)

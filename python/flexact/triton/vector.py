@@ -2,8 +2,8 @@
 
 With one token each weight is used once, and the time is that of reading them: every program reads its rows
 straight into registers, many programs at a time, and nothing is staged in shared memory. Results are by
-pair, as on the direct route; the second kernel adds up a token's experts itself, so that a call is two
-kernels.
+pair, as on the direct route; the second kernel adds up a token's experts itself. What depends on the format
+is OPERANDS (operands_vector.py) and STORE, as in gemm.py.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ from flexact.triton.numerics import rounded, through
 from flexact.triton.operands import split_columns
 
 
-@triton.jit
-def _rows_of(w, strides, expert, rows):
-    return w + expert.to(tl.int64) * strides[0] + rows.to(tl.int64)[:, None] * strides[1]
-
-
 @triton.jit(do_not_specialize=["top_k", "experts"])
 def gate_up(
-    x, x_stride, w13, w13_strides, bias, bias_stride, values, topk_weights, topk_ids, h, h_stride,
-    top_k, hidden, intermediate, experts,
-    ACTIVATION: tl.constexpr, PARAMETERS: tl.constexpr, PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr,
-    BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr, EXACT: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, x_stride, x_extra, w13, w13_strides, w13_extra, bias, bias_stride, values, topk_weights, topk_ids,
+    h, h_stride, h_extra, top_k, hidden, intermediate, experts,
+    OPERANDS: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr, PARAMETERS: tl.constexpr,
+    PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr, BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr,
+    EXACT: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of h for one pair; arguments as in `gemm.gate_up`."""
     begin()
@@ -40,20 +35,10 @@ def gate_up(
         g_rows, u_rows = split_columns(n0, intermediate, PAIRING, BLOCK_N)
         if PAIRING == "none":
             g_rows = tl.minimum(columns, intermediate - 1)
-        at_x = x + (pair // top_k).to(tl.int64) * x_stride
-        at_g = _rows_of(w13, w13_strides, expert, g_rows)
-        at_u = _rows_of(w13, w13_strides, expert, u_rows)
-        g = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        u = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        for k0 in range(0, hidden, BLOCK_K):
-            # Read by the lanes that multiply it, and not by few that hand it on.
-            k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
-            mask = k < (k0 + BLOCK_K if EVEN_K else hidden)
-            value = tl.load(at_x + k, mask=mask, other=0.0).to(tl.float32)
-            step = k * w13_strides[2]
-            g += tl.load(at_g + step, mask=mask, other=0.0).to(tl.float32) * value
-            if PAIRING != "none":
-                u += tl.load(at_u + step, mask=mask, other=0.0).to(tl.float32) * value
+        g, u = OPERANDS(
+            x, x_stride, x_extra, pair // top_k, w13, w13_strides, w13_extra, expert, True,
+            n0, intermediate, hidden, PAIRING, BLOCK_N, BLOCK_K, EVEN_K,
+        )  # fmt: skip
         weight = tl.load(topk_weights + pair) if WEIGHT_INPUT else 1.0
         bias_row = bias + expert.to(tl.int64) * bias_stride
         parameters = load_values(values, expert, PARAMETERS, PER_EXPERT)
@@ -68,16 +53,17 @@ def gate_up(
             if BIAS:
                 up += tl.load(bias_row + u_rows).to(tl.float32)
             result = ACTIVATION(gate, through(up, EXACT), *parameters)
-        value = rounded(result, h.dtype.element_ty)
-        tl.store(h + pair.to(tl.int64) * h_stride + columns, value, mask=columns < intermediate)
+        row = pair + tl.arange(0, 1)
+        inside = columns < intermediate
+        STORE(h, h_stride, h_extra, row, columns, row >= 0, inside, result[None, :], expert, 1, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=["experts"])
 def down_and_combine(
-    h, h_stride, w2, w2_strides, bias, bias_stride, topk_weights, topk_ids, out, out_stride,
-    intermediate, hidden, experts, scale,
-    BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights, topk_ids, out,
+    out_stride, intermediate, hidden, experts, scale,
+    OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of a token's result: all its experts' products, weighted and added.
 
@@ -85,9 +71,9 @@ def down_and_combine(
     """
     begin()
     token = tl.program_id(1)
-    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n0 = tl.program_id(0) * BLOCK_N
+    column = n0 + tl.arange(0, BLOCK_N)
     row = tl.minimum(column, hidden - 1)
-    products = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     biases = tl.zeros((BLOCK_N,), tl.float32)
     # Nothing is added up across lanes between experts, so that their weights are read at the same time.
     for slot in tl.static_range(TOP_K):
@@ -98,15 +84,11 @@ def down_and_combine(
         weight = tl.where(here, 1.0, 0.0)
         if WEIGHT_OUTPUT:
             weight = tl.load(topk_weights + pair, mask=here, other=0.0)
-        at_h = h + pair.to(tl.int64) * h_stride
-        at_w = _rows_of(w2, w2_strides, expert, row)
-        for k0 in range(0, intermediate, BLOCK_K):
-            # Read by the lanes that multiply it, and not by few that hand it on.
-            k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
-            mask = (k < (k0 + BLOCK_K if EVEN_K else intermediate)) & here
-            value = tl.load(at_h + k, mask=mask, other=0.0).to(tl.float32) * weight
-            w = tl.load(at_w + k * w2_strides[2], mask=mask, other=0.0)
-            products += w.to(tl.float32) * value
+        product, _ = OPERANDS(
+            h, h_stride, h_extra, pair, w2, w2_strides, w2_extra, expert, here,
+            n0, hidden, intermediate, "none", BLOCK_N, BLOCK_K, EVEN_K,
+        )  # fmt: skip
+        products = product * weight if slot == 0 else products + product * weight
         if BIAS:
             at = bias + expert.to(tl.int64) * bias_stride + row
             biases += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32) * weight
