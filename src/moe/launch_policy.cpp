@@ -22,6 +22,9 @@ namespace json = config::json;
 constexpr std::int64_t kChunkPairs = std::int64_t{1} << 18;
 constexpr std::int64_t kSlabBytes = std::int64_t{2} << 30;
 constexpr std::int64_t kColumnStep = 256;  // the widest tile
+// Powers of two between a measured token count and one that its launch is taken for: farther away
+// the model chose better (FP4 at 128 tokens, with measurements of 16 and 1024).
+constexpr double kFarthest = 1;
 
 // Bytes of a weight element as it lies in shared memory.
 std::int64_t weight_bits(Format format) {
@@ -84,6 +87,23 @@ const char* unfit(Format format, bool doubled, const Tile& tile) {
   if (weight_bits(format) == 4 && tile.block_k < 32) return "block_k is less than a group of FP4";
   if (weight_bits(format) == 4 && tile.block_n < 32)
     return "block_n is less than the 32 columns that lanes hold together";
+  return nullptr;
+}
+
+// Whether the kernels without tensor cores take the format (python/flexact/triton/vector.py).
+bool has_vector(Format format) {
+  return format == Format::Bf16 || format == Format::Fp16 || format == Format::Fp8Block ||
+         format == Format::Mxfp4 || format == Format::Nvfp4;
+}
+
+// What those kernels need of a tile, or nullptr.
+const char* unfit_vector(Format format, const Tile& tile) {
+  if (!has_vector(format)) return "the format has no kernels without tensor cores";
+  if (format == Format::Fp8Block && tile.block_k % 128 != 0)
+    return "block_k is not a multiple of 128, the values that share a scale";
+  if (format == Format::Fp8Block && tile.block_n > 64)
+    return "the rows of a tile lie in more than one block of scales";
+  if (weight_bits(format) == 4 && tile.block_k < 32) return "block_k is less than a group of FP4";
   return nullptr;
 }
 
@@ -266,13 +286,12 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
   down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, narrowest, 256));
   down = fitted(down, problem, false, limits);
   up = fitted(up, problem, doubled, limits);
-  if (launch.direct && tokens <= 2 && weight_bits(problem.format) == 16) {
+  if (launch.direct && problem.combine && tokens <= 2 && weight_bits(problem.format) == 16) {
+    launch.fuse_combine = true;
+    down = {16, 8, power_of_two(2 * problem.intermediate - 1, 64, 512), 1, 4, 2, 0};
     // Short experts do not fill the machine with programs of two rows each.
     launch.vector = problem.intermediate >= 1024;
     if (launch.vector) up = {16, 2, power_of_two(2 * problem.hidden - 1, 64, 512), 1, 4, 2, 0};
-    launch.fuse_combine = problem.combine;
-    if (launch.fuse_combine)
-      down = {16, 8, power_of_two(2 * problem.intermediate - 1, 64, 512), 1, 4, 2, 0};
   }
   return launch;
 }
@@ -307,8 +326,8 @@ LaunchTable LaunchTable::from_json(std::string_view text) {
     entry.launch.source = "measured at " + std::to_string(entry.tokens) + " tokens";
     if (!entry.launch.direct && entry.launch.down.block_m != entry.launch.gate_up.block_m)
       invalid("differs from gate_up's", json::join(json::join(where, "down"), "block_m"));
-    if (!entry.launch.direct && entry.launch.vector)
-      invalid("only with direct", json::join(where, "vector"));
+    if (!entry.launch.fuse_combine && entry.launch.vector)
+      invalid("only with fuse_combine", json::join(where, "vector"));
     if (!entry.launch.direct && entry.launch.fuse_combine)
       invalid("only with direct", json::join(where, "fuse_combine"));
     if (entry.launch.direct && entry.tokens * entry.top_k > kDirectPairs) {
@@ -318,9 +337,11 @@ LaunchTable LaunchTable::from_json(std::string_view text) {
     const std::pair<const char*, const Tile*> tiles[] = {{"gate_up", &entry.launch.gate_up},
                                                          {"down", &entry.launch.down}};
     for (const auto& [key, tile] : tiles) {
-      const bool doubled = entry.gated && tile == &entry.launch.gate_up;
-      if (const char* reason = unfit(entry.format, doubled, *tile))
-        invalid(reason, json::join(where, key));
+      const bool first = tile == &entry.launch.gate_up;
+      const bool plain = first ? entry.launch.vector : entry.launch.fuse_combine;
+      const char* reason = plain ? unfit_vector(entry.format, *tile)
+                                 : unfit(entry.format, entry.gated && first, *tile);
+      if (reason != nullptr) invalid(reason, json::join(where, key));
     }
     table.entries_.push_back(std::move(entry));
   }
@@ -341,19 +362,15 @@ Launch LaunchTable::choose(const MoeProblem& problem, std::int64_t tokens,
       continue;
     const double distance = std::abs(std::log2(static_cast<double>(entry.tokens)) -
                                      std::log2(static_cast<double>(tokens)));
-    if (distance < best_distance) {
+    if (distance < best_distance && distance <= kFarthest) {
       best = &entry;
       best_distance = distance;
     }
   }
   if (best == nullptr) return model(problem, tokens, limits);
-  Launch launch = best->launch;
-  if (launch.fuse_combine && !problem.combine) {
-    // Nothing is summed: the second GEMM alone.
-    launch.fuse_combine = false;
-    launch.down = model(problem, tokens, limits).down;
-  }
-  return launch;
+  // Where nothing is summed, kernels that sum do not serve.
+  if (best->launch.fuse_combine && !problem.combine) return model(problem, tokens, limits);
+  return best->launch;
 }
 
 std::vector<Launch> LaunchTable::all(const MoeProblem& problem, std::int64_t tokens,

@@ -29,8 +29,8 @@ struct Tile {
 struct Launch {
   // Tiles find their pairs in the ids themselves (few pairs); otherwise pairs are sorted first.
   bool direct = false;
-  // Only with direct and 16-bit weights: without tensor cores, a tile is {block_n, block_k, warps}.
-  bool vector = false;        // the first GEMM
+  // Only with direct: without tensor cores, a tile is {block_n, block_k, warps}.
+  bool vector = false;        // the first GEMM, only with fuse_combine
   bool fuse_combine = false;  // the second, with the sum over experts in the same kernel
   // Token rows are copied into sorted order before the first GEMM, which then gathers nothing.
   bool permute = false;
@@ -64,7 +64,8 @@ std::int64_t token_bucket(std::int64_t tokens);
 Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& limits);
 
 // Measured launches of one device. An entry holds for one shape and format; between measured token
-// counts the nearest (by ratio) is taken, and shapes that were not measured go by the model.
+// counts the nearest (by ratio) is taken. Shapes that were not measured go by the model, and so do
+// token counts more than twice or less than half of every measured one.
 class LaunchTable {
  public:
   LaunchTable() = default;

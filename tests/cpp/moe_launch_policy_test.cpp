@@ -98,18 +98,32 @@ TEST(LaunchPolicy, nearest_measurement_of_the_same_shape_is_taken) {
   EXPECT_EQ(table.device(), "a GPU");
   EXPECT_EQ(table.size(), 2u);
   const MoeProblem p = problem(8, 2, 64, 32);
-  EXPECT_EQ(table.choose(p, 1, {}).gate_up.stages, 5);
-  EXPECT_EQ(table.choose(p, 50, {}).gate_up.stages, 5);
+  EXPECT_EQ(table.choose(p, 8, {}).gate_up.stages, 5);
+  EXPECT_EQ(table.choose(p, 30, {}).gate_up.stages, 5);
   EXPECT_EQ(table.choose(p, 2000, {}).gate_up.persistent, 1);
-  // 128 tokens are nearer to 16 than to 4096 by ratio, but 256 pairs are too many to search.
-  EXPECT_EQ(table.choose(p, 128, {}).gate_up.block_m, 128);
+  EXPECT_EQ(table.choose(problem(8, 1, 64, 32), 16, {}).source, "model");
+  // More than twice from any measurement.
+  EXPECT_EQ(table.choose(p, 4, {}).source, "model");
+  EXPECT_EQ(table.choose(p, 50, {}).source, "model");
+  EXPECT_EQ(table.choose(p, 1024, {}).source, "model");
+  EXPECT_EQ(table.choose(p, 10000, {}).source, "model");
   EXPECT_EQ(table.choose(problem(8, 2, 64, 48), 16, {}).source, "model");
   MoeProblem unary = p;
   unary.pairing = Pairing::None;
   EXPECT_EQ(table.choose(unary, 16, {}).source, "model");
 }
 
-TEST(LaunchPolicy, without_a_sum_the_second_gemm_runs_alone) {
+TEST(LaunchPolicy, many_pairs_are_not_searched_though_a_measurement_of_few_is_near) {
+  const LaunchTable table = LaunchTable::from_json(
+      replaced(replaced(kTable, "\"tokens\": 16", "\"tokens\": 64"), "\"tokens\": 4096",
+               "\"tokens\": 256"));
+  const MoeProblem p = problem(8, 2, 64, 32);
+  EXPECT_TRUE(table.choose(p, 64, {}).direct);
+  // 256 pairs.
+  EXPECT_EQ(table.choose(p, 128, {}).gate_up.block_m, 128);
+}
+
+TEST(LaunchPolicy, kernels_that_sum_do_not_serve_where_nothing_is_summed) {
   MoeProblem p = problem(8, 2, 64, 32);
   p.combine = false;
   EXPECT_FALSE(model(p, 1, {}).fuse_combine);
@@ -117,7 +131,7 @@ TEST(LaunchPolicy, without_a_sum_the_second_gemm_runs_alone) {
       replaced(kTable, "\"direct\": true", "\"direct\": true, \"fuse_combine\": true");
   const LaunchTable table = LaunchTable::from_json(fused);
   EXPECT_FALSE(table.choose(p, 16, {}).fuse_combine);
-  EXPECT_EQ(table.choose(p, 16, {}).down, model(p, 16, {}).down);
+  EXPECT_EQ(table.choose(p, 16, {}), model(p, 16, {}));
   p.combine = true;
   EXPECT_TRUE(table.choose(p, 16, {}).fuse_combine);
 }
@@ -229,6 +243,25 @@ TEST(LaunchPolicy, tables_are_refused_where_a_tile_cannot_hold_the_formats_scale
   std::string wide = replaced(replaced(blocks, "\"block_k\": 64", "\"block_k\": 128"),
                               "\"block_n\": 32", "\"block_n\": 256");
   EXPECT_THAT(refusal_of(wide), HasSubstr("more than two blocks of scales"));
+}
+
+TEST(LaunchPolicy, tables_are_refused_where_a_tile_without_tensor_cores_does_not_fit) {
+  const auto with = [](const char* format, const char* more) {
+    return replaced(replaced(kTable, "\"bf16\"", std::string("\"") + format + "\""),
+                    "\"direct\": true", std::string("\"direct\": true, ") + more);
+  };
+  EXPECT_THAT(refusal_of(with("bf16", "\"vector\": true")),
+              HasSubstr("/entries/0/vector: only with fuse_combine"));
+  const char* both = "\"vector\": true, \"fuse_combine\": true";
+  EXPECT_EQ(refusal_of(with("mxfp4", both)), "accepted");
+  EXPECT_THAT(refusal_of(with("fp8_channel", both)), HasSubstr("no kernels without tensor cores"));
+  const std::string blocks = with("fp8_block", both);
+  EXPECT_THAT(refusal_of(blocks), HasSubstr("block_k is not a multiple of 128"));
+  const std::string half = replaced(blocks, "\"block_k\": 64", "\"block_k\": 512");
+  const std::string whole = replaced(half, "\"block_k\": 64", "\"block_k\": 512");
+  EXPECT_EQ(refusal_of(whole), "accepted");
+  EXPECT_THAT(refusal_of(replaced(whole, "\"block_n\": 32", "\"block_n\": 128")),
+              HasSubstr("more than one block of scales"));
 }
 
 }  // namespace

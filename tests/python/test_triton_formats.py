@@ -25,6 +25,8 @@ def test_every_format_is_as_near_to_fp64_as_its_recipe(reports):
     for report in blocks:
         assert report["finite"], report
         assert report["rms"] <= 1.1 * report["recipe_rms"], report
+        if report["summed"]:
+            continue  # the sum over experts is rounded once, where the recipe rounds every product
         # Rounded at the same places: what is left of the difference is the order of fp32 sums.
         assert report["to_recipe"] <= 0.05 * report["recipe_rms"], report
 

@@ -39,6 +39,20 @@ LAUNCHES = {
     },
     "few": {"gate_up": tile(16, 32, 128, warps=2), "down": tile(16, 64, 128)},
     "permuted": {"permute": True, "gate_up": tile(16, 32, 128), "down": tile(16, 64, 128)},
+    # Without tensor cores.
+    "vector": {
+        "direct": True,
+        "vector": True,
+        "fuse_combine": True,
+        "gate_up": tile(16, 4, 256),
+        "down": tile(16, 8, 128),
+    },
+    "fused": {
+        "direct": True,
+        "fuse_combine": True,
+        "gate_up": tile(16, 32, 128),
+        "down": tile(16, 4, 256),
+    },
     "sorted": {"gate_up": tile(64, 64, 128), "down": tile(64, 128, 128)},
     "whole": {"gate_up": tile(64, 128, 128, persistent=1), "down": tile(64, 128, 128)},
 }
@@ -126,6 +140,22 @@ def cases(device="cpu", everything=False):
             format, tokens=5, experts=2, top_k=2, hidden=160, intermediate=96, seed=8, device=device
         )
         yield f"{format} {launch}", case, swish, launch
+    # Without tensor cores, both GEMMs or the second; rows that end within a step, and an absent expert.
+    oddly = {"bias": True, "routed_scaling_factor": 1.5}
+    for format, launch, pairing, options in (
+        ("fp8_block", "vector", "concat", {"hidden": 272, "intermediate": 136, **oddly}),
+        ("fp8_block", "vector", "interleaved", {"hidden": 144, "intermediate": 256}),
+        ("fp8_block", "fused", "up_first", {"hidden": 128, "intermediate": 160}),
+        ("mxfp4", "vector", "interleaved", {"hidden": 160, "intermediate": 96, **oddly}),
+        ("mxfp4", "fused", "concat", {"hidden": 128, "intermediate": 256}),
+        ("nvfp4", "vector", "up_first", {"hidden": 144, "intermediate": 112, "router_weight_on_input": True}),
+        ("nvfp4", "vector", "none", {"hidden": 256, "intermediate": 160}),
+    ):
+        case = testing.random_case(
+            format, tokens=2, experts=3, top_k=2, pairing=pairing, absent=0.2, seed=10, device=device,
+            **options,
+        )  # fmt: skip
+        yield f"{format} {launch} {pairing}", case, relu2 if pairing == "none" else swish, launch
     # Scales whose rows are aligned; the sizes above have others.
     for format in ("mxfp4", "nvfp4", "mxfp4_fp8"):
         case = testing.random_case(
@@ -290,7 +320,10 @@ def main():
             continue
         if name.endswith(("aligned", "short")):
             stop()  # other sizes of what ran
-        print(json.dumps(report(name, case, activation, run(case, activation, launch))), flush=True)
+        line = report(name, case, activation, run(case, activation, launch))
+        # Rounded once after the sum over experts.
+        line["summed"] = LAUNCHES[launch].get("fuse_combine", False)
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
