@@ -68,7 +68,7 @@ def test_tuning_takes_the_fastest_of_candidates_that_agree(reports, tmp_path):
         entry = report["tuned"]
         assert entry["direct"] == (entry["tokens"] == 1)
         vector = entry.get("vector", False)
-        assert vector == entry.get("fuse_combine", False) == (entry["direct"] and entry["format"] == "bf16")
+        assert vector == entry.get("fuse_combine", False) == entry["direct"]
         single = "vector " if vector else ""
         assert entry["gate_up"] == last[single + "gate_up" if entry["direct"] else "permuted gate_up"]
         assert entry["down"] == last[single + "down"]
@@ -97,15 +97,19 @@ def test_every_candidate_of_tuning_is_a_launch_that_the_table_takes(format, gate
             LaunchTable.from_json(json.dumps({"device": "d", "entries": [entry]}))
 
 
-@pytest.mark.parametrize("which", ["gate_up", "down"])
-def test_every_candidate_without_tensor_cores_is_a_launch_that_the_table_takes(which):
+@pytest.mark.parametrize("format", sorted(tune.DTYPES))
+def test_every_candidate_without_tensor_cores_is_a_launch_that_the_table_takes(format):
     shape = Shape(8, 2, 1024, 512)
-    for tile in tune.vector_candidates(which):
-        entry = {
-            **shape_fields(shape), "direct": True, "vector": True, "fuse_combine": True, "gate_up": tile,
-            "down": tile,
-        }  # fmt: skip
-        LaunchTable.from_json(json.dumps({"device": "d", "entries": [entry]}))
+    plain = {"direct": True, "vector": True, "fuse_combine": True}
+    for which in ("gate_up", "down"):
+        for tile in tune.vector_candidates(which, format):
+            entry = {**shape_fields(shape), **plain, "format": format, "gate_up": tile, "down": tile}
+            text = json.dumps({"device": "d", "entries": [entry]})
+            if tune.FORMATS[format].vector is None:
+                with pytest.raises(flexact.ConfigError, match="no kernels without tensor cores"):
+                    LaunchTable.from_json(text)
+            else:
+                LaunchTable.from_json(text)
 
 
 def shape_fields(shape):

@@ -55,6 +55,7 @@ class Vector:
         intermediate: (rows, I, dtype, device) → what lies between the first, or gemm.gate_up, and the second.
         weights: As Format's.
         scratch: (tokens, pairs, H, I, bytes of the io dtype) → bytes that the first two allocate.
+        each: Values of K whose products are one sum of a lane.
     """
 
     operands: Any
@@ -62,6 +63,7 @@ class Vector:
     intermediate: Callable[[int, int, torch.dtype, torch.device], Intermediate]
     weights: Callable[[str, Given, str], Operand]
     scratch: Callable[[int, int, int, int, int], int]
+    each: int
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ _PLAIN_VECTOR = Vector(
     ),
     weights=_plain_weights,
     scratch=lambda tokens, pairs, hidden, width, size: pairs * width * size,
+    each=1,
 )
 
 
@@ -426,6 +429,7 @@ FORMATS = {
             intermediate=_group_vector_intermediate,
             weights=_block_weights,
             scratch=_group_vector_scratch,
+            each=16,
         ),
     ),
     "fp8_tensor": Format(
@@ -451,6 +455,7 @@ FORMATS = {
             intermediate=_plane_intermediate,
             weights=_mx_byte_weights,
             scratch=_plane_scratch,
+            each=32,
         ),
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,
@@ -469,6 +474,7 @@ FORMATS = {
             intermediate=_plane_intermediate,
             weights=_nv_byte_weights,
             scratch=_plane_scratch,
+            each=16,
         ),
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,

@@ -41,7 +41,7 @@ def load_values(values, expert, PARAMETERS: tl.constexpr, PER_EXPERT: tl.constex
 
 @triton.jit
 def store_rows(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """STORE for results that stay in the kernel's own type: rounds once and stores.
@@ -52,15 +52,14 @@ def store_rows(
         extra: A tuple for formats that store more (scales and their strides); here empty.
         rows: Row numbers [BLOCK_M].
         columns: Column numbers [BLOCK_N].
-        valid: Which rows exist [BLOCK_M].
-        inside: Which columns exist [BLOCK_N]; the first one does.
+        keep: Which elements exist [BLOCK_M, BLOCK_N].
         value: fp32 [BLOCK_M, BLOCK_N].
         expert: The tile's expert.
         BLOCK_M: Rows.
         BLOCK_N: Columns.
     """
     at = out + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    tl.store(at, rounded(value, out.dtype.element_ty), mask=valid[:, None] & inside[None, :])
+    tl.store(at, rounded(value, out.dtype.element_ty), mask=keep)
 
 
 @triton.jit(do_not_specialize=["pairs", "top_k", "experts", "group_m"])
@@ -174,8 +173,8 @@ def gate_up(
                     u += tl.load(bias + expert * bias_stride + at_u).to(tl.float32)[None, :]
                 result = ACTIVATION(through(g, EXACT), through(u, EXACT), *parameters)
 
-            inside = columns < intermediate
-            STORE(h, h_stride, h_extra, rows, columns, valid, inside, result, expert, BLOCK_M, BLOCK_N)
+            keep = valid[:, None] & (columns < intermediate)[None, :]
+            STORE(h, h_stride, h_extra, rows, columns, keep, result, expert, BLOCK_M, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=["pairs", "top_k", "experts", "group_m"])
@@ -302,5 +301,5 @@ def _store_down(
         value += tl.load(bias_row + tl.minimum(columns, last_column - 1)).to(tl.float32)[None, :]
     if WEIGHT_OUTPUT:
         value *= weight[:, None]
-    inside = columns < last_column
-    store_rows(y, y_stride, (), pair, columns - first_column, valid, inside, value, expert, BLOCK_M, BLOCK_N)
+    keep = valid[:, None] & (columns < last_column)[None, :]
+    store_rows(y, y_stride, (), pair, columns - first_column, keep, value, expert, BLOCK_M, BLOCK_N)

@@ -499,8 +499,8 @@ class Block:
             OPERANDS=self._format.vector.operands, ACTIVATION=self._activation, STORE=between.store,
             PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
             PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
-            EXACT=self._exact, EVEN_K=problem.hidden % tile.block_k == 0, BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages, **self._options,
+            EXACT=self._exact, EVEN_K=problem.hidden % tile.block_k == 0,
+            EACH=self._format.vector.each, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 
     def _down_and_combine(
@@ -517,8 +517,9 @@ class Block:
             problem.intermediate, problem.hidden, problem.experts, problem.routed_scaling_factor,
             OPERANDS=self._format.vector.operands, BIAS=bias is not None,
             WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
-            EVEN_K=problem.intermediate % tile.block_k == 0, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.warps, num_stages=tile.stages, **self._options,
+            EVEN_K=problem.intermediate % tile.block_k == 0, EACH=self._format.vector.each,
+            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+            **self._options,
         )  # fmt: skip
 
     def _weight_operand(self, w: torch.Tensor, pairing: str, width: int, tile: Tile) -> tuple[Any, bool]:

@@ -1,8 +1,8 @@
 """Operand policies of the kernels without tensor cores (vector.py): rows of weights times one row.
 
-A policy is one JIT function with the signature of `plain` below. It returns sums that are not yet added up
-across lanes, [BLOCK_N, some], so that a caller may add those of several experts first. Weights and the row
-are read by the lanes that multiply them, 16 bytes of weights at a time, and no lane hands anything on.
+A policy is one JIT function with the signature of `plain` below. It adds to sums that are not yet added up
+across lanes, so that a caller may add those of several experts first. Weights and the row are read by the
+lanes that multiply them, 16 bytes of weights at a time, and no lane hands anything on.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ def _rows_of(w, strides, expert, rows):
 
 @triton.jit
 def plain(
-    a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """bf16 and fp16.
 
     Args:
+        g: Sums of gate, fp32 [BLOCK_N, BLOCK_K / k], k being formats.Vector.each.
+        u: Those of up, which stay as they are with PAIRING "none".
+        factor: What products are multiplied by.
         a: Activations.
         a_stride: Elements between their rows.
         a_extra: A tuple for formats that need more; here empty.
@@ -37,11 +40,11 @@ def plain(
         w_strides: (expert, row, column), in elements.
         w_extra: As a_extra, for the weights.
         expert: The expert's number.
-        here: Whether there is such an expert: else nothing is read, and the sums are 0.
+        here: Whether there is such an expert: else nothing is read, and nothing is added.
         n0: The first output column.
         width: Output columns in all.
         k_size: Length of the sum.
-        PAIRING: How gate and up stand in the matrix; with "none" both results are the same.
+        PAIRING: How gate and up stand in the matrix.
         BLOCK_N: Output columns.
         BLOCK_K: Columns of a step.
         EVEN_K: Whether k_size is a multiple of BLOCK_K.
@@ -49,24 +52,20 @@ def plain(
     at_a = a + row.to(tl.int64) * a_stride
     at_g = _rows_of(w, w_strides, expert, half_rows(n0, width, 0, PAIRING, BLOCK_N))
     at_u = _rows_of(w, w_strides, expert, half_rows(n0, width, 1, PAIRING, BLOCK_N))
-    g = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    u = g
     for k0 in range(0, k_size, BLOCK_K):
         k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
         mask = (k < (k0 + BLOCK_K if EVEN_K else k_size)) & here
-        value = tl.load(at_a + k, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(at_a + k, mask=mask, other=0.0).to(tl.float32) * factor
         step = k * w_strides[2]
         g += tl.load(at_g + step, mask=mask, other=0.0).to(tl.float32) * value
         if PAIRING != "none":
             u += tl.load(at_u + step, mask=mask, other=0.0).to(tl.float32) * value
-    if PAIRING == "none":
-        u = g
     return g, u
 
 
 @triton.jit
 def blocks(
-    a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """fp8_block: codes times codes; every 16 products are added up before they are brought to scale.
@@ -82,14 +81,14 @@ def blocks(
     at_block = w_extra[0] + expert.to(tl.int64) * w_extra[1]
     of_g, _ = first_blocks(n0, width, 0, PAIRING)
     of_u, _ = first_blocks(n0, width, 1, PAIRING)
-    g = tl.zeros((BLOCK_N, GROUPS, GROUP // 16), tl.float32)
-    u = g
+    g = tl.reshape(g, (BLOCK_N, GROUPS, GROUP // 16))
+    u = tl.reshape(u, (BLOCK_N, GROUPS, GROUP // 16))
     for k0 in range(0, k_size, BLOCK_K):
         k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
         mask = (k < (k0 + BLOCK_K if EVEN_K else k_size)) & here
         group = k0 // GROUP + tl.arange(0, GROUPS)
         known = (group * GROUP < k_size) & here
-        scale = tl.load(at_scale + group, mask=known, other=0.0)
+        scale = tl.load(at_scale + group, mask=known, other=0.0) * factor
         at_group = at_block + group * w_extra[3]
         value = tl.load(at_a + k, mask=mask, other=0.0).to(tl.float32)
         step = k * w_strides[2]
@@ -101,8 +100,6 @@ def blocks(
         g += _by_group(codes, value, BLOCK_N, GROUPS) * s[None, :, None]
         if PAIRING != "none":
             u += _by_group(up_codes, value, BLOCK_N, GROUPS) * t[None, :, None]
-    if PAIRING == "none":
-        u = g
     return tl.reshape(g, (BLOCK_N, BLOCK_K // 16)), tl.reshape(u, (BLOCK_N, BLOCK_K // 16))
 
 
@@ -115,14 +112,15 @@ def _by_group(codes, value, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr):
 
 @triton.jit
 def _fp4(
-    a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, of_g, of_u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     GROUP_K: tl.constexpr,
 ):  # fmt: skip
     """E2M1 words of eight values with a code of their scale for every GROUP_K values.
 
     a holds rows in planes (quantise.store_planes), as words; a_extra: the words of a plane. w_extra begins
-    with the codes and their (expert, row, column) strides. The sums want a factor of 2^(126-64).
+    with the codes and their (expert, row, column) strides. of_g and of_u are gate's and up's factors, of which
+    2^(126-64) is a part.
     """
     WORDS: tl.constexpr = BLOCK_K // 8
     EACH: tl.constexpr = GROUP_K // 8
@@ -133,8 +131,6 @@ def _fp4(
     at_u = _rows_of(w, w_strides, expert, rows_u)
     codes_g = _rows_of(w_extra[0], (w_extra[1], w_extra[2]), expert, rows_g)
     codes_u = _rows_of(w_extra[0], (w_extra[1], w_extra[2]), expert, rows_u)
-    g = tl.zeros((BLOCK_N, WORDS // EACH), tl.float32)
-    u = g
     # Weights are read a step ahead.
     words, code = _words_of(
         at_g, w_strides, codes_g, w_extra, here, 0, k_size, BLOCK_N, BLOCK_K, EVEN_K, GROUP_K
@@ -159,13 +155,11 @@ def _fp4(
             next_up_words, next_up_code = _words_of(
                 at_u, w_strides, codes_u, w_extra, more, ahead, k_size, BLOCK_N, BLOCK_K, EVEN_K, GROUP_K
             )
-        g += _by_scale(words, x0, x1, x2, x3, BLOCK_N, EACH) * _scale(code, GROUP_K)
+        g += _by_scale(words, x0, x1, x2, x3, BLOCK_N, EACH) * (_scale(code, GROUP_K) * of_g)
         words, code = next_words, next_code
         if PAIRING != "none":
-            u += _by_scale(up_words, x0, x1, x2, x3, BLOCK_N, EACH) * _scale(up_code, GROUP_K)
+            u += _by_scale(up_words, x0, x1, x2, x3, BLOCK_N, EACH) * (_scale(up_code, GROUP_K) * of_u)
             up_words, up_code = next_up_words, next_up_code
-    if PAIRING == "none":
-        u = g
     return g, u
 
 
@@ -217,32 +211,32 @@ def _add_products(total, words, x, FROM: tl.constexpr):
 
 @triton.jit
 def mx(
-    a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """mxfp4: E8M0 scales of 32 values. w_extra: their codes and (expert, row, column) strides."""
+    factor = factor * 2.0**62
     g, u = _fp4(
-        a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+        g, u, factor, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
         PAIRING, BLOCK_N, BLOCK_K, EVEN_K, 32,
     )  # fmt: skip
-    return g * 2.0**62, u * 2.0**62
+    return g, u
 
 
 @triton.jit
 def nv(
-    a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """nvfp4: E4M3 scales of 16 values, and fp32 scales of gate and of up; w_extra as operands_fp4.nv has it."""
+    at = w_extra[4] + expert.to(tl.int64) * w_extra[5]
+    factor = factor * 2.0**62
+    of_g = tl.load(at, mask=here, other=0.0) * factor
+    of_u = of_g
+    if PAIRING != "none":
+        of_u = tl.load(at + w_extra[6], mask=here, other=0.0) * factor
     g, u = _fp4(
-        a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+        g, u, of_g, of_u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
         PAIRING, BLOCK_N, BLOCK_K, EVEN_K, 16,
     )  # fmt: skip
-    at = w_extra[4] + expert.to(tl.int64) * w_extra[5]
-    whole = tl.load(at, mask=here, other=0.0) * 2.0**62
-    g *= whole
-    if PAIRING == "none":
-        u = g
-    else:
-        u *= tl.load(at + w_extra[6], mask=here, other=0.0) * 2.0**62
     return g, u

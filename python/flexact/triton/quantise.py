@@ -38,11 +38,6 @@ PLANE_SCALE = tl.constexpr(2.0**64)
 @triton.jit
 def quantise_block(value, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """E4M3 codes [BLOCK_M, BLOCK_N] and scales [BLOCK_M, BLOCK_N / 128] of an fp32 block."""
-    if BLOCK_N == GROUP:
-        # Without another shape the sums' layout stays: a row's largest value is found among four lanes.
-        scale = fp8_scale(largest_magnitude(value, 1))
-        codes = to_e4m3(value * reciprocal(scale)[:, None])
-        return codes, scale[:, None]
     groups = tl.reshape(value, (BLOCK_M, BLOCK_N // GROUP, GROUP))
     scale = fp8_scale(largest_magnitude(groups, 2))
     codes = to_e4m3(groups * tl.expand_dims(reciprocal(scale), 2))
@@ -218,84 +213,82 @@ def quantise_rows(
 
 @triton.jit
 def store_groups(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Codes and a scale for each 128 columns. extra: scales [rows, ceil(I / 128)] and their row stride.
 
     BLOCK_N is a multiple of 128, and a tile starts at one.
     """
-    value = tl.where(inside[None, :], value, 0.0)
+    value = tl.where(keep, value, 0.0)
     codes, scale = quantise_block(value, BLOCK_M, BLOCK_N)
-    _store_codes(out, stride, extra, rows, columns, valid, inside, codes, scale, BLOCK_M, BLOCK_N)
+    _store_codes(out, stride, extra, rows, columns, keep, codes, scale, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
 def store_groups_in_lanes(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """store_groups with the codes in lane order; the row's length is a multiple of 32."""
-    value = tl.where(inside[None, :], value, 0.0)
+    value = tl.where(keep, value, 0.0)
     codes, scale = quantise_block(value, BLOCK_M, BLOCK_N)
     codes = lane_order(codes, 8, BLOCK_M, BLOCK_N)
-    _store_codes(out, stride, extra, rows, columns, valid, inside, codes, scale, BLOCK_M, BLOCK_N)
+    _store_codes(out, stride, extra, rows, columns, keep, codes, scale, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
 def store_lanes(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Rounds once to out's type and stores in lane order. extra: the row's length up to whole 32s.
 
     BLOCK_N is a multiple of 32, and a tile starts at one; what is added to the length is zero.
     """
-    value = rounded(tl.where(inside[None, :], value, 0.0), out.dtype.element_ty)
+    value = rounded(tl.where(keep, value, 0.0), out.dtype.element_ty)
     value = lane_order(value, 16, BLOCK_M, BLOCK_N)
+    valid = tl.max(keep.to(tl.int32), 1) > 0
     at = out + rows.to(tl.int64)[:, None] * stride + columns[None, :]
     tl.store(at, value, mask=valid[:, None] & (columns < extra[0])[None, :])
 
 
 @triton.jit
 def store_planes(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Rounds once to out's type and stores in planes, times PLANE_SCALE. extra: the words of one."""
     value *= PLANE_SCALE
     at = out + rows.to(tl.int64)[:, None] * stride + plane_place(columns, extra[0])[None, :]
-    tl.store(at, rounded(value, out.dtype.element_ty), mask=valid[:, None] & inside[None, :])
+    tl.store(at, rounded(value, out.dtype.element_ty), mask=keep)
 
 
 @triton.jit
 def _store_codes(
-    out, stride, extra, rows, columns, valid, inside, codes, scale,
+    out, stride, extra, rows, columns, keep, codes, scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    keep = valid[:, None] & inside[None, :]
     tl.store(out + rows.to(tl.int64)[:, None] * stride + columns[None, :], codes, mask=keep)
-    # A group exists where its first column does.
-    exists = tl.max(tl.reshape(inside.to(tl.int32), (BLOCK_N // GROUP, GROUP)), 1) > 0
-    group = tl.min(columns, 0) // GROUP + tl.arange(0, BLOCK_N // GROUP)
-    at = extra[0] + rows.to(tl.int64)[:, None] * extra[1] + group[None, :]
-    tl.store(at, scale, mask=valid[:, None] & exists[None, :])
+    # One column of each group says whether there is such a group.
+    first = tl.min(tl.reshape(columns, (BLOCK_N // GROUP, GROUP)), 1)
+    exists = tl.max(tl.reshape(keep.to(tl.int32), (BLOCK_M, BLOCK_N // GROUP, GROUP)), 2) > 0
+    at = extra[0] + rows.to(tl.int64)[:, None] * extra[1] + (first // GROUP)[None, :]
+    tl.store(at, scale, mask=exists)
 
 
 @triton.jit
 def store_given(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Codes with the checkpoint's scale. extra: that scale [1]."""
     codes = to_e4m3(value * reciprocal(tl.load(extra[0])))
-    keep = valid[:, None] & inside[None, :]
     tl.store(out + rows.to(tl.int64)[:, None] * stride + columns[None, :], codes, mask=keep)
 
 
 @triton.jit
-def _store_and_largest(out, stride, rows, columns, valid, inside, value):
-    keep = valid[:, None] & inside[None, :]
+def _store_and_largest(out, stride, rows, columns, keep, value):
     value = rounded(tl.where(keep, value, 0.0), out.dtype.element_ty)
     tl.store(out + rows.to(tl.int64)[:, None] * stride + columns[None, :], value, mask=keep)
     return tl.max(value.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
@@ -303,19 +296,20 @@ def _store_and_largest(out, stride, rows, columns, valid, inside, value):
 
 @triton.jit
 def store_row_largest(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Rounds once to out's type. extra: [rows] int32 bits of the rows' largest magnitudes, at first 0."""
-    bits = _store_and_largest(out, stride, rows, columns, valid, inside, value)
+    bits = _store_and_largest(out, stride, rows, columns, keep, value)
+    valid = tl.max(keep.to(tl.int32), 1) > 0
     tl.atomic_max(extra[0] + rows, bits, mask=valid, sem="relaxed")
 
 
 @triton.jit
 def store_largest(
-    out, stride, extra, rows, columns, valid, inside, value, expert,
+    out, stride, extra, rows, columns, keep, value, expert,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Rounds once to out's type. extra: [1] int32 bits of the largest magnitude of all, at first 0."""
-    bits = _store_and_largest(out, stride, rows, columns, valid, inside, value)
+    bits = _store_and_largest(out, stride, rows, columns, keep, value)
     tl.atomic_max(extra[0], tl.max(bits, 0), sem="relaxed")

@@ -23,9 +23,10 @@ def gate_up(
     h, h_stride, h_extra, top_k, hidden, intermediate, experts,
     OPERANDS: tl.constexpr, ACTIVATION: tl.constexpr, STORE: tl.constexpr, PARAMETERS: tl.constexpr,
     PER_EXPERT: tl.constexpr, PAIRING: tl.constexpr, BIAS: tl.constexpr, WEIGHT_INPUT: tl.constexpr,
-    EXACT: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EXACT: tl.constexpr, EVEN_K: tl.constexpr, EACH: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N columns of h for one pair; arguments as in `gemm.gate_up`."""
+    """BLOCK_N columns of h for one pair; arguments as in `gemm.gate_up`; EACH: formats.Vector.each."""
     begin()
     pair = tl.program_id(1)
     n0 = tl.program_id(0) * BLOCK_N
@@ -35,8 +36,10 @@ def gate_up(
         g_rows, u_rows = split_columns(n0, intermediate, PAIRING, BLOCK_N)
         if PAIRING == "none":
             g_rows = tl.minimum(columns, intermediate - 1)
+        g = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
+        u = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
         g, u = OPERANDS(
-            x, x_stride, x_extra, pair // top_k, w13, w13_strides, w13_extra, expert, True,
+            g, u, 1.0, x, x_stride, x_extra, pair // top_k, w13, w13_strides, w13_extra, expert, True,
             n0, intermediate, hidden, PAIRING, BLOCK_N, BLOCK_K, EVEN_K,
         )  # fmt: skip
         weight = tl.load(topk_weights + pair) if WEIGHT_INPUT else 1.0
@@ -54,8 +57,8 @@ def gate_up(
                 up += tl.load(bias_row + u_rows).to(tl.float32)
             result = ACTIVATION(gate, through(up, EXACT), *parameters)
         row = pair + tl.arange(0, 1)
-        inside = columns < intermediate
-        STORE(h, h_stride, h_extra, row, columns, row >= 0, inside, result[None, :], expert, 1, BLOCK_N)
+        keep = (columns < intermediate)[None, :]
+        STORE(h, h_stride, h_extra, row, columns, keep, result[None, :], expert, 1, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=["experts"])
@@ -63,7 +66,7 @@ def down_and_combine(
     h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights, topk_ids, out,
     out_stride, intermediate, hidden, experts, scale,
     OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr, EACH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N columns of a token's result: all its experts' products, weighted and added.
 
@@ -74,6 +77,8 @@ def down_and_combine(
     n0 = tl.program_id(0) * BLOCK_N
     column = n0 + tl.arange(0, BLOCK_N)
     row = tl.minimum(column, hidden - 1)
+    products = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
+    nothing = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
     biases = tl.zeros((BLOCK_N,), tl.float32)
     # Nothing is added up across lanes between experts, so that their weights are read at the same time.
     for slot in tl.static_range(TOP_K):
@@ -84,11 +89,10 @@ def down_and_combine(
         weight = tl.where(here, 1.0, 0.0)
         if WEIGHT_OUTPUT:
             weight = tl.load(topk_weights + pair, mask=here, other=0.0)
-        product, _ = OPERANDS(
-            h, h_stride, h_extra, pair, w2, w2_strides, w2_extra, expert, here,
+        products, _ = OPERANDS(
+            products, nothing, weight, h, h_stride, h_extra, pair, w2, w2_strides, w2_extra, expert, here,
             n0, hidden, intermediate, "none", BLOCK_N, BLOCK_K, EVEN_K,
         )  # fmt: skip
-        products = product * weight if slot == 0 else products + product * weight
         if BIAS:
             at = bias + expert.to(tl.int64) * bias_stride + row
             biases += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32) * weight
