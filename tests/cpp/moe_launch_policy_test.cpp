@@ -114,9 +114,8 @@ TEST(LaunchPolicy, nearest_measurement_of_the_same_shape_is_taken) {
 }
 
 TEST(LaunchPolicy, many_pairs_are_not_searched_though_a_measurement_of_few_is_near) {
-  const LaunchTable table = LaunchTable::from_json(
-      replaced(replaced(kTable, "\"tokens\": 16", "\"tokens\": 64"), "\"tokens\": 4096",
-               "\"tokens\": 256"));
+  const LaunchTable table = LaunchTable::from_json(replaced(
+      replaced(kTable, "\"tokens\": 16", "\"tokens\": 64"), "\"tokens\": 4096", "\"tokens\": 256"));
   const MoeProblem p = problem(8, 2, 64, 32);
   EXPECT_TRUE(table.choose(p, 64, {}).direct);
   // 256 pairs.

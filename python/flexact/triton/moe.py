@@ -500,7 +500,8 @@ class Block:
             PARAMETERS=len(self.function.parameters), PER_EXPERT=values.shape[0] > 1,
             PAIRING=problem.pairing, BIAS=bias is not None, WEIGHT_INPUT=problem.router_weight_on_input,
             EXACT=self._exact, EVEN_K=problem.hidden % tile.block_k == 0,
-            EACH=self._format.vector.each, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages, **self._options,
+            EACH=self._format.vector.each, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
+            num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 
     def _down_and_combine(

@@ -60,7 +60,7 @@ def half_rows(n0, width, half, PAIRING: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def first_blocks(n0, width, half, PAIRING: tl.constexpr):
-    """The row of block scales that the tile's gate (half 0) or up (half 1) begins in, and the last there is."""
+    """The row of block scales that a tile's gate (half 0) or up (half 1) begins in, and the last one."""
     if PAIRING == "interleaved":
         # Pairs of rows: a block holds 64 of them.
         first = 2 * n0 // GROUP

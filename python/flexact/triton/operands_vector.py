@@ -119,8 +119,8 @@ def _fp4(
     """E2M1 words of eight values with a code of their scale for every GROUP_K values.
 
     a holds rows in planes (quantise.store_planes), as words; a_extra: the words of a plane. w_extra begins
-    with the codes and their (expert, row, column) strides. of_g and of_u are gate's and up's factors, of which
-    2^(126-64) is a part.
+    with the codes and their (expert, row, column) strides. of_g and of_u are gate's and up's factors, of
+    which 2^(126-64) is a part.
     """
     WORDS: tl.constexpr = BLOCK_K // 8
     EACH: tl.constexpr = GROUP_K // 8
@@ -168,7 +168,7 @@ def _words_of(
     at, w_strides, codes, w_extra, here, k0, k_size,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, GROUP_K: tl.constexpr,
 ):  # fmt: skip
-    """Words [BLOCK_N, BLOCK_K / 8] and codes [BLOCK_N, BLOCK_K / GROUP_K] of a step; 0 where there are none."""
+    """Words [BLOCK_N, BLOCK_K / 8] and codes [BLOCK_N, BLOCK_K / GROUP_K] of a step; 0 past the end."""
     word = tl.broadcast_to(k0 // 8 + tl.arange(0, BLOCK_K // 8)[None, :], (BLOCK_N, BLOCK_K // 8))
     group = k0 // GROUP_K + tl.arange(0, BLOCK_K // GROUP_K)[None, :]
     group = tl.broadcast_to(group, (BLOCK_N, BLOCK_K // GROUP_K))
@@ -180,7 +180,7 @@ def _words_of(
 
 @triton.jit
 def _scale(code, GROUP_K: tl.constexpr):
-    if GROUP_K == 32:
+    if GROUP_K == 32:  # noqa: SIM108
         scale = e8m0_to_float(code)
     else:
         scale = code.to(tl.float8e4nv, bitcast=True).to(tl.float32)
@@ -200,7 +200,7 @@ def _by_scale(words, x0, x1, x2, x3, BLOCK_N: tl.constexpr, EACH: tl.constexpr):
 
 @triton.jit
 def _add_products(total, words, x, FROM: tl.constexpr):
-    """Adds to total the two values of each word at bits FROM and FROM + 16 times the two bf16 numbers of x."""
+    """Total plus the values of each word at bits FROM and FROM + 16 times the two bf16 numbers of x."""
     low, high = e2m1_pairs(words, FROM)
     x_low = (x << 16).to(tl.float32, bitcast=True)
     x_high = (x & -65536).to(tl.float32, bitcast=True)
@@ -217,7 +217,8 @@ def mx(
     """mxfp4: E8M0 scales of 32 values. w_extra: their codes and (expert, row, column) strides."""
     factor = factor * 2.0**62
     g, u = _fp4(
-        g, u, factor, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+        g, u, factor, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width,
+        k_size,
         PAIRING, BLOCK_N, BLOCK_K, EVEN_K, 32,
     )  # fmt: skip
     return g, u
@@ -228,7 +229,7 @@ def nv(
     g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """nvfp4: E4M3 scales of 16 values, and fp32 scales of gate and of up; w_extra as operands_fp4.nv has it."""
+    """nvfp4: E4M3 scales of 16 values, fp32 scales of gate and of up; w_extra as operands_fp4.nv has it."""
     at = w_extra[4] + expert.to(tl.int64) * w_extra[5]
     factor = factor * 2.0**62
     of_g = tl.load(at, mask=here, other=0.0) * factor
