@@ -260,8 +260,8 @@ TEST(CutlassPlan, by_default_takes_what_was_measured_best) {
 
 TEST(CutlassPlan, many_slots_are_routed_before_they_are_gathered) {
   NEED_MACHINE();
-  const Layer few(Pairing::Concat, 2, flexact::cuda::kCountedSlots / 3);
-  const Layer many(Pairing::Concat, 2, flexact::cuda::kCountedSlots / 3 + 1);
+  const Layer few(Pairing::Concat, 2, 1024 / 3);
+  const Layer many(Pairing::Concat, 2, 1024 / 3 + 1);
   launched();
   expect_equal(on_gpu(few), on_cpu(few), "few");
   EXPECT_THAT(launched(), testing::StartsWith("flexact_gather_counted dependent\nflexact_gemm"));
@@ -269,6 +269,9 @@ TEST(CutlassPlan, many_slots_are_routed_before_they_are_gathered) {
   EXPECT_THAT(launched(),
               testing::StartsWith("flexact_route dependent\nflexact_gather dependent\n"));
   flexact::cuda::PlanOptions options;
+  options.wish.counted_rows = 1;
+  expect_equal(on_gpu(many, options), on_cpu(many), "many, counted");
+  EXPECT_THAT(launched(), testing::StartsWith("flexact_gather_counted dependent\nflexact_gemm"));
   options.wish.counted_rows = 0;
   expect_equal(on_gpu(few, options), on_cpu(few), "few, routed");
   EXPECT_THAT(launched(), testing::StartsWith("flexact_route dependent\n"));
