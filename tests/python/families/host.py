@@ -132,9 +132,11 @@ def _draw_weights() -> None:
             norm = tensor.dim() == 1 and name.endswith("weight")
             values = 1 + 0.1 * values if norm else 0.12 * values
             tensor.data.copy_(values)
-        for part in (model, getattr(model, "language_model", model)):
-            if any(getattr(module, "w_kc", 0) is None for module in model.modules()):
-                part.load_weights(iter(()))  # where some classes split the weights of latent attention
+        if any(getattr(module, "w_kc", 0) is None for module in model.modules()):
+            model.load_weights(iter(()))  # where some classes split the weights of latent attention
+            inner = getattr(model, "language_model", None)
+            if hasattr(inner, "post_load_weights"):  # and here where load_weights wants some to pass on
+                inner.post_load_weights()
 
     loader.initialize_dummy_weights = draw
 
