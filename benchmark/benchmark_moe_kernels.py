@@ -305,6 +305,7 @@ def benchmark(options, emit):
     timer = Timer(options.seconds)
     peers = {name: importlib.import_module(PEERS[name]) for name in options.peer}
     first_use(peers, PRECISIONS[options.precision], options)
+    compared_with = set()
     machine = limits(timer)
     emit({"kind": "machine", **machine, **description()})
     precision = PRECISIONS[options.precision]
@@ -348,9 +349,14 @@ def benchmark(options, emit):
                 names[name] = "flexact"
                 graphs.append(timer.capture(call_of(other, inputs))[0])
             for name, peer in peers.items():
-                variants = peer.variants(shape, weights, inputs, options.activation)
+                try:
+                    variants = list(peer.variants(shape, weights, inputs, options.activation))
+                except ValueError as error:  # a size that it does not take: the cell is without it
+                    print(f"# {name} beside {model}: {error}", file=sys.stderr, flush=True)
+                    continue
                 names[name], graph = best_of(timer, variants, result.float(), tolerance)
                 graphs.append(graph)
+                compared_with.add(name)
             rows = timer.measure(graphs)
             ours = median(row[0] for row in rows)
             flop, size = cost(shape, tokens, ids, precision)
@@ -369,6 +375,8 @@ def benchmark(options, emit):
             del graphs, graph, result
         del plan, others, weights
         torch.cuda.empty_cache()
+    if refused := set(peers) - compared_with:
+        sys.exit(f"without any cell: {', '.join(sorted(refused))}; why is said above")
 
 
 def dense(options, emit):
