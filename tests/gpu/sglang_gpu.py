@@ -410,7 +410,7 @@ def main() -> int:
             run.results["engines"][name] = result
             run.note(f"{name}: start {result['start_seconds']:.0f} s, {result['error']}")
     for job in waiting:
-        run.results["errors"][job.name] = "not started"
+        run.results["errors"][job.name] = "not started: less than a minute was left"
     run.note(f"{len(run.results['engines'])} engines ran, {len(run.results['errors'])} did not")
     return 1 if run.results["errors"] else 0
 
