@@ -272,8 +272,9 @@ class Bench:
             # Other tiles leave what these codes stand for.
             h = h.float() * self.h.extra[0].repeat_interleave(128, 1)[:, : h.shape[1]]
         if h.dtype == torch.int32:
-            # Two bf16 numbers each, times PLANE_SCALE.
-            h = h.view(self.dtype).float() * 2.0**-64
+            # Two bf16 numbers each, times PLANE_SCALE, in four planes whose last words may be nobody's.
+            words = h.view(len(h), 4, -1)[:, :, : self.shape.intermediate // 8]
+            h = words.reshape(len(h), -1).view(self.dtype).float() * 2.0**-64
         if mode != "tokens":
             return h
         ids = self.ids.view(-1).tolist()
