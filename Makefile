@@ -75,7 +75,9 @@ mutation: setup
 test-cuda-links: setup
 	cmake --preset developer
 	cmake --build --preset developer -j$(JOBS) --target test_cuda
-	build/developer/tests/cpp/test_cuda --gtest_also_run_disabled_tests --gtest_filter='ShippedKernels.*'
+	bash -o pipefail -c "VIRTUAL_ENV=$(CURDIR)/.venv build/developer/tests/cpp/test_cuda \
+	  --gtest_also_run_disabled_tests --gtest_filter='ShippedKernels.*' | tee build/cuda_links.log"
+	! grep SKIPPED build/cuda_links.log
 
 # On a machine with a GPU; PY=python3 takes its own torch and an installed flexact.
 test-gpu:
