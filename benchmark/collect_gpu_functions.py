@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from benchmark_moe_kernels import PEERS, PRECISIONS
-from collect_gpu_peers import BACKENDS, RESULTS, dump
+from collect_gpu_peers import BACKENDS, RESULTS, added, dump
 
 COLUMNS = ["commit", "format", "model", "tokens", "backend", "function", "beside", "ratio", "interval"]
 # What makes a cell.
@@ -43,17 +43,8 @@ def rows_of(run):
     return machine, rows
 
 
-def added(result, paths):
-    """The file's contents with the runs' rows."""
-    kept = {tuple(row[KEY]): row for row in result.get("rows", [])}
-    for path in paths:
-        machine, rows = rows_of(json.loads(path.read_text()))
-        if result.setdefault("device", machine["device"]) != machine["device"]:
-            sys.exit(f"{path} is of {machine['device']}, the file of {result['device']}")
-        result |= {name: machine[name] for name in ("torch", "triton")}
-        result |= {"method": METHOD, "columns": COLUMNS}
-        kept |= {tuple(row[KEY]): row for row in rows}
-    return {**{name: result[name] for name in result if name != "rows"}, "rows": list(kept.values())}
+def key_of(row):
+    return tuple(row[KEY])
 
 
 def main():
@@ -64,7 +55,8 @@ def main():
     options = parser.parse_args()
     path = RESULTS / f"{options.name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(dump(added(result, options.runs)))
+    head = {"method": METHOD, "columns": COLUMNS}
+    path.write_text(dump(added(result, options.runs, rows_of, key_of, lambda _: head)))
 
 
 if __name__ == "__main__":

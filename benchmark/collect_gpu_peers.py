@@ -65,18 +65,17 @@ def key_of(row):
     return tuple(named[name] for name in KEY)
 
 
-def added(result, paths, driver):
-    """The file's contents with the runs' rows."""
+def added(result, paths, rows_of, key_of, head_of):
+    """The file's contents with the runs' rows; one of a cell that is there already takes its place.
+
+    head_of(machine): what the file says once.
+    """
     kept = {key_of(row): row for row in result.get("rows", [])}
     for path in paths:
         machine, rows = rows_of(json.loads(path.read_text()))
         if result.setdefault("device", machine["device"]) != machine["device"]:
             sys.exit(f"{path} is of {machine['device']}, the file of {result['device']}")
-        limits = {name: machine[name] for name in machine if name.endswith("_s")}
-        head = {name: machine[name] for name in ("torch", "triton")} | {
-            "driver": driver or result.get("driver")
-        }
-        result |= head | {"machine": limits, "method": METHOD, "columns": COLUMNS}
+        result |= {name: machine[name] for name in ("torch", "triton")} | head_of(machine)
         kept |= {key_of(row): row for row in rows}
     return {**{name: result[name] for name in result if name != "rows"}, "rows": list(kept.values())}
 
@@ -97,7 +96,13 @@ def main():
     options = parser.parse_args()
     path = RESULTS / f"{options.name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(dump(added(result, options.runs, options.driver)))
+
+    def head_of(machine):
+        limits = {name: machine[name] for name in machine if name.endswith("_s")}
+        driver = options.driver or result.get("driver")
+        return {"driver": driver, "machine": limits, "method": METHOD, "columns": COLUMNS}
+
+    path.write_text(dump(added(result, options.runs, rows_of, key_of, head_of)))
 
 
 if __name__ == "__main__":
