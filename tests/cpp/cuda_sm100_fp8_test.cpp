@@ -8,9 +8,9 @@
 #include <random>
 #include <vector>
 
+#include "emulated/ctas.hpp"
 #include "emulated/e4m3.hpp"
 #include "emulated/linked_function.hpp"
-#include "emulated/tensor_cores.hpp"
 #define FLEXACT_EMULATED
 #include "cuda/kernels/sm100_fp8_gemm.cuh"
 
@@ -108,18 +108,7 @@ class Gemm {
     f.largest = largest_.data();
     f.largest_step = c_.one_scale ? 0 : 1;
     const CUtensorMap a = {input_.data(), 2, 1, {c_.depth, rows_}, {1, c_.depth}, {128, 64}};
-    auto& block = emulated::Block::current();
-    auto& engine = emulated::Engine::current();
-    block.grid = {c_.ctas, 1, 1};
-    engine.lazy = lazy;
-    block.idle = [&engine] { return engine.work(); };
-    for (unsigned cta = 0; cta < c_.ctas; ++cta) {
-      engine.begin();
-      block.run(kGemmThreads, {cta}, [&] { kernel_of(c_)(a, weight_map(), f); });
-      EXPECT_TRUE(engine.idle());
-      EXPECT_FALSE(engine.allocated);
-    }
-    block.idle = nullptr;
+    emulated::run_ctas(c_.ctas, kGemmThreads, lazy, [&] { kernel_of(c_)(a, weight_map(), f); });
   }
 
   void expect_right() const {

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "emulated/ctas.hpp"
 #include "emulated/linked_function.hpp"
-#include "emulated/tensor_cores.hpp"
 #define FLEXACT_EMULATED
 #include "cuda/kernels/sm100_bf16_gemm.cuh"
 
@@ -83,18 +83,7 @@ class Gemm {
                         : c_.epilogue == Epilogue::Gated ? emulated_gated
                         : c_.epilogue == Epilogue::Unary ? emulated_unary
                                                          : emulated_plain;
-    auto& block = emulated::Block::current();
-    auto& engine = emulated::Engine::current();
-    block.grid = {c_.ctas, 1, 1};
-    engine.lazy = lazy;
-    block.idle = [&engine] { return engine.work(); };
-    for (unsigned cta = 0; cta < c_.ctas; ++cta) {
-      engine.begin();
-      block.run(kGemmThreads, {cta}, [&] { kernel(a, weight_map(), g); });
-      EXPECT_TRUE(engine.idle());
-      EXPECT_FALSE(engine.allocated);
-    }
-    block.idle = nullptr;
+    emulated::run_ctas(c_.ctas, kGemmThreads, lazy, [&] { kernel(a, weight_map(), g); });
     EXPECT_EQ(taken[0], 0u);
     EXPECT_EQ(taken[1], 0u);
   }
