@@ -207,6 +207,11 @@ def _plane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int) 
     return 8 * (tokens * _plane(hidden) + pairs * _plane(width)) * size
 
 
+_plane_vector = functools.partial(
+    Vector, inputs=_plane_inputs, intermediate=_plane_intermediate, scratch=_plane_scratch
+)
+
+
 def _mx_byte_weights(name: str, given: Given, pairing: str) -> Operand:
     scale = given[f"{name}_scale"]
     return Operand(_words(given[name]), (scale, *scale.stride()))
@@ -449,14 +454,7 @@ FORMATS = {
     "mxfp4": Format(
         operands=operands_fp4.mx,
         narrow=operands_fp4.mx_by_word,
-        vector=Vector(
-            operands=operands_vector.mx,
-            inputs=_plane_inputs,
-            intermediate=_plane_intermediate,
-            weights=_mx_byte_weights,
-            scratch=_plane_scratch,
-            each=32,
-        ),
+        vector=_plane_vector(operands_vector.mx, weights=_mx_byte_weights, each=32),
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,
         weights=_mx_weights,
@@ -468,14 +466,7 @@ FORMATS = {
     "nvfp4": Format(
         operands=operands_fp4.nv,
         narrow=operands_fp4.nv_by_word,
-        vector=Vector(
-            operands=operands_vector.nv,
-            inputs=_plane_inputs,
-            intermediate=_plane_intermediate,
-            weights=_nv_byte_weights,
-            scratch=_plane_scratch,
-            each=16,
-        ),
+        vector=_plane_vector(operands_vector.nv, weights=_nv_byte_weights, each=16),
         inputs=_lane_inputs,
         intermediate=_lane_intermediate,
         weights=_nv_weights,
