@@ -378,12 +378,15 @@ def main() -> int:
         run.results.setdefault("expert_bytes", {})[name] = sglang_models.expert_bytes(folders[name][0])
     run.note("models are written")
     first = waiting[0].model if waiting else ""
+    at_once = len(waiting) <= arguments.parallel
     running: list[dict[str, Any]] = []
     done = 0
     while waiting or running:
         while waiting and len(running) < arguments.parallel and run.left > 60:
-            if running and not done:
-                break  # the first one alone: it fills SGLang's caches, and shows what is wrong everywhere
+            # Of more engines than can run at once the first one starts alone: it fills SGLang's caches, and
+            # shows what is wrong everywhere.
+            if running and not done and not at_once:
+                break
             job = waiting.pop(0)
             running.append(start(job, root, folders[job.model]))
         if not running:
