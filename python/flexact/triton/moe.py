@@ -511,15 +511,17 @@ class Block:
         problem = self.problem
         side = self._format.vector.weights("w2", weights, "none")
         bias = weights.get("w2_bias")
-        vector.down_and_combine[(triton.cdiv(problem.hidden, tile.block_n), tokens)](
+        slots = triton.next_power_of_2(problem.top_k)
+        rows = max(tile.block_n, slots)
+        vector.down_and_combine[(triton.cdiv(problem.hidden, rows // slots), tokens)](
             h.tensor, h.tensor.stride(0), h.extra, side.tensor, side.tensor.stride(), side.extra,
             topk_weights if bias is None else bias, 0 if bias is None else bias.stride(0), topk_weights,
             topk_ids, out, out.stride(0),
             problem.intermediate, problem.hidden, problem.experts, problem.routed_scaling_factor,
             OPERANDS=self._format.vector.operands, BIAS=bias is not None,
-            WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k,
+            WEIGHT_OUTPUT=not problem.router_weight_on_input, TOP_K=problem.top_k, SLOTS=slots,
             EVEN_K=problem.intermediate % tile.block_k == 0, EACH=self._format.vector.each,
-            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_N=rows, BLOCK_K=tile.block_k, num_warps=tile.warps, num_stages=tile.stages,
             **self._options,
         )  # fmt: skip
 

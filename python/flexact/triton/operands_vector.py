@@ -17,6 +17,16 @@ GROUP = tl.constexpr(128)
 
 
 @triton.jit
+def _tile_rows(n0, width, half, PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, SLOTS: tl.constexpr):
+    """Weight rows of a tile; SLOTS neighbours are one row of as many experts."""
+    if SLOTS == 1:
+        rows = half_rows(n0, width, half, PAIRING, BLOCK_N)
+    else:
+        rows = tl.minimum(n0 + tl.arange(0, BLOCK_N) // SLOTS, width - 1)
+    return rows
+
+
+@triton.jit
 def _rows_of(w, strides, expert, rows):
     return w + expert.to(tl.int64) * strides[0] + rows.to(tl.int64)[:, None] * strides[1]
 
@@ -25,6 +35,7 @@ def _rows_of(w, strides, expert, rows):
 def plain(
     g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """bf16 and fp16.
 
@@ -35,7 +46,8 @@ def plain(
         a: Activations.
         a_stride: Elements between their rows.
         a_extra: A tuple for formats that need more; here empty.
-        row: The row's number.
+        row: The row's number; with SLOTS above 1 those of the tile's rows, [BLOCK_N, 1], and so are factor,
+            expert and here.
         w: Weights.
         w_strides: (expert, row, column), in elements.
         w_extra: As a_extra, for the weights.
@@ -48,10 +60,12 @@ def plain(
         BLOCK_N: Output columns.
         BLOCK_K: Columns of a step.
         EVEN_K: Whether k_size is a multiple of BLOCK_K.
+        SLOTS: How many neighbouring rows of the tile are one output column, in as many experts. Above 1 there
+            are BLOCK_N / SLOTS columns, and PAIRING is "none".
     """
     at_a = a + row.to(tl.int64) * a_stride
-    at_g = _rows_of(w, w_strides, expert, half_rows(n0, width, 0, PAIRING, BLOCK_N))
-    at_u = _rows_of(w, w_strides, expert, half_rows(n0, width, 1, PAIRING, BLOCK_N))
+    at_g = _rows_of(w, w_strides, expert, _tile_rows(n0, width, 0, PAIRING, BLOCK_N, SLOTS))
+    at_u = _rows_of(w, w_strides, expert, _tile_rows(n0, width, 1, PAIRING, BLOCK_N, SLOTS))
     for k0 in range(0, k_size, BLOCK_K):
         k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
         mask = (k < (k0 + BLOCK_K if EVEN_K else k_size)) & here
@@ -67,6 +81,7 @@ def plain(
 def blocks(
     g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """fp8_block: codes times codes; every 16 products are added up before they are brought to scale.
 
@@ -76,8 +91,8 @@ def blocks(
     GROUPS: tl.constexpr = BLOCK_K // GROUP
     at_a = a + row.to(tl.int64) * a_stride
     at_scale = a_extra[0] + row.to(tl.int64) * a_extra[1]
-    at_g = _rows_of(w, w_strides, expert, half_rows(n0, width, 0, PAIRING, BLOCK_N))
-    at_u = _rows_of(w, w_strides, expert, half_rows(n0, width, 1, PAIRING, BLOCK_N))
+    at_g = _rows_of(w, w_strides, expert, _tile_rows(n0, width, 0, PAIRING, BLOCK_N, SLOTS))
+    at_u = _rows_of(w, w_strides, expert, _tile_rows(n0, width, 1, PAIRING, BLOCK_N, SLOTS))
     at_block = w_extra[0] + expert.to(tl.int64) * w_extra[1]
     of_g, _ = first_blocks(n0, width, 0, PAIRING)
     of_u, _ = first_blocks(n0, width, 1, PAIRING)
@@ -86,7 +101,7 @@ def blocks(
     for k0 in range(0, k_size, BLOCK_K):
         k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
         mask = (k < (k0 + BLOCK_K if EVEN_K else k_size)) & here
-        group = k0 // GROUP + tl.arange(0, GROUPS)
+        group = k0 // GROUP + tl.arange(0, GROUPS)[None, :]
         known = (group * GROUP < k_size) & here
         scale = tl.load(at_scale + group, mask=known, other=0.0) * factor
         at_group = at_block + group * w_extra[3]
@@ -97,9 +112,9 @@ def blocks(
         if PAIRING != "none":
             up_codes = tl.load(at_u + step, mask=mask, other=0.0)
             t = tl.load(at_group + of_u * w_extra[2], mask=known, other=0.0) * scale
-        g += _by_group(codes, value, BLOCK_N, GROUPS) * s[None, :, None]
+        g += _by_group(codes, value, BLOCK_N, GROUPS) * s[:, :, None]
         if PAIRING != "none":
-            u += _by_group(up_codes, value, BLOCK_N, GROUPS) * t[None, :, None]
+            u += _by_group(up_codes, value, BLOCK_N, GROUPS) * t[:, :, None]
     return tl.reshape(g, (BLOCK_N, BLOCK_K // 16)), tl.reshape(u, (BLOCK_N, BLOCK_K // 16))
 
 
@@ -114,7 +129,7 @@ def _by_group(codes, value, BLOCK_N: tl.constexpr, GROUPS: tl.constexpr):
 def _fp4(
     g, u, of_g, of_u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
-    GROUP_K: tl.constexpr,
+    SLOTS: tl.constexpr, GROUP_K: tl.constexpr,
 ):  # fmt: skip
     """E2M1 words of eight values with a code of their scale for every GROUP_K values.
 
@@ -125,8 +140,8 @@ def _fp4(
     WORDS: tl.constexpr = BLOCK_K // 8
     EACH: tl.constexpr = GROUP_K // 8
     at_a = a + row.to(tl.int64) * a_stride
-    rows_g = half_rows(n0, width, 0, PAIRING, BLOCK_N)
-    rows_u = half_rows(n0, width, 1, PAIRING, BLOCK_N)
+    rows_g = _tile_rows(n0, width, 0, PAIRING, BLOCK_N, SLOTS)
+    rows_u = _tile_rows(n0, width, 1, PAIRING, BLOCK_N, SLOTS)
     at_g = _rows_of(w, w_strides, expert, rows_g)
     at_u = _rows_of(w, w_strides, expert, rows_u)
     codes_g = _rows_of(w_extra[0], (w_extra[1], w_extra[2]), expert, rows_g)
@@ -213,13 +228,14 @@ def _add_products(total, words, x, FROM: tl.constexpr):
 def mx(
     g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """mxfp4: E8M0 scales of 32 values. w_extra: their codes and (expert, row, column) strides."""
     factor = factor * 2.0**62
     g, u = _fp4(
         g, u, factor, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width,
         k_size,
-        PAIRING, BLOCK_N, BLOCK_K, EVEN_K, 32,
+        PAIRING, BLOCK_N, BLOCK_K, EVEN_K, SLOTS, 32,
     )  # fmt: skip
     return g, u
 
@@ -228,6 +244,7 @@ def mx(
 def nv(
     g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):  # fmt: skip
     """nvfp4: E4M3 scales of 16 values, fp32 scales of gate and of up; w_extra as operands_fp4.nv has it."""
     at = w_extra[4] + expert.to(tl.int64) * w_extra[5]
@@ -238,6 +255,6 @@ def nv(
         of_u = tl.load(at + w_extra[6], mask=here, other=0.0) * factor
     g, u = _fp4(
         g, u, of_g, of_u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
-        PAIRING, BLOCK_N, BLOCK_K, EVEN_K, 16,
+        PAIRING, BLOCK_N, BLOCK_K, EVEN_K, SLOTS, 16,
     )  # fmt: skip
     return g, u

@@ -40,7 +40,7 @@ def gate_up(
         u = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
         g, u = OPERANDS(
             g, u, 1.0, x, x_stride, x_extra, pair // top_k, w13, w13_strides, w13_extra, expert, True,
-            n0, intermediate, hidden, PAIRING, BLOCK_N, BLOCK_K, EVEN_K,
+            n0, intermediate, hidden, PAIRING, BLOCK_N, BLOCK_K, EVEN_K, 1,
         )  # fmt: skip
         weight = tl.load(topk_weights + pair) if WEIGHT_INPUT else 1.0
         bias_row = bias + expert.to(tl.int64) * bias_stride
@@ -66,36 +66,37 @@ def down_and_combine(
     h, h_stride, h_extra, w2, w2_strides, w2_extra, bias, bias_stride, topk_weights, topk_ids, out,
     out_stride, intermediate, hidden, experts, scale,
     OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, TOP_K: tl.constexpr,
-    EVEN_K: tl.constexpr, EACH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SLOTS: tl.constexpr, EVEN_K: tl.constexpr, EACH: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_N columns of a token's result: all its experts' products, weighted and added.
+    """SLOTS = TOP_K, rounded up to a power of two; BLOCK_N / SLOTS columns of a token's result.
 
-    Arguments as in `gemm.down` and `combine.combine`.
+    A row of the tile is one expert's share of a column, so that the weights of all experts are read at the
+    same time. Arguments as in `gemm.down` and `combine.combine`.
     """
     begin()
+    COLUMNS: tl.constexpr = BLOCK_N // SLOTS
     token = tl.program_id(1)
-    n0 = tl.program_id(0) * BLOCK_N
-    column = n0 + tl.arange(0, BLOCK_N)
-    row = tl.minimum(column, hidden - 1)
+    n0 = tl.program_id(0) * COLUMNS
+    slot = tl.arange(0, BLOCK_N)[:, None] % SLOTS
+    pair = token * TOP_K + slot
+    expert = tl.load(topk_ids + pair, mask=slot < TOP_K, other=-1)
+    here = (expert >= 0) & (expert < experts)
+    # Nothing of an absent expert is taken, not even its weight, which may be NaN.
+    weight = tl.where(here, 1.0, 0.0)
+    if WEIGHT_OUTPUT:
+        weight = tl.load(topk_weights + pair, mask=here, other=0.0)
     products = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
-    nothing = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
-    biases = tl.zeros((BLOCK_N,), tl.float32)
-    # Nothing is added up across lanes between experts, so that their weights are read at the same time.
-    for slot in tl.static_range(TOP_K):
-        pair = token * TOP_K + slot
-        expert = tl.load(topk_ids + pair)
-        here = (expert >= 0) & (expert < experts)
-        # Nothing of an absent expert is taken, not even its weight, which may be NaN.
-        weight = tl.where(here, 1.0, 0.0)
-        if WEIGHT_OUTPUT:
-            weight = tl.load(topk_weights + pair, mask=here, other=0.0)
-        products, _ = OPERANDS(
-            products, nothing, weight, h, h_stride, h_extra, pair, w2, w2_strides, w2_extra, expert, here,
-            n0, hidden, intermediate, "none", BLOCK_N, BLOCK_K, EVEN_K,
-        )  # fmt: skip
-        if BIAS:
-            at = bias + expert.to(tl.int64) * bias_stride + row
-            biases += tl.load(at, mask=here & (row >= 0), other=0.0).to(tl.float32) * weight
-    total = tl.sum(products, 1) + biases
+    products, _ = OPERANDS(
+        products, products, weight, h, h_stride, h_extra, pair, w2, w2_strides, w2_extra, expert, here,
+        n0, hidden, intermediate, "none", BLOCK_N, BLOCK_K, EVEN_K, SLOTS,
+    )  # fmt: skip
+    product = tl.sum(products, 1, keep_dims=True)
+    if BIAS:
+        row = tl.minimum(n0 + tl.arange(0, BLOCK_N) // SLOTS, hidden - 1)[:, None]
+        at = bias + expert.to(tl.int64) * bias_stride + row
+        product += tl.load(at, mask=here, other=0.0).to(tl.float32) * weight
+    total = tl.sum(tl.reshape(product, (COLUMNS, SLOTS)), 1)
+    column = n0 + tl.arange(0, COLUMNS)
     at = out + token.to(tl.int64) * out_stride + column
     tl.store(at, rounded(total * scale, out.dtype.element_ty), mask=column < hidden)
