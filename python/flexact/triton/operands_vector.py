@@ -33,7 +33,7 @@ def _rows_of(w, strides, expert, rows):
 
 @triton.jit
 def plain(
-    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -42,11 +42,10 @@ def plain(
     Args:
         g: Sums of gate, fp32 [BLOCK_N, BLOCK_K / k], k being formats.Vector.each.
         u: Those of up, which stay as they are with PAIRING "none".
-        factor: What products are multiplied by.
         a: Activations.
         a_stride: Elements between their rows.
         a_extra: A tuple for formats that need more; here empty.
-        row: The row's number; with SLOTS above 1 those of the tile's rows, [BLOCK_N, 1], and so are factor,
+        row: The row's number; with SLOTS above 1 those of the tile's rows, [BLOCK_N, 1], and so are
             expert and here.
         w: Weights.
         w_strides: (expert, row, column), in elements.
@@ -69,7 +68,7 @@ def plain(
     for k0 in range(0, k_size, BLOCK_K):
         k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
         mask = (k < (k0 + BLOCK_K if EVEN_K else k_size)) & here
-        value = tl.load(at_a + k, mask=mask, other=0.0).to(tl.float32) * factor
+        value = tl.load(at_a + k, mask=mask, other=0.0).to(tl.float32)
         step = k * w_strides[2]
         g += tl.load(at_g + step, mask=mask, other=0.0).to(tl.float32) * value
         if PAIRING != "none":
@@ -79,7 +78,7 @@ def plain(
 
 @triton.jit
 def blocks(
-    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     SLOTS: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +102,7 @@ def blocks(
         mask = (k < (k0 + BLOCK_K if EVEN_K else k_size)) & here
         group = k0 // GROUP + tl.arange(0, GROUPS)[None, :]
         known = (group * GROUP < k_size) & here
-        scale = tl.load(at_scale + group, mask=known, other=0.0) * factor
+        scale = tl.load(at_scale + group, mask=known, other=0.0)
         at_group = at_block + group * w_extra[3]
         value = tl.load(at_a + k, mask=mask, other=0.0).to(tl.float32)
         step = k * w_strides[2]
@@ -226,14 +225,13 @@ def _add_products(total, words, x, FROM: tl.constexpr):
 
 @triton.jit
 def mx(
-    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     SLOTS: tl.constexpr,
 ):  # fmt: skip
     """mxfp4: E8M0 scales of 32 values. w_extra: their codes and (expert, row, column) strides."""
-    factor = factor * 2.0**62
     g, u = _fp4(
-        g, u, factor, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width,
+        g, u, 2.0**62, 2.0**62, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width,
         k_size,
         PAIRING, BLOCK_N, BLOCK_K, EVEN_K, SLOTS, 32,
     )  # fmt: skip
@@ -242,17 +240,16 @@ def mx(
 
 @triton.jit
 def nv(
-    g, u, factor, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    g, u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
     PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
     SLOTS: tl.constexpr,
 ):  # fmt: skip
     """nvfp4: E4M3 scales of 16 values, fp32 scales of gate and of up; w_extra as operands_fp4.nv has it."""
     at = w_extra[4] + expert.to(tl.int64) * w_extra[5]
-    factor = factor * 2.0**62
-    of_g = tl.load(at, mask=here, other=0.0) * factor
+    of_g = tl.load(at, mask=here, other=0.0) * 2.0**62
     of_u = of_g
     if PAIRING != "none":
-        of_u = tl.load(at + w_extra[6], mask=here, other=0.0) * factor
+        of_u = tl.load(at + w_extra[6], mask=here, other=0.0) * 2.0**62
     g, u = _fp4(
         g, u, of_g, of_u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
         PAIRING, BLOCK_N, BLOCK_K, EVEN_K, SLOTS, 16,

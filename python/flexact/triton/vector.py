@@ -39,7 +39,7 @@ def gate_up(
         g = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
         u = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
         g, u = OPERANDS(
-            g, u, 1.0, x, x_stride, x_extra, pair // top_k, w13, w13_strides, w13_extra, expert, True,
+            g, u, x, x_stride, x_extra, pair // top_k, w13, w13_strides, w13_extra, expert, True,
             n0, intermediate, hidden, PAIRING, BLOCK_N, BLOCK_K, EVEN_K, 1,
         )  # fmt: skip
         weight = tl.load(topk_weights + pair) if WEIGHT_INPUT else 1.0
@@ -78,7 +78,7 @@ def down_and_combine(
     COLUMNS: tl.constexpr = BLOCK_N // SLOTS
     token = tl.program_id(1)
     n0 = tl.program_id(0) * COLUMNS
-    slot = tl.arange(0, BLOCK_N)[:, None] % SLOTS
+    slot = tl.arange(0, BLOCK_N) % SLOTS
     pair = token * TOP_K + slot
     expert = tl.load(topk_ids + pair, mask=slot < TOP_K, other=-1)
     here = (expert >= 0) & (expert < experts)
@@ -88,14 +88,16 @@ def down_and_combine(
         weight = tl.load(topk_weights + pair, mask=here, other=0.0)
     products = tl.zeros((BLOCK_N, BLOCK_K // EACH), tl.float32)
     products, _ = OPERANDS(
-        products, products, weight, h, h_stride, h_extra, pair, w2, w2_strides, w2_extra, expert, here,
+        products, products, h, h_stride, h_extra, pair[:, None], w2, w2_strides, w2_extra,
+        expert[:, None], here[:, None],
         n0, hidden, intermediate, "none", BLOCK_N, BLOCK_K, EVEN_K, SLOTS,
     )  # fmt: skip
-    product = tl.sum(products, 1, keep_dims=True)
+    product = tl.sum(products, 1)
     if BIAS:
-        row = tl.minimum(n0 + tl.arange(0, BLOCK_N) // SLOTS, hidden - 1)[:, None]
+        row = tl.minimum(n0 + tl.arange(0, BLOCK_N) // SLOTS, hidden - 1)
         at = bias + expert.to(tl.int64) * bias_stride + row
-        product += tl.load(at, mask=here, other=0.0).to(tl.float32) * weight
+        product += tl.load(at, mask=here, other=0.0).to(tl.float32)
+    product = tl.where(here, product * weight, 0.0)
     total = tl.sum(tl.reshape(product, (COLUMNS, SLOTS)), 1)
     column = n0 + tl.arange(0, COLUMNS)
     at = out + token.to(tl.int64) * out_stride + column
