@@ -6,6 +6,7 @@
     python benchmark/benchmark_moe_kernels.py --precision mxfp4 --peer marlin --json marlin.json
     python benchmark/benchmark_moe_kernels.py --against all --json functions.json
     python benchmark/benchmark_moe_kernels.py --backend cutlass --beside triton --peer deep-gemm --json a.json
+    python benchmark/benchmark_moe_kernels.py --backend cutlass --peer deep-gemm --kernels --json kernels.json
     python benchmark/benchmark_moe_kernels.py --dense --backend cutlass --beside triton --json dense.json
     python benchmark/benchmark_moe_kernels.py --start-up --backend triton --beside cutlass --json new.json
 
@@ -14,6 +15,10 @@ an error. --dense times act_and_mul alone, beside torch, the backends of --besid
 it can be imported. --start-up times a new function for each backend, from its text to the first result and
 to the end of `reserve`, apart from what a process pays once: with an empty cache, as on a new machine; with a
 cache that another function has filled; from the cache.
+
+--kernels also times each kernel of a call, as the driver's trace has them (a kernel that starts early
+waits for its predecessor in its own time), and says how long the first product takes, alone and with what
+stands between it and the second.
 
 Every call is a CUDA graph that was captured once; the L2 is flushed before each replay. With a peer, ours
 and the peer's take turns, and the ratio is the median of paired measurements. The machine's limits (copy,
@@ -148,6 +153,32 @@ class Timer:
         first = self.rounds(graphs, 2)[1]
         count = int(min(60, max(9, self.seconds * 1e6 / (sum(first) + 120 * len(first)))))
         return self.rounds(graphs, count)
+
+    def kernels(self, captured, rounds=9):
+        """[(name, microseconds)] of a call's kernels in the order of their starts: medians."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+            for _ in range(rounds):
+                self.flush.zero_()
+                captured.replay()
+            torch.cuda.synchronize()
+        ran = sorted(
+            (event.time_range.start, event.name, event.device_time)
+            for event in trace.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA
+        )
+        if not ran or len(ran) % rounds:
+            raise RuntimeError(f"{len(ran)} kernels were traced in {rounds} equal calls")
+        each = len(ran) // rounds
+        calls = [ran[first : first + each] for first in range(0, len(ran), each)]
+        # The first is the flush.
+        return [(calls[0][place][1], median(call[place][2] for call in calls)) for place in range(1, each)]
+
+
+def first_product(kernels):
+    """Microseconds of the first of the two longest kernels, and from it up to the second."""
+    longest = sorted(range(len(kernels)), key=lambda place: -kernels[place][1])[:2]
+    first, second = sorted(longest)
+    return kernels[first][1], sum(us for _, us in kernels[first:second])
 
 
 def median(values):
@@ -371,12 +402,28 @@ def benchmark(options, emit):
                 "limit": round(unavoidable / ours, 3), "rounds": len(rows),
                 "launch": launch_of(plan, tokens), "seconds": round(time.monotonic() - begin, 2),
             }  # fmt: skip
-            emit(record | compared(rows, names))
+            record |= compared(rows, names)
+            if options.kernels:
+                record["kernels"] = [
+                    {"of": name, **kernels_of(timer, each)}
+                    for name, each in zip([options.backend, *names], graphs, strict=True)
+                ]
+            emit(record)
             del graphs, graph, result
         del plan, others, weights
         torch.cuda.empty_cache()
     if refused := set(peers) - compared_with:
         sys.exit(f"without any cell: {', '.join(sorted(refused))}; why is said above")
+
+
+def kernels_of(timer, captured):
+    """What a record says of a call's kernels."""
+    kernels = timer.kernels(captured)
+    alone, activated = first_product(kernels)
+    return {
+        "first_product_us": round(alone, 2), "with_activation_us": round(activated, 2),
+        "kernels": [[name[:120], round(us, 2)] for name, us in kernels],
+    }  # fmt: skip
 
 
 def dense(options, emit):
@@ -576,7 +623,11 @@ def text_of(record):
         f" {record['us']:>10.1f} us {record['tflop_s']:>7.1f} TFLOP/s {record['gb_s']:>7.1f} GB/s"
         f" limit {100 * record['limit']:>5.1f} %"
     )
-    return text + ratios_of(record)
+    text += ratios_of(record)
+    for each in record.get("kernels", []):
+        text += f"\n    {each['of']}: first product {each['first_product_us']:.1f} us, "
+        text += f"with what follows {each['with_activation_us']:.1f} us"
+    return text
 
 
 def ratios_of(record):
@@ -608,6 +659,7 @@ def main():
         help="another activation of ours, paired in the same way; all: the whole catalogue",
     )  # fmt: skip
     parser.add_argument("--pairing", choices=["concat", "up_first", "interleaved"], default="concat")
+    parser.add_argument("--kernels", action="store_true", help="the time of each kernel of a call as well")
     parser.add_argument("--dense", action="store_true", help="act_and_mul alone; --tokens are rows")
     parser.add_argument("--start-up", action="store_true", help="of a function that was never seen")
     parser.add_argument("--seconds", type=float, default=0.15, help="measuring time of a cell")

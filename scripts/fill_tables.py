@@ -231,6 +231,27 @@ def gpu_peers() -> Iterator[str]:
             yield f"| {model} | {backend} | " + " | ".join(texts) + " |"
 
 
+def gpu_products() -> Iterator[str]:
+    """The first product of a layer, alone and with its function, ours and peers'."""
+    result = read("gpu_products_h200")
+    yield (
+        f"{result['device']}, torch {result['torch']}, Triton {result['triton']}; "
+        "[`gpu_products_h200.json`](../benchmark/results/gpu_products_h200.json)."
+    )
+    yield ""
+    yield "| format | model | tokens | of | product alone, TFLOP/s | with what follows | commit |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in sorted(result["rows"], key=lambda row: row[1:6]):
+        cell = dict(zip(result["columns"], row, strict=True))
+        alone, whole = (
+            cell["GFLOP"] / cell[name] * 1e3 for name in ("first product us", "with what follows us")
+        )
+        yield (
+            f"| `{cell['format']}` | {cell['model']} | {cell['tokens']} | {cell['of']} | {alone:.0f} | "
+            f"{whole:.0f} | {cell['commit']} |"
+        )
+
+
 def gpu_means() -> Iterator[str]:
     """Geometric means and smallest ratios by format, backend and number of tokens."""
     groups: dict[tuple, list[float]] = {}
@@ -441,6 +462,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "cpu_activation_cost": cpu_activation_cost,
     "gpu_peers": gpu_peers,
     "gpu_means": gpu_means,
+    "gpu_products": gpu_products,
     "cuda_bf16": cuda_layers("cuda_moe_h200", "layer,gemm1,gemm2"),
     "cuda_fp16": cuda_layers("cuda_moe_fp16_h200", "layer"),
     "cuda_fp8": cuda_layers("cuda_moe_fp8_h200", "layer"),

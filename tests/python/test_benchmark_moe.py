@@ -77,6 +77,20 @@ def test_rows_of_an_expert_are_padded_to_whole_tiles(program):
     assert all(len(set(expert_of_row[i : i + 4].tolist()) - {-1}) == 1 for i in range(0, rows, 4))
 
 
+def test_the_first_product_is_told_from_what_stands_around_it(program):
+    kernels = [
+        ("gather", 5.0),
+        ("product", 60.0),
+        ("silu", 7.0),
+        ("quantise", 1.0),
+        ("product", 40.0),
+        ("sum", 9.0),
+    ]
+    assert program.first_product(kernels) == (60.0, 68.0)
+    fused = [("gather", 5.0), ("product with silu", 61.0), ("product", 70.0), ("sum", 9.0)]
+    assert program.first_product(fused) == (61.0, 61.0)
+
+
 def test_a_record_of_every_kind_has_a_line(program):
     pair = {"us": 2.0, "variant": "v", "speedup": 0.5, "interval": [0.4, 0.6]}
     cell = {
@@ -97,6 +111,9 @@ def test_a_record_of_every_kind_has_a_line(program):
         "plan_s": 3.0, "call_s": 0.004, "reserve_s": 0.5,
     }  # fmt: skip
     assert program.text_of(cell).endswith("mish 2.0 us: x0.500")
+    kernels = {"of": "mish", "first_product_us": 1.0, "with_activation_us": 1.5, "kernels": []}
+    text = program.text_of(cell | {"kernels": [kernels]})
+    assert text.endswith("x0.500\n    mish: first product 1.0 us, with what follows 1.5 us")
     assert program.text_of(dense).endswith("s 2.0 us: x0.500")
     assert "first call 4.0 ms" in program.text_of(start)
     assert "known" not in program.text_of(start)
