@@ -8,7 +8,7 @@ types, biases, ids, …) is drawn from a covering array: a short list of combina
 of different kinds meet. A cell runs some rows of it, each cell others, on memory full of NaN, and is judged
 against the block in float64 on the stored weights: an RMS error of at most 1.1 × that of the stated recipe.
 It is proven where all its runs agree. The file is written as cells finish, so that a run which is cut
-off leaves what it found; what did not run stays claimed and not proven.
+off leaves what it found; what did not run stays claimed and not proven, and --resume goes on with it.
 
 TRITON_INTERPRET=1 with --device cpu runs the same in Triton's interpreter.
 """
@@ -119,13 +119,17 @@ def run(name, pairing, format, options, device, seed):
     tokens, experts, top_k, hidden, intermediate = SIZES[options["size"]]
     if format.startswith("fp8"):
         hidden, intermediate = hidden - 16, intermediate + 8  # short groups, which FP4 has not
-    case = testing.random_case(
-        format, tokens=tokens, experts=experts, top_k=top_k, hidden=hidden, intermediate=intermediate,
-        pairing=pairing, bias=options["bias"], absent=options["absent"], seed=seed, device=device,
-        combine=options["combine"], router_weight_on_input=options["router_weight_on_input"],
-        routed_scaling_factor=options["routed_scaling_factor"] if options["combine"] else 1.0,
-        static_scales=format == "fp8_tensor" and bool(seed % 2),
-    )  # fmt: skip
+    # Of one token all experts may be absent; then there is nothing to compare.
+    for again in itertools.count(seed, 100_000):
+        case = testing.random_case(
+            format, tokens=tokens, experts=experts, top_k=top_k, hidden=hidden, intermediate=intermediate,
+            pairing=pairing, bias=options["bias"], absent=options["absent"], seed=again, device=device,
+            combine=options["combine"], router_weight_on_input=options["router_weight_on_input"],
+            routed_scaling_factor=options["routed_scaling_factor"] if options["combine"] else 1.0,
+            static_scales=format == "fp8_tensor" and bool(seed % 2),
+        )  # fmt: skip
+        if (case.topk_ids >= 0).any():
+            break
     x, ids = case.hidden_states, case.topk_ids
     if format in formats.FP8_FORMATS or format == "mxfp4_fp8":
         x = x.to(getattr(torch, options["io"]))
@@ -161,18 +165,37 @@ def claimed(name, pairing, format):
     return refusal and refusal[0]
 
 
+def usable(device):
+    """Whether this process can still launch: after an invalid access on a GPU it cannot."""
+    try:
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def run_cell(job):
-    """(cell, [(options, None or what is wrong)])."""
+    """(cell, [(options, None or what is wrong)]); nothing of a cell where the process has lost its GPU."""
     number, cell, rows, device = job
     warnings.simplefilter("ignore", RuntimeWarning)  # the interpreter multiplies rows that nobody keeps
     outcomes = []
     for place, options in enumerate(rows):
+        if not usable(device):
+            break
         try:
             wrong = run(*cell, options, device, number + place)
         except Exception as error:
             wrong = f"{type(error).__name__}: {str(error)[:200]}"
         outcomes.append((options, wrong))
     return cell, outcomes
+
+
+def rows_of_cell(number, count, array):
+    """`count` rows; each cell starts elsewhere, so that together they run all rows many times."""
+    # One place further after each round: the cells of a format are as many apart as there are formats.
+    first = number + number // len(array)
+    return [array[(first + i) % len(array)] for i in range(count)]
 
 
 def cells_of(functions, wanted):
@@ -184,27 +207,6 @@ def cells_of(functions, wanted):
                 yield name, pairing, format
 
 
-def write(path, rows, options, counts, facts):
-    """The file, a row a line."""
-    lines = {
-        **facts, "runs": counts, "columns": COLUMNS, "rows": rows,
-        "options": [
-            {"backend": "triton", "option": w, "passed": options[w, True], "failed": options[w, False]}
-            for w in sorted({word for word, _ in options})
-        ],
-    }  # fmt: skip
-    text = []
-    for key, value in lines.items():
-        if key in ("rows", "options"):
-            body = "[\n  " + ",\n  ".join(json.dumps(each) for each in value) + "\n ]"
-        else:
-            body = json.dumps(value)
-        text.append(f" {json.dumps(key)}: {body}")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("{\n" + ",\n".join(text) + "\n}\n")
-    os.replace(temporary, path)
-
-
 def facts_of(device, command):
     """Device, commit and versions."""
     git = ["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"]
@@ -214,7 +216,83 @@ def facts_of(device, command):
     return {"device": name, "commit": commit, "version": flexact.__version__, "command": command}
 
 
-def main(arguments=None):
+class Record:
+    """What is known of each cell, and the file that says it."""
+
+    def __init__(self, path, facts):
+        self.path, self.facts = path, facts
+        self.rows, self.tallies = {}, Counter()
+        self.counts = Counter(passed=0, failed=0, refused=0)
+        self.counts["not run"] = 0
+
+    def claim(self, cell, reason):
+        """A cell of which nothing is proven yet, or that is refused."""
+        self.rows[cell] = ["triton", *cell, "yes" if reason is None else f"no: {reason}", ""]
+        self.counts["not run" if reason is None else "refused"] += 1
+
+    def add(self, cell, outcomes, variant):
+        """A cell that has run."""
+        self.counts["not run"] -= 1
+        for tried, wrong in outcomes:
+            self.counts["failed" if wrong else "passed"] += 1
+            for word in exercised(tried):
+                self.tallies[word, not wrong] += 1
+            if wrong:
+                print(f"FAILED {'/'.join(cell)} {tried}: {wrong}", flush=True)
+        self.rows[cell][-1] = "" if any(wrong for _, wrong in outcomes) else variant
+
+    def go_on(self):
+        """Takes over what an earlier run of the same thing proved; returns its cells."""
+        if not self.path.is_file():
+            return set()
+        earlier = json.loads(self.path.read_text())
+        differ = [key for key, value in self.facts.items() if earlier[key] != value]
+        if differ:
+            raise SystemExit(f"--resume: {self.path} is of another {' and '.join(differ)}")
+        proven = {tuple(row[1:4]): row for row in earlier["rows"] if row[5] and tuple(row[1:4]) in self.rows}
+        self.rows.update(proven)
+        self.counts["not run"] -= len(proven)
+        self.counts["passed"] = earlier["runs"]["passed"]
+        for each in earlier["options"]:
+            self.tallies[each["option"], True] = each["passed"]
+        return set(proven)
+
+    def write(self):
+        """The file, a row a line."""
+        lines = {
+            **self.facts, "runs": dict(self.counts), "columns": COLUMNS, "rows": list(self.rows.values()),
+            "options": [
+                {"backend": "triton", "option": word, "passed": self.tallies[word, True],
+                 "failed": self.tallies[word, False]}
+                for word in sorted({word for word, _ in self.tallies})
+            ],
+        }  # fmt: skip
+        text = []
+        for key, value in lines.items():
+            if key in ("rows", "options"):
+                body = "[\n  " + ",\n  ".join(json.dumps(each) for each in value) + "\n ]"
+            else:
+                body = json.dumps(value)
+            text.append(f" {json.dumps(key)}: {body}")
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("{\n" + ",\n".join(text) + "\n}\n")
+        os.replace(temporary, self.path)
+
+
+def finished(pool, jobs, until):
+    """What run_cell returns, as cells finish, and None at least every second; ends at a time."""
+    results = pool.imap_unordered(run_cell, jobs)
+    while time.monotonic() < until:
+        try:
+            yield results.next(timeout=1)
+        except multiprocessing.TimeoutError:
+            yield None
+        except StopIteration:
+            return
+
+
+def parse(arguments):
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=2, help="rows of the covering array for each cell")
@@ -223,48 +301,49 @@ def main(arguments=None):
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long, keeping what is done")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--resume", action="store_true", help="cells that the file has as proven stay so")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = parse(arguments)
     begin = time.monotonic()
+    # Of the functions and formats rows tell: files of some of them are parts of one run.
+    command = f"triton_conformance.py --rows {options.rows}"
+    record = Record(options.json, facts_of(options.device, command))
     array = covering()
-    # Each cell starts elsewhere, so that together they run all rows many times.
     jobs = []
-    rows, unknown = {}, []
     cells = cells_of(options.function or ActivationRegistry.list(), options.format or FORMATS)
     for number, cell in enumerate(cells):
         reason = claimed(*cell)
-        rows[cell] = ["triton", *cell, "yes" if reason is None else f"no: {reason}", ""]
+        record.claim(cell, reason)
         if reason is None:
-            chosen = [array[(7 * number + i) % len(array)] for i in range(options.rows)]
-            jobs.append((number, cell, chosen, options.device))
-        else:
-            unknown.append(cell)
+            jobs.append((number, cell, rows_of_cell(number, options.rows, array), options.device))
+    if options.resume:
+        done = record.go_on()
+        jobs = [job for job in jobs if job[1] not in done]
     variant = "interpreter"
+    context = multiprocessing.get_context("spawn")
     if options.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         variant = f"sm_{major}{minor}"
-    facts = facts_of(options.device, "triton_conformance.py " + " ".join(sys.argv[1:]))
-    counts = {"passed": 0, "failed": 0, "refused": len(unknown), "not run": len(jobs)}
-    tallies = Counter()
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for cell, outcomes in pool.imap_unordered(run_cell, jobs):
-            wrong = [text for _, text in outcomes if text is not None]
-            rows[cell][-1] = "" if wrong else variant
-            for tried, text in outcomes:
-                counts["passed" if text is None else "failed"] += 1
-                for word in exercised(tried):
-                    tallies[word, text is None] += 1
-                if text is not None:
-                    print(f"FAILED {'/'.join(cell)} {tried}: {text}", flush=True)
-            counts["not run"] -= 1
-            if counts["not run"] % 64 == 0:
-                write(options.json, list(rows.values()), tallies, counts, facts)
-            if time.monotonic() - begin > options.seconds:
-                pool.terminate()
-                break
-    write(options.json, list(rows.values()), tallies, counts, facts)
+        # Workers are copies of a process that has imported everything and not touched the GPU.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "triton", "flexact.triton.moe", "flexact.testing"])
+    written = 0.0
+    with context.Pool(options.workers) as pool:
+        for each in finished(pool, jobs, begin + options.seconds):
+            if each is not None and each[1]:
+                record.add(*each, variant)
+            if time.monotonic() > written + 2:
+                record.write()
+                written = time.monotonic()
+        pool.terminate()
+    record.write()
+    counts = record.counts
     print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['refused']} cells refused, "
           f"{counts['not run']} cells not run, {time.monotonic() - begin:.0f} s")  # fmt: skip
-    return 1 if counts["failed"] or not counts["passed"] else 0
+    return 1 if counts["failed"] or counts["not run"] or not counts["passed"] else 0
 
 
 if __name__ == "__main__":
