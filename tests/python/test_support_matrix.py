@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -35,16 +36,48 @@ def test_every_two_choices_of_different_kinds_meet_in_some_row():
                 assert any(row[a] == x and row[b] == y for row in rows), (a, x, b, y)
 
 
+# Stands for the conformance program: every function is proven in one cell.
+CUTLASS = """#!/usr/bin/env bash
+while [ $# -gt 1 ]; do declare "${1#--}=$2" 2>/dev/null; shift; done
+echo "1 passed, 0 failed, 0 refused"
+echo '{"device": "none", "commit": "none", "version": "0", "command": "conformance",
+  "runs": {"passed": 1, "failed": 0, "refused": 0}, "options": [],
+  "columns": ["backend", "function", "pairing", "format", "claimed", "proven"],
+  "rows": [["cutlass", "'${only##*/}'", "concat", "bf16", "yes", "sm_90a"]]}' > "$json"
+"""
+
+
 @pytest.fixture(scope="module")
-def run_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("conformance") / "run.json"
-    arguments = ["--device", "cpu", "--workers", "1", "--rows", "1", "--json", path, "--format", "nvfp4"]
+def results(tmp_path_factory):
+    """What the script of GPU machines leaves, its programs replaced."""
+    folder = tmp_path_factory.mktemp("conformance")
+    (folder / "conformance").write_text(CUTLASS)
     done = subprocess.run(
-        [sys.executable, PROGRAM, *arguments, "--function", "swiglu", "--function", "mish"],
-        capture_output=True, text=True, timeout=600, env={**os.environ, "TRITON_INTERPRET": "1"},
+        [ROOT / "tests" / "gpu" / "support_matrix.sh", "600"],
+        capture_output=True, text=True, timeout=600,
+        env={
+            **os.environ, "TRITON_INTERPRET": "1", "OUT": str(folder), "PYTHON": sys.executable,
+            "CONFORMANCE": str(folder / "conformance"), "FUNCTIONS": "swiglu mish expr1",
+            "TRITON_OPTIONS": "--device cpu --workers 1 --format bf16",
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return path
+    with tarfile.open(folder / "matrix.tgz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "matrix"
+
+
+@pytest.fixture(scope="module")
+def run_file(results):
+    return results / "triton.json"
+
+
+def test_the_script_runs_each_function_once_and_counts_the_rows(results):
+    proven = [json.loads(each.read_text())["rows"][0][1] for each in results.glob("cutlass_*.json")]
+    assert sorted(proven) == ["expr1", "mish", "swiglu"]
+    lines = (results / "log.txt").read_text()
+    assert "cutlass: 3 of 3 claimed rows proven; 3 runs passed, 0 failed" in lines
+    assert "triton: 7 of 7 claimed rows proven; 7 runs passed, 0 failed" in lines
 
 
 def test_a_run_proves_the_cells_that_agree(run_file):
