@@ -107,7 +107,8 @@ def cuda_counts(functions):
         raise SystemExit("count_instructions: nvcc is not on PATH; --target triton needs none")
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "all.cu", Path(folder) / "all.cubin"
-        text = "#define FLEXACT_ACT static __device__ __forceinline__\n"
+        # As for layers in bf16, FP8 and FP4.
+        text = "#define FLEXACT_BF16\n#define FLEXACT_ACT static __device__ __forceinline__\n"
         for name, function in functions.items():
             text += f"namespace f_{name} {{\n{function.emit('cuda')}\n}}\n" + CUDA_KERNEL.format(name=name)
         source.write_text(text)

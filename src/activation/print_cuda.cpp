@@ -5,8 +5,11 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <map>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "activation/gpu_forms.hpp"
@@ -56,10 +59,14 @@ FLEXACT_HELPER float flexact_div(float a, float b) {
 )"},
       {"scale", {"div"}, R"(
 // a/b where b depends on parameters alone, so that 1/b is computed once: 3 ulp. The power of two p
-// keeps 1/(b*p) normal. Precise: correctly rounded.
+// keeps 1/(b*p) normal. Coarse: a divisor below 2^-128 is taken for that, and 1/b may have three
+// bits less. Precise: correctly rounded.
 FLEXACT_HELPER float flexact_scale(float a, float b) {
 #ifdef FLEXACT_PRECISE
   return a / b;
+#elif defined(FLEXACT_COARSE)
+  const float most = 3.40282347e+38f;
+  return a * fminf(fmaxf(flexact_div(1.0f, b), -most), most);
 #else
   const float size = fabsf(b);
   const float p = size < 1.17549435e-38f   ? 8.50705917e+37f
@@ -92,12 +99,25 @@ FLEXACT_HELPER float flexact_exp(float a) {
 #endif
 }
 )"},
+      {"exp_of", {"exp"}, R"(
+// exp(a*c) of a constant c, with exp's error.
+FLEXACT_HELPER float flexact_exp_of(float a, float c) {
+#ifdef FLEXACT_PRECISE
+  return flexact_exp(a * c);
+#else
+  return flexact_exp2(a * (c * 1.44269504f));
+#endif
+}
+)"},
       {"expm1", {"exp"}, R"(
 // 3 ulp up to |a| = 0.35 by its series, then the error of exp over 1-exp(-0.35).
+// For bf16: 2^-22 beside exp's error, which is 2^-15 of the result at |a| = 0.01 and less elsewhere.
 // Precise: 1 ulp.
 FLEXACT_HELPER float flexact_expm1(float a) {
 #ifdef FLEXACT_PRECISE
   return expm1f(a);
+#elif defined(FLEXACT_BF16)
+  return fabsf(a) < 0.01f ? 0.5f * a * a + a : flexact_exp(a) - 1.0f;
 #else
   float p = 1.98412698e-4f;
   p = p * a + 1.38888889e-3f;
@@ -111,10 +131,14 @@ FLEXACT_HELPER float flexact_expm1(float a) {
 }
 )"},
       {"sqrt", {}, R"(
-// 1 ulp. Precise: correctly rounded.
+// 1 ulp; for bf16, the root of what is below the normal range is 0. Precise: correctly rounded.
 FLEXACT_HELPER float flexact_sqrt(float a) {
 #ifdef FLEXACT_PRECISE
   return sqrtf(a);
+#elif defined(FLEXACT_BF16)
+  float r;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
 #else
   float r;
   asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(a));
@@ -143,15 +167,37 @@ FLEXACT_HELPER float flexact_sigmoid(float a) {
 #endif
 }
 )"},
+      {"sigmoid_of", {"sigmoid", "exp_of"}, R"(
+// sigmoid(a*c) of a constant c, with sigmoid's error.
+FLEXACT_HELPER float flexact_sigmoid_of(float a, float c) {
+#ifdef FLEXACT_PRECISE
+  return flexact_sigmoid(a * c);
+#else
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + flexact_exp_of(a, -c)));
+  return r;
+#endif
+}
+)"},
       {"silu", {"sigmoid"}, R"(
 // a*sigmoid(a): sigmoid's error plus half an ulp.
 FLEXACT_HELPER float flexact_silu(float a) { return a * flexact_sigmoid(a); }
 )"},
       {"tanh", {"exp"}, R"(
-// 3 ulp below |a| = 0.6 by a polynomial, then 2^-22 of 1 by 1 - 2/(1+exp(2|a|)). Precise: 2 ulp.
+// 3 ulp below |a| = 0.6 by a polynomial, then 2^-22 of 1 by 1 - 2/(1+exp(2|a|)). For bf16: 2^-22, which
+// is 2^-15 of the result at |a| = 2^-7 and less elsewhere. Coarse: 2^-11 of the result (tanh.approx).
+// Precise: 2 ulp.
 FLEXACT_HELPER float flexact_tanh(float a) {
 #ifdef FLEXACT_PRECISE
   return tanhf(a);
+#elif defined(FLEXACT_COARSE)
+  float r;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(a));
+  return r;
+#elif defined(FLEXACT_BF16)
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + flexact_exp(2.0f * a)));
+  return fabsf(a) < 0.0078125f ? a : 1.0f - 2.0f * r;
 #else
   const float s = a * a;
   float p = -0.0156126347f;
@@ -167,11 +213,17 @@ FLEXACT_HELPER float flexact_tanh(float a) {
 )"},
       {"softplus", {"max", "exp"}, R"(
 // max(a,0) + log1p(e), e = exp(-|a|): the relative error of e plus 3 ulp; log1p by a polynomial on [0,1].
-// Precise: the C library's log1p.
+// Coarse: 2^-14 of the result. Precise: the C library's log1p.
 FLEXACT_HELPER float flexact_softplus(float a) {
   const float e = flexact_exp(-fabsf(a));
 #ifdef FLEXACT_PRECISE
   return flexact_max(a, 0.0f) + log1pf(e);
+#elif defined(FLEXACT_COARSE)
+  float p = 0.0412993394f * e - 0.157318935f;
+  p = p * e + 0.306219339f;
+  p = p * e - 0.496954978f;
+  p = p * e + 0.999941528f;
+  return flexact_max(a, 0.0f) + e * p;
 #else
   float p = 0.00523269083f * e - 0.0295052268f;
   p = p * e + 0.078225933f;
@@ -202,9 +254,9 @@ FLEXACT_HELPER float flexact_tanh_of_softplus(float a) {
 )"},
       {"tanh_parts", {"exp", "tanh"}, R"(
 // tanh(a) times `below`, a number from 1 to 2: 2e-5 by a itself below |a| = 2^-7, then 2^-17.
-// Precise: tanh over 1.
+// Coarse and precise: tanh over 1.
 FLEXACT_HELPER float flexact_tanh_parts(float a, float& below) {
-#ifdef FLEXACT_PRECISE
+#if defined(FLEXACT_PRECISE) || defined(FLEXACT_COARSE)
   below = 1.0f;
   return flexact_tanh(a);
 #else
@@ -214,15 +266,15 @@ FLEXACT_HELPER float flexact_tanh_parts(float a, float& below) {
 #endif
 }
 )"},
-      {"sigmoid_parts", {"exp", "sigmoid"}, R"(
-// sigmoid(a) times `below`, a number of at least 1, with the relative error of exp(-a).
+      {"sigmoid_parts", {"exp_of", "sigmoid"}, R"(
+// sigmoid(a*c), c a constant, times `below`, a number of at least 1, with the relative error of exp(-a*c).
 // Precise: sigmoid over 1.
-FLEXACT_HELPER float flexact_sigmoid_parts(float a, float& below) {
+FLEXACT_HELPER float flexact_sigmoid_parts(float a, float c, float& below) {
 #ifdef FLEXACT_PRECISE
   below = 1.0f;
-  return flexact_sigmoid(a);
+  return flexact_sigmoid(a * c);
 #else
-  below = 1.0f + flexact_exp(-a);
+  below = 1.0f + flexact_exp_of(a, -c);
   return 1.0f;
 #endif
 }
@@ -240,26 +292,51 @@ FLEXACT_HELPER float flexact_reciprocal(float a) {
 }
 )"},
       {"normal", {"min", "sigmoid"}, R"(
-// The normal distribution function as sigmoid(a*p(a^2)), in fast numerics only. a times its error is below
-// 2^-23 beside 4 ulp; relative to the result 2^-16 at a = -3, 2^-11 at -4, from -5 on it is lost.
-FLEXACT_HELPER float flexact_normal(float a) {
-  const float s = flexact_min(a * a, 36.0f);
+// The normal distribution function of a*c, c a constant, as sigmoid(a*p(a^2)), in fast numerics only.
+// a*c times its error is below 2^-23 beside 4 ulp; relative to the result 2^-16 at a*c = -3, 2^-11 at -4, from
+// -5 on it is lost. Coarse: 2^-10.3 of the result, or a*c times its error below 2^-21.7.
+FLEXACT_HELPER float flexact_normal(float a, float c) {
+#ifdef FLEXACT_COARSE
+  // Times -log2(e). The first coefficient makes it monotone, so nothing keeps a^2 in a range.
+  const float s = a * a;
+  const float c3 = c * c * c;
+  float p = -8.64889699e-6f * c3 * c3 * c * s + 1.31863678e-3f * c3 * c * c;
+  p = p * s - 0.108746608f * c3;
+  p = p * s - 2.2984475f * c;
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + flexact_exp2(a * p)));
+  return r;
+#else
+  const float b = a * c;
+  const float s = flexact_min(b * b, 36.0f);
   float p = 3.61123287e-9f * s - 2.66892813e-7f;
   p = p * s + 7.93821891e-6f;
   p = p * s - 1.10480316e-4f;
   p = p * s - 6.62599778e-5f;
   p = p * s + 0.0726685673f;
   p = p * s + 1.59576845f;
-  return flexact_sigmoid(a * p);
+  return flexact_sigmoid(b * p);
+#endif
 }
 )"},
       {"one_plus_erf", {"normal"}, R"(
-// Twice the normal distribution function of a*sqrt(2), with its error. Precise: erfc(-a).
-FLEXACT_HELPER float flexact_one_plus_erf(float a) {
+// 1 + erf(a*c), c a constant: twice the normal distribution function of a*c*sqrt(2), with its error.
+// Precise: erfc(-a*c).
+FLEXACT_HELPER float flexact_one_plus_erf(float a, float c) {
 #ifdef FLEXACT_PRECISE
-  return erfcf(-a);
+  return erfcf(-(a * c));
 #else
-  return 2.0f * flexact_normal(1.41421356f * a);
+  return 2.0f * flexact_normal(a, 1.41421356f * c);
+#endif
+}
+)"},
+      {"half_one_plus_erf", {"normal"}, R"(
+// The half of that.
+FLEXACT_HELPER float flexact_half_one_plus_erf(float a, float c) {
+#ifdef FLEXACT_PRECISE
+  return 0.5f * erfcf(-(a * c));
+#else
+  return flexact_normal(a, 1.41421356f * c);
 #endif
 }
 )"},
@@ -274,14 +351,21 @@ FLEXACT_HELPER float flexact_gelu(float a) {
   const float tail = half * erfcf(z);
   return z > 0.5f && z < 12.0f ? tail - half * (1.12837917f * expf(-z * z) * lost) : tail;
 #else
-  return a * flexact_normal(a);
+  return a * flexact_normal(a, 1.0f);
 #endif
 }
 )"},
       {"gelu_tanh", {"sigmoid"}, R"(
 // a*sigmoid(2*sqrt(2/pi)*(a+0.044715*a^3)): sigmoid's error at twice the argument's ulp.
 FLEXACT_HELPER float flexact_gelu_tanh(float a) {
+#ifdef FLEXACT_PRECISE
   return a * flexact_sigmoid(a * (0.0713548162726009f * a * a + 1.5957691216057308f));
+#else
+  float r;
+  const float e = flexact_exp2(a * (-0.102943240f * a * a - 2.30220819f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+  return a * r;
+#endif
 }
 )"},
   };
@@ -304,7 +388,16 @@ std::string literal(double value) {
 class CudaPrinter {
  public:
   explicit CudaPrinter(const Function& function)
-      : function_(function), graph_(function.graph()), forms_(graph_) {}
+      : function_(function), graph_(function.graph()), forms_(graph_) {
+    for (int i = 0; i <= graph_.result(); ++i) {
+      const int argument = forms_.argument(i);
+      if (argument < 0) continue;
+      GpuForms::Scaled scaled = forms_.scaled(argument);
+      if (scaled.inside.empty()) continue;
+      inside_.insert(scaled.inside.begin(), scaled.inside.end());
+      arguments_.emplace(argument, std::move(scaled));
+    }
+  }
 
   std::string print() {
     const std::string body = print_body();
@@ -327,7 +420,7 @@ class CudaPrinter {
           "  const float y0 = flexact_value(x[0], parameters);\n"
           "  const float y1 = flexact_value(x[1], parameters);\n";
     }
-    return text + "  y[0] = y0;\n  y[1] = y1;\n}\n#undef FLEXACT_HELPER\n";
+    return text + "  y[0] = y0;\n  y[1] = y1;\n}\n#undef FLEXACT_HELPER\n#undef FLEXACT_COARSE\n";
   }
 
  private:
@@ -336,9 +429,15 @@ class CudaPrinter {
     for (std::size_t i = 0; i < function_.parameters().size(); ++i) {
       text += "// parameters[" + std::to_string(i) + "]: " + function_.parameters()[i].name + "\n";
     }
-    return text +
-           "#ifndef FLEXACT_ACT\n#define FLEXACT_ACT extern \"C\" __device__\n#endif\n"
-           "#define FLEXACT_HELPER [[maybe_unused]] static __device__ __forceinline__\n";
+    text +=
+        "#ifndef FLEXACT_ACT\n#define FLEXACT_ACT extern \"C\" __device__\n#endif\n"
+        "#define FLEXACT_HELPER [[maybe_unused]] static __device__ __forceinline__\n";
+    if (forms_.coarse()) {
+      text +=
+          "#if defined(FLEXACT_BF16) && !defined(FLEXACT_PRECISE)\n"
+          "#define FLEXACT_COARSE\n#endif\n";
+    }
+    return text;
   }
 
   std::string print_body() {
@@ -354,7 +453,7 @@ class CudaPrinter {
         names_.emplace_back(op_name(n.op));
         continue;
       }
-      if (forms_.absorbed(static_cast<int>(i))) {
+      if (forms_.absorbed(static_cast<int>(i)) || inside_.contains(static_cast<int>(i))) {
         names_.emplace_back();
         continue;
       }
@@ -393,6 +492,17 @@ class CudaPrinter {
            literal(std::copysign(rest, fraction));
   }
 
+  // A function's argument and, after a comma, the constant that it is to be multiplied with.
+  std::string argument(int node) const {
+    const auto found = arguments_.find(node);
+    if (found == arguments_.end()) return name(node) + ", 1.0f";
+    std::string text;
+    for (int factor : found->second.factors) {
+      text += (text.empty() ? "" : " * ") + name(factor);
+    }
+    return text + ", " + literal(found->second.constant);
+  }
+
   std::string divide(const Node& n) {
     const Node& by = graph_.nodes[static_cast<std::size_t>(n.operands[1])];
     if (by.op == Op::Constant) return divide_by_constant(in(n, 0), by.value);
@@ -416,9 +526,10 @@ class CudaPrinter {
     int count = 0;
     for (const GpuForms::Gate& gate : product.gates) {
       const std::string suffix = std::to_string(node) + "_" + std::to_string(count++);
-      const char* parts = gate.op == Op::Tanh ? "tanh_parts" : "sigmoid_parts";
-      body += "  float d" + suffix + ";\n  const float n" + suffix + " = " + helpers_.use(parts) +
-              "(" + name(gate.operand) + ", d" + suffix + ");\n";
+      const bool tanh = gate.op == Op::Tanh;
+      body += "  float d" + suffix + ";\n  const float n" + suffix + " = " +
+              helpers_.use(tanh ? "tanh_parts" : "sigmoid_parts") + "(" +
+              (tanh ? name(gate.operand) : argument(gate.operand)) + ", d" + suffix + ");\n";
       times(above, "n" + suffix);
       times(below, "d" + suffix);
     }
@@ -433,8 +544,10 @@ class CudaPrinter {
     if (const auto* product = forms_.product(node)) return gates(node, *product, body);
     if (const int z = forms_.tanh_of_softplus(node); z >= 0)
       return helpers_.use("tanh_of_softplus") + "(" + name(z) + ")";
+    if (const int z = forms_.half_one_plus_erf(node); z >= 0)
+      return helpers_.use("half_one_plus_erf") + "(" + argument(z) + ")";
     if (const int z = forms_.one_plus_erf(node); z >= 0)
-      return helpers_.use("one_plus_erf") + "(" + name(z) + ")";
+      return helpers_.use("one_plus_erf") + "(" + argument(z) + ")";
     switch (n.op) {
       case Op::Parameter:
         return "parameters[" + std::to_string(n.index) + "]";
@@ -466,6 +579,11 @@ class CudaPrinter {
       }
       case Op::Where:
         return in(n, 0) + " ? " + in(n, 1) + " : " + in(n, 2);
+      case Op::Exp:
+      case Op::Sigmoid:
+        if (!arguments_.contains(n.operands[0])) break;
+        return helpers_.use(n.op == Op::Exp ? "exp_of" : "sigmoid_of") + "(" +
+               argument(n.operands[0]) + ")";
       default:
         break;
     }
@@ -478,6 +596,8 @@ class CudaPrinter {
   const Function& function_;
   const Graph& graph_;
   const GpuForms forms_;
+  std::map<int, GpuForms::Scaled> arguments_;  // of exponentials, by node
+  std::set<int> inside_;                       // what is computed within them
   std::vector<std::string> names_;
   UsedHelpers helpers_{helpers(), "flexact_"};
 };

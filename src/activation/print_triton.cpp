@@ -147,6 +147,12 @@ def _flexact_one_plus_erf(a):
     # Twice the normal distribution function of a*sqrt(2), with its error.
     return 2.0 * _flexact_normal(1.41421356 * a)
 )"},
+      {"half_one_plus_erf", {"normal"}, R"(
+@triton.jit
+def _flexact_half_one_plus_erf(a):
+    # The half of that.
+    return _flexact_normal(1.41421356 * a)
+)"},
       {"gelu", {"normal"}, R"(
 @triton.jit
 def _flexact_gelu(a):
@@ -272,6 +278,8 @@ class TritonPrinter {
     if (const auto* product = forms_.product(node)) return gates(node, *product, body);
     if (const int z = forms_.tanh_of_softplus(node); z >= 0)
       return helpers_.use("tanh_of_softplus") + "(" + name(z) + ")";
+    if (const int z = forms_.half_one_plus_erf(node); z >= 0)
+      return helpers_.use("half_one_plus_erf") + "(" + name(z) + ")";
     if (const int z = forms_.one_plus_erf(node); z >= 0)
       return helpers_.use("one_plus_erf") + "(" + name(z) + ")";
     switch (n.op) {

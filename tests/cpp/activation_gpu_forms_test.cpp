@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "activation/catalogue.hpp"
@@ -77,6 +78,51 @@ TEST(GpuForms, silu_in_a_product_leaves_its_factor) {
 TEST(GpuForms, no_gate_is_taken_from_another_reader) {
   const Formed shared("t = tanh(g); t*sigmoid(u)+t");
   EXPECT_EQ(count_absorbed(GpuForms(shared.graph()), shared.graph()), 0);
+}
+
+TEST(GpuForms, half_of_one_plus_erf_is_one_form) {
+  const Formed half("x^3+0.5*(1+erf(x))");
+  const GpuForms forms(half.graph());
+  int found = 0;
+  for (int i = 0; i <= half.graph().result(); ++i) found += forms.half_one_plus_erf(i) >= 0 ? 1 : 0;
+  EXPECT_EQ(found, 1);
+  EXPECT_EQ(count_absorbed(forms, half.graph()), 2);  // the sum and erf
+
+  const Formed shared("t = 1+erf(x); 0.5*t+t*t");
+  for (int i = 0; i <= shared.graph().result(); ++i) {
+    EXPECT_EQ(GpuForms(shared.graph()).half_one_plus_erf(i), -1);
+  }
+}
+
+TEST(GpuForms, constants_before_an_exponential_are_one) {
+  const Formed text("x*sigmoid(-3*(x*(x+1))/2)");
+  const Graph& graph = text.graph();
+  const GpuForms forms(graph);
+  int argument = -1;
+  for (int i = 0; i <= graph.result(); ++i) argument = std::max(argument, forms.argument(i));
+  const GpuForms::Scaled scaled = forms.scaled(argument);
+  EXPECT_EQ(scaled.constant, -1.5);
+  EXPECT_EQ(scaled.factors.size(), 2u);
+  EXPECT_THAT(text.function.emit(Target::Cuda), HasSubstr(", -1.5f)"));
+
+  // What something else reads, and constants that fp32 could not hold with their powers, stay.
+  for (const char* other : {"t = 3*x; t*exp(t)", "exp(1e-9*x)", "exp(x)", "x*exp(1e30*x)"}) {
+    EXPECT_THAT(Formed(other).function.emit(Target::Cuda), Not(HasSubstr("exp_of"))) << other;
+  }
+}
+
+TEST(GpuForms, factors_of_the_result_may_be_coarse) {
+  for (const char* text : {"tanh(x)", "x*tanh(x)", "tanh(x)^2", "tanh(x)*tanh(x/2)", "gelu(x)",
+                           "clamp(gelu(x),-1,10)", "x/(2*softplus(x))", "0.5*(1+erf(x))*x",
+                           "relu(4*tanh(x/4))^2", "where(x>0,x,tanh(x))", "-abs(sqrt(softplus(x)))"}) {
+    EXPECT_TRUE(GpuForms(Formed(text).graph()).coarse()) << text;
+  }
+  // Terms, arguments and conditions, more than two of them, and where there is nothing of the kind.
+  for (const char* text : {"tanh(x)+1e-9", "t = tanh(x); t*sigmoid(x)+t", "exp(tanh(x))", "tanh(x)^3",
+                           "tanh(x)*tanh(x/2)*tanh(x/3)", "gelu(x)^2", "where(tanh(x)>0.5,x,1)",
+                           "sign(tanh(x))", "x*tanh(softplus(x))", "silu(x)", "erf(x)"}) {
+    EXPECT_FALSE(GpuForms(Formed(text).graph()).coarse()) << text;
+  }
 }
 
 TEST(GpuForms, what_depends_on_parameters_alone_is_uniform) {

@@ -103,12 +103,15 @@ cuda::LinkedKernel link(const cuda::KernelImage& image, const std::string& sourc
 
 TEST(FunctionSource, rounds_or_slows_down_as_asked) {
   const Function f = Function::named("swiglu");
-  EXPECT_EQ(cuda::function_source(f, Numerics::Fast), flexact::activation::print_cuda(f));
+  EXPECT_EQ(cuda::function_source(f, Numerics::Fast, flexact::DType::Float16),
+            flexact::activation::print_cuda(f));
+  EXPECT_EQ(cuda::function_source(f, Numerics::Fast),
+            "#define FLEXACT_BF16\n" + flexact::activation::print_cuda(f));
   EXPECT_THAT(cuda::function_source(f, Numerics::Exact), HasSubstr("cvt.rn.bf16"));
   EXPECT_THAT(cuda::function_source(f, Numerics::Exact, flexact::DType::Float16),
               HasSubstr("cvt.rn.f16"));
   EXPECT_EQ(cuda::function_source(f, Numerics::Exact, flexact::DType::Float32),
-            cuda::function_source(f, Numerics::Fast));
+            cuda::function_source(f, Numerics::Fast, flexact::DType::Float32));
   EXPECT_THAT(cuda::function_source(f, Numerics::Precise), HasSubstr("#define FLEXACT_PRECISE"));
 }
 

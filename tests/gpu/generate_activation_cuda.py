@@ -1,4 +1,4 @@
-"""Writes the CUDA unit of activation_cuda_check: every catalogue function's text, fast and precise.
+"""Writes the CUDA unit of activation_cuda_check: every catalogue function's text in all of its forms.
 
 Usage: generate_activation_cuda.py FLEXACT OUTPUT.cu
 """
@@ -42,10 +42,12 @@ static __global__ void kernel(const float* g, const float* u, const float* p, fl
 """
 
 RUN = """
-static bool run_NAME(bool precise, const float* g, const float* u, const float* p, int count,
+static bool run_NAME(Form form, const float* g, const float* u, const float* p, int count,
                      float* y, int n) {
-  return precise ? run_kernel(precise_NAME::kernel, g, u, p, count, y, n)
-                 : run_kernel(fast_NAME::kernel, g, u, p, count, y, n);
+  return run_kernel(form == Form::Precise ? precise_NAME::kernel
+                    : form == Form::Bf16  ? bf16_NAME::kernel
+                                          : fast_NAME::kernel,
+                    g, u, p, count, y, n);
 }
 """
 
@@ -76,8 +78,9 @@ def main() -> None:
             call = "flexact_act2(a, b, p, r);" if gated else "flexact_act2_unary(a, p, r);"
             kernel = KERNEL.replace("CALL", call)
             text += f"namespace fast_{name} {{\n{source}{kernel}}}\n"
-            text += f"#define FLEXACT_PRECISE\nnamespace precise_{name} {{\n{source}{kernel}}}\n"
-            text += "#undef FLEXACT_PRECISE\n"
+            for form in ("bf16", "precise"):
+                macro = f"FLEXACT_{form.upper()}"
+                text += f"#define {macro}\nnamespace {form}_{name} {{\n{source}{kernel}}}\n#undef {macro}\n"
             text += RUN.replace("NAME", name)
             listed = ", ".join(f"{v!r}f" for v in values)
             rows.append(f'    {{"{entry["name"]}", {str(lifted).lower()}, {{{listed}}}, run_{name}}},')

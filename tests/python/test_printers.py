@@ -305,8 +305,8 @@ def test_small_inputs_keep_their_relative_accuracy_in_triton(triton_results):
 # --- CUDA -----------------------------------------------------------------------------------------
 
 
-# What the device's instructions compute, on the host. Approximations are exact here: their own errors
-# are measured on a device (tests/gpu).
+# What the device's instructions compute, on the host. Approximations of single precision are exact here:
+# their own errors are measured on a device (tests/gpu).
 CUDA_ON_HOST = """
 #include <math.h>
 #include <string.h>
@@ -321,6 +321,13 @@ static float ptx_div_full_f32(float a, float b) { return a / b; }
 static float ptx_ex2_approx_ftz_f32(float a) { return flushed(float(exp2(double(flushed(a))))); }
 static float ptx_rcp_approx_ftz_f32(float a) { return flushed(1.0f / flushed(a)); }
 static float ptx_sqrt_approx_f32(float a) { return sqrtf(a); }
+static float ptx_sqrt_approx_ftz_f32(float a) { return sqrtf(flushed(a)); }
+// As far off as it may be, now above and now below.
+static float ptx_tanh_approx_f32(float a) {
+  int bits;
+  memcpy(&bits, &a, 4);
+  return isinf(a) ? copysignf(1.0f, a) : float(tanh(double(a)) * (1 + (bits >> 16 & 1 ? 0x1p-11 : -0x1p-11)));
+}
 static float ptx_rsqrt_approx_f32(float a) { return float(1.0 / sqrt(double(a))); }
 """
 
@@ -344,8 +351,11 @@ def host_text(case: Case) -> str:
     return text
 
 
+MODES = {"fast": "FLEXACT_FAST", "bf16": "FLEXACT_BF16", "precise": "FLEXACT_PRECISE"}
+
+
 def compile_on_host(cases: list[Case], folder: Path) -> ctypes.CDLL:
-    """A library with every case's CUDA text, fast and precise."""
+    """A library with every case's CUDA text in all of its forms."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
@@ -354,10 +364,8 @@ def compile_on_host(cases: list[Case], folder: Path) -> ctypes.CDLL:
         call = "flexact_act2(g + i, u + i, p, y + i)"
         call = call if case.gated else "flexact_act2_unary(g + i, p, y + i)"
         text = host_text(case)
-        for mode, define in (("fast", ""), ("precise", "#define FLEXACT_PRECISE\n")):
-            parts.append(
-                f"{define}namespace {mode}_{case.identifier} {{\n{text}\n}}\n#undef FLEXACT_PRECISE\n"
-            )
+        for mode, macro in MODES.items():
+            parts.append(f"#define {macro}\nnamespace {mode}_{case.identifier} {{\n{text}\n}}\n#undef {macro}\n")
             parts.append(CUDA_DRIVER.format(mode=mode, name=case.identifier, call=call))
     (folder / "all.cpp").write_text("".join(parts))
     library = folder / "all.so"
@@ -390,8 +398,40 @@ def test_cuda_text_meets_the_numerics_contract_on_the_host(key, cuda_on_host):
     g, u = (v[: len(v) // 2 * 2] for v in inputs())
     case.parameters = {n: float(np.float32(v)) for n, v in case.parameters.items()}
     want = case.reference(g, u)
-    for mode in ("fast", "precise"):
+    for mode in MODES:
         assert_within_contract(run_on_host(cuda_on_host, mode, case, g, u), want, f"{key} {mode}")
+
+
+@pytest.mark.parametrize("key", all_cases())
+def test_cuda_text_for_bf16_adds_little_to_its_rounding(key, cuda_on_host):
+    """At most 0.3 of a bf16 ulp, or 2^-15, at every bf16 input."""
+    case = Case(key)
+    g = bf16_values(1)
+    g = g[: len(g) // 2 * 2]
+    g = np.where(np.isfinite(g) & (np.abs(g) < 1e15), g, np.float32(0.5))
+    u = np.resize(np.array([1.0, -0.75, 3.0, -6.5, 100.0], dtype=np.float32), len(g))
+    case.parameters = {n: float(np.float32(v)) for n, v in case.parameters.items()}
+    want = case.reference(g, u)
+    got = run_on_host(cuda_on_host, "bf16", case, g, u).astype(np.float64)
+    known = np.isfinite(want) & (np.abs(want) < 1e37)
+    got, want = got[known], want[known]
+    ulp = np.exp2(np.floor(np.log2(np.maximum(np.abs(want), 2.0**-126))) - 7)
+    bad = ~(np.abs(got - want) <= np.maximum(0.3 * ulp, 2.0**-15))
+    assert not bad.any(), [(g[known][i], u[known][i], got[i], want[i]) for i in np.flatnonzero(bad)[:5]]
+
+
+def test_cuda_text_for_bf16_is_of_single_precision_where_it_is_no_factor(tmp_path):
+    """Terms of a sum, which others may cancel, and powers keep the accuracy of all other types."""
+    texts = ("tanh(x)-0.5*x", "gelu(x)-relu(x)", "tanh(x)^3", "softplus(x)-x", "sign(tanh(x)-0.5)")
+    cases = [Case(text) for text in (*texts, "x*tanh(x)")]
+    library = compile_on_host(cases, tmp_path)
+    x = np.linspace(-12, 12, 1202, dtype=np.float32)
+    for case in cases[:-1]:
+        want = case.reference(x, x)
+        got = run_on_host(library, "bf16", case, x, x)
+        np.testing.assert_allclose(got, want, rtol=5e-5, atol=3e-6, err_msg=str(case.what))
+    got = run_on_host(library, "bf16", cases[-1], x, x)
+    assert np.max(np.abs(got / (x * np.tanh(x)) - 1)) > 1e-4  # the test would see coarse forms
 
 
 @pytest.mark.parametrize("key", all_cases())

@@ -42,6 +42,10 @@ extern "C" __device__ void flexact_act2_unary(const float x[2], const float* par
 
 std::string function_source(const Function& function, moe::Numerics numerics, DType io) {
   const std::string printed = activation::print_cuda(function);
+  // Results are rounded to bf16, or to fewer bits, where hidden states are bf16.
+  if (numerics == moe::Numerics::Fast && io == DType::BFloat16) {
+    return "#define FLEXACT_BF16\n" + printed;
+  }
   // What is fp32 in memory already needs no rounding.
   if (numerics == moe::Numerics::Fast ||
       (numerics == moe::Numerics::Exact && io == DType::Float32)) {
