@@ -92,8 +92,7 @@ const char* unfit(Format format, bool doubled, const Tile& tile) {
 
 // Whether the kernels without tensor cores take the format (python/flexact/triton/vector.py).
 bool has_vector(Format format) {
-  return format == Format::Bf16 || format == Format::Fp16 || format == Format::Fp8Block ||
-         format == Format::Mxfp4 || format == Format::Nvfp4;
+  return format != Format::Mxfp4Fp8 && format != Format::Fp32;
 }
 
 // What those kernels need of a tile, or nullptr.
@@ -251,10 +250,14 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
   launch.direct = pairs <= kDirectPairs;
   Tile& up = launch.gate_up;
   Tile& down = launch.down;
-  if (rows <= 32) {
+  // A tile can hold no more rows of an expert than there are tokens, unless a token repeats one.
+  const bool fewest = rows <= 16 || (rows <= 32 && tokens <= 16);
+  // Tiles of 32 rows of codes are multiplied without a group of warps: each step waits for all
+  // copies under way, and experts with more rows have their weights read twice.
+  const bool codes = weight_bits(problem.format) == 8;
+  if (fewest || (rows <= 32 && !codes)) {
     // Weights are read once and everything waits for them: small tiles, deep steps, many programs.
-    // A tile can hold no more rows of an expert than there are tokens, unless a token repeats one.
-    up.block_m = down.block_m = rows <= 16 || tokens <= 16 ? 16 : 32;
+    up.block_m = down.block_m = fewest ? 16 : 32;
     up.block_n = doubled ? 32 : 64;
     down.block_n = 64;
     up.block_k = down.block_k = 128;

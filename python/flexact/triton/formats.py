@@ -51,18 +51,18 @@ class Vector:
 
     Attributes:
         operands: The policy of both (operands_vector.py).
-        inputs: Hidden states → what the first reads.
-        intermediate: (rows, I, dtype, device) → what lies between the first, or gemm.gate_up, and the second.
+        inputs: As Format's; there are no boxes.
+        intermediate: As Format's: what lies between the first, or gemm.gate_up, and the second.
         weights: As Format's.
-        scratch: (tokens, pairs, H, I, bytes of the io dtype) → bytes that the first two allocate.
+        scratch: As Format's.
         each: Values of K whose products are one sum of a lane.
     """
 
     operands: Any
-    inputs: Callable[[torch.Tensor], Operand]
-    intermediate: Callable[[int, int, torch.dtype, torch.device], Intermediate]
+    inputs: Callable[[torch.Tensor, torch.Tensor, int, Given, Tile, bool], Operand]
+    intermediate: Callable[[int, int, torch.dtype, torch.device, Given, Tile, Tile], Intermediate]
     weights: Callable[[str, Given, str], Operand]
-    scratch: Callable[[int, int, int, int, int], int]
+    scratch: Callable[[int, int, int, int, int, Tile], int]
     each: int
 
 
@@ -163,12 +163,10 @@ def _by_half(numbers: torch.Tensor) -> tuple[int, int]:
 
 _PLAIN_VECTOR = Vector(
     operands=operands_vector.plain,
-    inputs=Operand,
-    intermediate=lambda rows, width, dtype, device: _kept(
-        Operand(torch.empty((rows, width), dtype=dtype, device=device)), gemm.store_rows
-    ),
+    inputs=_plain_inputs,
+    intermediate=_plain_intermediate,
     weights=_plain_weights,
-    scratch=lambda tokens, pairs, hidden, width, size: pairs * width * size,
+    scratch=_plain_scratch,
     each=1,
 )
 
@@ -181,7 +179,9 @@ def _plane(width: int) -> int:
     return 16 * triton.cdiv(width, 128)
 
 
-def _plane_inputs(x: torch.Tensor) -> Operand:
+def _plane_inputs(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, boxes: bool
+) -> Operand:
     rows, k = x.shape
     out = torch.empty((rows, 8 * _plane(k)), dtype=x.dtype, device=x.device)
     block = min(1024, triton.next_power_of_2(k))
@@ -196,14 +196,17 @@ def _plane_words(planes: torch.Tensor) -> Operand:
     return Operand(planes.view(torch.int32), (planes.shape[1] // 8,))
 
 
-def _plane_intermediate(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Intermediate:
+def _plane_intermediate(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
+    down: Tile,
+) -> Intermediate:  # fmt: skip
     planes = torch.empty((rows, 8 * _plane(width)), dtype=dtype, device=device)
     return Intermediate(
         Operand(planes, (_plane(width),)), quantise.store_planes, lambda: _plane_words(planes)
     )
 
 
-def _plane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int) -> int:
+def _plane_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
     return 8 * (tokens * _plane(hidden) + pairs * _plane(width)) * size
 
 
@@ -301,14 +304,21 @@ def _group_intermediate(
     return _kept(Operand(codes, (scales, scales.stride(0))), store)
 
 
+def _group_vector_inputs(
+    x: torch.Tensor, ids: torch.Tensor, experts: int, given: Given, tile: Tile, boxes: bool
+) -> Operand:
+    return _groups_to_codes(x)
+
+
 def _group_vector_intermediate(
-    rows: int, width: int, dtype: torch.dtype, device: torch.device
-) -> Intermediate:
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, given: Given, tile: Tile,
+    down: Tile,
+) -> Intermediate:  # fmt: skip
     h = torch.empty((rows, width), dtype=torch.float32, device=device)
     return Intermediate(Operand(h), gemm.store_rows, lambda: _groups_to_codes(h))
 
 
-def _group_vector_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int) -> int:
+def _group_vector_scratch(tokens: int, pairs: int, hidden: int, width: int, size: int, tile: Tile) -> int:
     return tokens * (hidden + 4 * triton.cdiv(hidden, _GROUP)) + pairs * (
         5 * width + 4 * triton.cdiv(width, _GROUP)
     )
@@ -430,7 +440,7 @@ FORMATS = {
         by_token=True,
         vector=Vector(
             operands=operands_vector.blocks,
-            inputs=_groups_to_codes,
+            inputs=_group_vector_inputs,
             intermediate=_group_vector_intermediate,
             weights=_block_weights,
             scratch=_group_vector_scratch,
@@ -443,6 +453,14 @@ FORMATS = {
         intermediate=_tensor_intermediate,
         weights=_tensor_weights,
         scratch=_row_scratch,
+        vector=Vector(
+            operands=operands_vector.scaled,
+            inputs=_tensor_inputs,
+            intermediate=_tensor_intermediate,
+            weights=_tensor_weights,
+            scratch=_row_scratch,
+            each=16,
+        ),
     ),
     "fp8_channel": Format(
         operands=operands_fp8.scaled,
@@ -450,6 +468,14 @@ FORMATS = {
         intermediate=_row_intermediate,
         weights=_channel_weights,
         scratch=_row_scratch,
+        vector=Vector(
+            operands=operands_vector.scaled,
+            inputs=_row_inputs,
+            intermediate=_row_intermediate,
+            weights=_channel_weights,
+            scratch=_row_scratch,
+            each=16,
+        ),
     ),
     "mxfp4": Format(
         operands=operands_fp4.mx,

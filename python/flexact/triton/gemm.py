@@ -140,7 +140,8 @@ def gate_up(
             if BY_TOKEN:
                 # Tokens that this expert was not chosen for are computed too: their rows cost nothing.
                 rows, valid = token_rows(m, pairs // top_k, BLOCK_M)
-                source = tl.arange(0, BLOCK_M)
+                # Boxes end where x ends; what stands beside its rows is read by number.
+                source = tl.minimum(tl.arange(0, BLOCK_M), pairs // top_k - 1)
             else:
                 if DIRECT > 0:
                     rows, valid = direct_rows(m, expert, before, topk_ids, pairs, DIRECT, BLOCK_M)

@@ -156,7 +156,7 @@ class Block:
         sizes = (problem.hidden, problem.intermediate, size)
         between = self._format.scratch(chunk, rows, *sizes, launch.gate_up)
         if launch.fuse_combine:
-            between = max(between, self._format.vector.scratch(chunk, pairs, *sizes))
+            between = max(between, self._format.vector.scratch(chunk, pairs, *sizes, launch.gate_up))
         if launch.permute:
             between += pairs * problem.hidden * size
         blocks = triton.cdiv(pairs, routing.BLOCK_PAIRS)
@@ -298,7 +298,7 @@ class Block:
         between = self._between(rows, weights, up, down, launch.fuse_combine)
 
         if launch.vector:
-            inputs = self._format.vector.inputs(x)
+            inputs = self._format.vector.inputs(x, topk_ids, problem.experts, weights, up, False)
             self._vector_gate_up(up, inputs, weights, topk_weights, topk_ids, values, between, pairs)
         else:
             inputs = self._format.inputs(x, topk_ids, problem.experts, weights, up, boxes)
@@ -342,9 +342,8 @@ class Block:
     ) -> Intermediate:
         """What lies between the GEMMs; `fused`: the second is down_and_combine."""
         width = self.problem.intermediate
-        if fused:
-            return self._format.vector.intermediate(rows, width, self._dtype, self.device)
-        return self._format.intermediate(rows, width, self._dtype, self.device, weights, up, down)
+        kernels = self._format.vector if fused else self._format
+        return kernels.intermediate(rows, width, self._dtype, self.device, weights, up, down)
 
     def _rows_are_tokens(self, up: Tile, down: Tile, tokens: int, x: torch.Tensor) -> bool:
         """Whether a direct tile's rows can be the tokens (tiles.py), so that boxes of them are copied."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flexact.triton.operands import split_columns
 from flexact.triton.operands_fp8 import first_blocks, half_rows
 from flexact.triton.small_floats import e2m1_pairs, e8m0_to_float
 
@@ -115,6 +116,53 @@ def blocks(
         if PAIRING != "none":
             u += _by_group(up_codes, value, BLOCK_N, GROUPS) * t[:, :, None]
     return tl.reshape(g, (BLOCK_N, BLOCK_K // 16)), tl.reshape(u, (BLOCK_N, BLOCK_K // 16))
+
+
+@triton.jit
+def scaled(
+    g, u, a, a_stride, a_extra, row, w, w_strides, w_extra, expert, here, n0, width, k_size,
+    PAIRING: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+    SLOTS: tl.constexpr,
+):  # fmt: skip
+    """fp8_tensor and fp8_channel: codes times codes, then the row's scale and those of the columns.
+
+    a_extra and w_extra: as operands_fp8.scaled has them.
+    """
+    at_a = a + row.to(tl.int64) * a_stride
+    rows_g = _tile_rows(n0, width, 0, PAIRING, BLOCK_N, SLOTS)
+    at_g = _rows_of(w, w_strides, expert, rows_g)
+    at_u = _rows_of(w, w_strides, expert, _tile_rows(n0, width, 1, PAIRING, BLOCK_N, SLOTS))
+    of_g = tl.zeros((BLOCK_N, BLOCK_K // 16), tl.float32)
+    of_u = tl.zeros((BLOCK_N, BLOCK_K // 16), tl.float32)
+    for k0 in range(0, k_size, BLOCK_K):
+        k = tl.broadcast_to(k0 + tl.arange(0, BLOCK_K)[None, :], (BLOCK_N, BLOCK_K))
+        mask = (k < (k0 + BLOCK_K if EVEN_K else k_size)) & here
+        value = tl.load(at_a + k, mask=mask, other=0.0).to(tl.float32)
+        step = k * w_strides[2]
+        codes = tl.load(at_g + step, mask=mask, other=0.0)
+        if PAIRING != "none":
+            up_codes = tl.load(at_u + step, mask=mask, other=0.0)
+        of_g += _by_lane(codes, value, BLOCK_N, BLOCK_K)
+        if PAIRING != "none":
+            of_u += _by_lane(up_codes, value, BLOCK_N, BLOCK_K)
+    # Nobody wrote the row of an expert that is not here.
+    scale = tl.load(a_extra[0] + row.to(tl.int64) * a_extra[1], mask=here, other=0.0)
+    at = w_extra[0] + expert.to(tl.int64) * w_extra[1]
+    if PAIRING == "none":
+        n = rows_g[:, None]
+        g += of_g * (tl.load(at + n * w_extra[2], mask=here & (n >= 0), other=0.0) * scale)
+    else:
+        n_g, n_u = split_columns(n0, width, PAIRING, BLOCK_N)
+        g += of_g * (tl.load(at + n_g * w_extra[2]) * scale)[:, None]
+        u += of_u * (tl.load(at + n_u * w_extra[2] + w_extra[3]) * scale)[:, None]
+    return g, u
+
+
+@triton.jit
+def _by_lane(codes, value, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Sums of 16 products, which a lane has to itself: [BLOCK_N, BLOCK_K / 16]."""
+    product = codes.to(tl.float32) * value
+    return tl.sum(tl.reshape(product, (BLOCK_N, BLOCK_K // 16, 16)), 2)
 
 
 @triton.jit

@@ -131,7 +131,7 @@ def vector_candidates(which: str, format: str) -> list[dict[str, int]]:
         else:
             shapes = [(4, 1024, 4), (8, 1024, 4), (2, 1024, 2), (4, 1024, 2), (1, 1024, 1), (2, 1024, 1),
                       (8, 512, 4)]  # fmt: skip
-    elif format in GROUPED:
+    elif format in formats.FP8_FORMATS:
         if which == "gate_up":
             shapes = [(4, 512, 4), (8, 512, 4), (4, 1024, 4), (8, 1024, 4), (2, 1024, 2), (4, 1024, 2)]
         else:
@@ -148,6 +148,9 @@ def vector_candidates(which: str, format: str) -> list[dict[str, int]]:
 def block_ms(shape: Shape, tokens: int, format: str = "bf16") -> list[int]:
     """Tile heights worth trying: around the rows that an expert gets."""
     heights = _block_ms(shape, tokens)
+    if format in formats.FP8_FORMATS:
+        # Tiles of 32 rows of codes are multiplied without a group of warps (the launch policy says more).
+        heights = sorted({64 if each == 32 else each for each in heights})
     # Beside its sums a tile of grouped scales holds an unscaled product.
     return [min(each, 128) for each in heights if each <= 128 or format not in GROUPED]
 
@@ -285,7 +288,8 @@ class Bench:
         """Runs the first GEMM without tensor cores and returns h."""
         made = Tile(**tile)
         between = self.between(made, "pairs")
-        inputs = self.block._format.vector.inputs(self.x)
+        vector = self.block._format.vector
+        inputs = vector.inputs(self.x, self.ids, self.shape.experts, self.weights, made, False)
         arguments = (self.topk_weights, self.ids, self.values, between, self.pairs)
         self.block._vector_gate_up(made, inputs, self.weights, *arguments)
         self.h = between.read()
