@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flexact._core import Function, MoeProblem
 from flexact.backend_choice import Choice
+from flexact.layer_plan import LayerPlan
 
 if TYPE_CHECKING:
     from flexact.device_plan import DevicePlan
@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["AutoPlan"]
 
 
-class AutoPlan:
+class AutoPlan(LayerPlan):
     """Plans that read the same weights, by backend.
 
     Which one runs is decided by the number of tokens alone, so a captured graph stays what it was.
 
     Attributes:
-        problem: What is computed.
-        function: The activation's function.
         choice: The backends by token count.
         plans: The plans by backend.
     """
@@ -33,21 +31,19 @@ class AutoPlan:
         self.choice = choice
         self.plans = dict(plans)
         first = next(iter(self.plans.values()))
-        self.problem: MoeProblem = first.problem
-        self.function: Function = first.function
+        self.problem = first.problem
+        self.function = first.function
 
-    def run(
+    def _run(
         self,
         hidden_states: torch.Tensor,
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
-        *,
-        activation_values: torch.Tensor | None = None,
-        out: torch.Tensor | None = None,
+        values: torch.Tensor | None,
+        out: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Computes the block on the current stream; see `flexact.moe.Plan.run`."""
         plan = self.plans[self.choice.of(hidden_states.shape[0])]
-        return plan.run(hidden_states, topk_weights, topk_ids, activation_values=activation_values, out=out)
+        return plan.run(hidden_states, topk_weights, topk_ids, activation_values=values, out=out)
 
     def reserve(self, tokens: int, **options: Any) -> None:
         """Has each backend do what its first call of up to `tokens` tokens would do; see its own plan."""
@@ -56,7 +52,7 @@ class AutoPlan:
                 plan.reserve(most, **options)
 
     def workspace_bytes(self, tokens: int) -> int:
-        """Scratch bytes that `run` takes from torch's allocator for up to `tokens` tokens."""
+        """See `LayerPlan`."""
         return max(plan.workspace_bytes(self.choice.most(name, tokens)) for name, plan in self.plans.items())
 
     @property

@@ -28,6 +28,7 @@ from flexact.backend_choice import Choice
 from flexact.device_plan import DevicePlan
 from flexact.errors import Error, InvalidArgument, Unsupported
 from flexact.formats import FP4_FORMATS
+from flexact.layer_plan import CorePlan, output_shape, tensor_view
 from flexact.plan_cache import PlanCache
 
 if TYPE_CHECKING:
@@ -206,8 +207,8 @@ def _canonical(activation: Activation) -> str:
 # --- Plans ----------------------------------------------------------------------------------------
 
 
-class Plan:
-    """A layer made ready: weights packed into a copy that the plan owns, function compiled.
+class Plan(CorePlan):
+    """A layer made ready on the CPU: weights packed into a copy that the plan owns, function compiled.
 
     The tensors that it was made from may be freed or aliased afterwards.
     """
@@ -215,54 +216,16 @@ class Plan:
     def __init__(
         self, core: _core.Plan, problem: MoeProblem, function: Function, values: torch.Tensor
     ) -> None:
-        self._core = core
-        self._dtype = getattr(torch, problem.io_dtype)
-        self._values = values
-        self.problem = problem
-        self.function = function
+        super().__init__(core, problem, function, values, torch.device("cpu"))
 
-    def run(
+    def _launch(
         self,
         hidden_states: torch.Tensor,
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
-        *,
-        activation_values: torch.Tensor | None = None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Computes the block.
-
-        Args:
-            hidden_states: [M, H] in the plan's dtype.
-            topk_weights: [M, k], float32.
-            topk_ids: [M, k], int32 or int64.
-            activation_values: Values in place of the plan's own, [E or 1, P] float32.
-            out: Where the result goes: contiguous, [M, H] or [M, k, H] without combine. It must not
-                overlap hidden_states.
-
-        Returns:
-            `out`, or a new tensor.
-        """
-        problem = self.problem
-        values = self._values if activation_values is None else _as_values(activation_values)
-        _check_cpu(hidden_states=hidden_states, topk_weights=topk_weights, topk_ids=topk_ids)
-        if hidden_states.dim() != 2 or topk_ids.dim() != 2 or topk_weights.dim() != 2:
-            raise InvalidArgument("hidden_states, topk_weights and topk_ids are matrices")
-        if hidden_states.stride(1) != 1:
-            hidden_states = hidden_states.contiguous()
-        shape = _output_shape(hidden_states, topk_ids, problem.combine)
-        if out is None:
-            out = torch.empty(shape, dtype=self._dtype)
-        elif (
-            out.shape != shape
-            or out.dtype != self._dtype
-            or not out.is_contiguous()
-            or out.device.type != "cpu"
-        ):
-            raise InvalidArgument(
-                f"out is {list(out.shape)} {out.dtype} on {out.device}",
-                hint=f"a contiguous {list(shape)} {self._dtype} tensor on the CPU",
-            )
+        values: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
         self._core.run(
             tensor_view(hidden_states),
             tensor_view(topk_weights),
@@ -271,15 +234,10 @@ class Plan:
             values.data_ptr(),
             *values.shape,
         )
-        return out
 
     def reserve(self, tokens: int) -> None:
         """Sizes the calling thread's scratch memory for up to `tokens` tokens; it never shrinks."""
         self._core.reserve(tokens)
-
-    def workspace_bytes(self, tokens: int) -> int:
-        """Scratch bytes that `run` uses for up to `tokens` tokens."""
-        return self._core.workspace_bytes(tokens)
 
     def unpack(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights as they were given, bit for bit.
@@ -299,15 +257,6 @@ class Plan:
         w2 = torch.empty((problem.experts, problem.hidden, problem.intermediate), dtype=dtype)
         self._core.unpack(w13.data_ptr(), w2.data_ptr())
         return w13, w2
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of weights that this plan owns."""
-        return self._core.resident_bytes()
-
-    def describe(self) -> str:
-        """One line: backend, kernel, tile, function."""
-        return self._core.describe()
 
 
 def plan(
@@ -533,30 +482,7 @@ def _say(text: str) -> None:
         print(f"flexact: {text}", file=sys.stderr)
 
 
-def tensor_view(tensor: torch.Tensor) -> tuple[int, str, tuple[int, ...], tuple[int, ...]]:
-    """A tensor as the core takes it: address, dtype, shape, strides."""
-    dtype = _DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise InvalidArgument(f"a tensor of {tensor.dtype}", hint=", ".join(_DTYPES.values()))
-    return tensor.data_ptr(), dtype, tuple(tensor.shape), tensor.stride()
-
-
 _PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_DTYPES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.float8_e4m3fn: "float8_e4m3",
-    torch.uint8: "uint8",
-    torch.int32: "int32",
-    torch.int64: "int64",
-}
-
-
-def _check_cpu(**tensors: torch.Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu":
-            raise InvalidArgument(f"{name} is on {tensor.device}", hint="all tensors on the CPU")
 
 
 def _as_values(values: torch.Tensor) -> torch.Tensor:
@@ -580,11 +506,6 @@ def _given_values(function: Function, values: torch.Tensor | None) -> torch.Tens
             hint="pass activation_values, or an Activation",
         )
     return torch.empty((1, 0))
-
-
-def _output_shape(hidden_states: torch.Tensor, topk_ids: torch.Tensor, combine: bool) -> torch.Size:
-    tokens, hidden = hidden_states.shape
-    return torch.Size((tokens, hidden) if combine else (tokens, topk_ids.shape[1], hidden))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -794,7 +715,7 @@ def _fused_moe_meta(
     **ignored: Any,
 ) -> torch.Tensor:
     _check_shapes(hidden_states, topk_weights, topk_ids)
-    return hidden_states.new_empty(_output_shape(hidden_states, topk_ids, combine))
+    return hidden_states.new_empty(output_shape(hidden_states, topk_ids, combine))
 
 
 def _check_shapes(hidden_states: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor) -> None:

@@ -242,9 +242,9 @@ def experts(pairing, intermediate=160, hidden=288, count=3):
 
 
 def views(weights):
-    from flexact import moe
+    from flexact import layer_plan
 
-    return {name: moe.tensor_view(tensor) for name, tensor in weights.items()}
+    return {name: layer_plan.tensor_view(tensor) for name, tensor in weights.items()}
 
 
 @pytest.mark.parametrize("format, pairing", list(itertools.product(FORMATS, PAIRINGS)))

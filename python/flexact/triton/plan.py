@@ -12,7 +12,7 @@ import torch
 from flexact import _core
 from flexact._core import Function, MoeProblem
 from flexact.errors import InvalidArgument, Unsupported
-from flexact.moe import tensor_view
+from flexact.layer_plan import LayerPlan, tensor_view
 from flexact.triton.moe import Block, interpreted
 
 __all__ = ["TritonPlan", "block", "check_device", "run"]
@@ -22,13 +22,8 @@ __all__ = ["TritonPlan", "block", "check_device", "run"]
 _reserved: dict[Any, int] = {}
 
 
-class TritonPlan:
-    """A layer made ready. The weights stay where they are: this plan refers to the caller's tensors.
-
-    Attributes:
-        problem: What is computed.
-        function: The activation's function.
-    """
+class TritonPlan(LayerPlan):
+    """A layer made ready. The weights stay where they are: this plan refers to the caller's tensors."""
 
     def __init__(
         self,
@@ -45,18 +40,16 @@ class TritonPlan:
         self._values = on_device(values, self._device)
         self._block = block(problem, function, self._device)
 
-    def run(
+    def _run(
         self,
         hidden_states: torch.Tensor,
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
-        *,
-        activation_values: torch.Tensor | None = None,
-        out: torch.Tensor | None = None,
+        values: torch.Tensor | None,
+        out: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Computes the block on the current stream; see `flexact.moe.Plan.run`."""
-        values = self._values if activation_values is None else on_device(activation_values, self._device)
-        return run(self._block, hidden_states, self._weights, topk_weights, topk_ids, values, out)
+        table = self._values if values is None else on_device(values, self._device)
+        return run(self._block, hidden_states, self._weights, topk_weights, topk_ids, table, out)
 
     def warm_up(self, tokens: int, id_dtypes: tuple[torch.dtype, ...] = (torch.int32, torch.int64)) -> int:
         """Compiles all that calls of up to `tokens` tokens can need, before a graph is captured."""
@@ -74,7 +67,7 @@ class TritonPlan:
             _reserved[done] = tokens
 
     def workspace_bytes(self, tokens: int) -> int:
-        """Scratch bytes that `run` takes from torch's allocator for up to `tokens` tokens."""
+        """See `LayerPlan`."""
         return self._block.workspace_bytes(tokens)
 
     @property
