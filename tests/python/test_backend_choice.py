@@ -189,18 +189,16 @@ def test_both_orders_of_a_benchmark_give_the_same_cells(collect, first, tmp_path
     times = {"cutlass": 100.0, "triton": 125.0}
     other = "triton" if first == "cutlass" else "cutlass"
     ratio = times[other] / times[first]
-    described = {"cutlass": "cutlass", "triton": "triton fp8_block silu"}
-    machine = {"kind": "machine", "device": "A GPU", "commit": "0123456789", "capability": [9, 0]}
-    beside = {"us": times[other], "speedup": ratio, "interval": [ratio * 0.99, ratio * 1.01]}
-    record = {
-        "kind": "cell", "model": "mixtral-8x7b", "tokens": 16, "precision": "fp8",
-        "backend": described[first], "us": times[first], other: beside,
+    row = {
+        "commit": "0123456789", "format": "fp8_block", "model": "mixtral-8x7b", "tokens": 16,
+        "backend": first, "us": times[first], "peer": f"flexact {other}", "peer us": times[other],
+        "speedup": ratio, "interval": [ratio * 0.99, ratio * 1.01],
     }  # fmt: skip
+    of_a_peer = {**row, "peer": "marlin", "speedup": 7.0}
     path = tmp_path / "results.json"
-    path.write_text(
-        json.dumps([{**machine, "multiprocessors": 132}, record, {"kind": "cell", **machine}][:2])
-    )
-    table = collect.tables_of([path])["A GPU"]
+    columns = {"columns": list(row), "rows": [list(row.values()), list(of_a_peer.values())]}
+    path.write_text(json.dumps({"device": "NVIDIA H200", **columns}))
+    table = collect.tables_of([path])["NVIDIA H200"]
     (entry,) = table["entries"]
     assert entry["speedup"] == 1.25
     assert entry["interval"] == pytest.approx([1.2375, 1.2625], abs=2e-3)
