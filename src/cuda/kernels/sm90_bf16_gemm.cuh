@@ -51,43 +51,14 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage<__nv_bfloat16>) <= kGemmSharedBytes);
 
-// A warpgroup's part of a tile: products, then the epilogue. `kExtra`: there are more than kTileRows rows.
-template <Epilogue kEpilogue, bool kExtra, typename Storage>
-__device__ __forceinline__ void compute(Storage& shared, const GemmArguments& arguments, Ring<kStages>& ring,
-                                        const RowTile& tile, int first_column, int warpgroup, int lane) {
-  using Element = typename Storage::Element;
-  using Product = ProductOf<Element>;
-  const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
-  Accumulators acc;
-  const auto finish = [&](auto& more) {
-    multiply_stages<typename Product::Mma>(acc, shared, ring, steps, warpgroup, lane, more);
-    float parameters[kMaxParameters];
-    load_parameters<kEpilogue>(arguments, tile.expert, parameters);
-    if constexpr (kExtra) {
-      const Place place = Place::of_consumer();
-      finish_extra<kEpilogue>(more.sums, arguments, tile, first_column, place, parameters);
-      store_extra<kEpilogue, Element>(more.sums, arguments, tile, first_column, place, [](int, Element) {});
-    }
-    apply_scale_and_bias<kEpilogue>(acc, arguments, tile, first_column, Place::of_consumer());
-    const Place place = Place::of_consumer();
-    store<kEpilogue, 64, Element>(acc, shared.staging + place.warp * 16 * 64, arguments, tile, first_column, place,
-                                  parameters, [](int, const uint4&) {});
-  };
-  if constexpr (kExtra) {
-    ExtraRows<typename Product::Extra, Storage> extra(shared, warpgroup);
-    finish(extra);
-  } else {
-    NoMoreRows none;
-    finish(none);
-  }
-}
-
 // A consumer warpgroup.
 template <Epilogue kEpilogue, typename Storage>
 __device__ __forceinline__ void consume(Storage& shared, const GemmArguments& arguments) {
+  using Element = typename Storage::Element;
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128 - 1, 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
 
+  const int steps = (arguments.depth + kTileDepth - 1) / kTileDepth;
   Ring<kStages> ring;
   Ring<kWorkSlots> work;
   while (true) {
@@ -96,17 +67,28 @@ __device__ __forceinline__ void consume(Storage& shared, const GemmArguments& ar
 
     // The second warpgroup has nothing to do in a short tile.
     if (warpgroup * 64 >= tile.z) {
-      skip_stages(shared, ring, (arguments.depth + kTileDepth - 1) / kTileDepth, lane);
+      skip_stages(shared, ring, steps, lane);
       continue;
     }
 
     const RowTile rows = {tile.x, tile.y, tile.z, 0};
     const int first_column = tile.w * kOutputColumns<kEpilogue>;
-    if (tile.z > kTileRows) {
-      compute<kEpilogue, true>(shared, arguments, ring, rows, first_column, warpgroup, lane);
-    } else {
-      compute<kEpilogue, false>(shared, arguments, ring, rows, first_column, warpgroup, lane);
+    Accumulators acc;
+    // Shuffled, so that the assembler knows it for uniform.
+    const bool any_extra = __shfl_sync(0xffffffffu, tile.z, 0) > kTileRows;
+    ExtraSums<Storage::kExtra> extra;
+    multiply_stages_and_extra<ProductOf<Element>>(acc, extra, any_extra, shared, ring, steps, warpgroup, lane);
+
+    float parameters[kMaxParameters];
+    load_parameters<kEpilogue>(arguments, tile.x, parameters);
+    const Place place = Place::of_consumer();
+    if (any_extra) {
+      finish_extra<kEpilogue>(extra, arguments, rows, first_column, place, parameters);
+      store_extra<kEpilogue, Element>(extra, arguments, rows, first_column, place, [](int, Element) {});
     }
+    apply_scale_and_bias<kEpilogue>(acc, arguments, rows, first_column, place);
+    store<kEpilogue, 64, Element>(acc, shared.staging + place.warp * 16 * 64, arguments, rows, first_column, place,
+                                  parameters, [](int, const uint4&) {});
   }
 }
 

@@ -13,40 +13,71 @@ namespace flexact::cuda::sm90 {
 template <int kRows>
 using ExtraSums = float[2][64 * kRows / 128];  // of the halves
 
-// sums[half] += weights · rows^T over one stage (`scale` One), or that (Zero). `rows` and `weights`: descriptors of
-// the stage's.
-template <typename Mma, int kCount>
-__device__ __forceinline__ void multiply_extra(float (&sums)[2][kCount], std::uint64_t rows, std::uint64_t weights,
-                                               gmma::ScaleOut scale) {
-  CUTE_UNROLL
-  for (int bytes = 0; bytes < 128; bytes += 32) {
-    CUTE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      multiply<Mma>(sums[half], weights + half * (kTileColumns / 2 * 128 / 16) + bytes / 16, rows + bytes / 16,
-                    scale, std::make_index_sequence<kCount>{});
-    }
-    scale = gmma::ScaleOut::One;
-  }
+// A tile's descriptor, `bytes` further on: only the lower half differs between tiles.
+__device__ __forceinline__ std::uint64_t further(std::uint64_t descriptor, std::uint32_t bytes) {
+  return descriptor >> 32 << 32 | (static_cast<std::uint32_t>(descriptor) + bytes / 16);
 }
 
-// For multiply_stages().
-template <typename Mma, typename Storage>
-struct ExtraRows {
-  std::uint64_t rows, weights;  // descriptors of the first stage's
-  ExtraSums<Storage::kExtra> sums;
-
-  __device__ __forceinline__ ExtraRows(Storage& shared, int warpgroup)
-      : rows(tile_descriptor(&shared.a[0][kTileRows * kDepthOf<typename Storage::Element>])),
-        weights(tile_descriptor(&shared.b[0][warpgroup * 64 * kDepthOf<typename Storage::Element>])) {}
-  __device__ __forceinline__ void fence() {
-    sm90::fence(sums[0]);
-    sm90::fence(sums[1]);
+// As multiply_stages(), and where there are extra rows sums[half] = weights · extra rows^T. `any` must be uniform in the
+// assembler's eyes, or it serialises products. One loop for both kinds of tiles, and no first stage taken out of it:
+// each copy is a third of a link's time, and what follows two loops would have to be there twice.
+template <typename Product, typename Storage>
+__device__ __forceinline__ void multiply_stages_and_extra(Accumulators& acc, ExtraSums<Storage::kExtra>& sums, bool any,
+                                                          Storage& shared, Ring<kStages>& ring, int steps,
+                                                          int warpgroup, int lane) {
+  constexpr int kDepth = kDepthOf<typename Storage::Element>;
+  constexpr int kHalfBytes = kTileColumns / 2 * 128;
+  const std::uint64_t first_a = tile_descriptor(&shared.a[0][warpgroup * 64 * kDepth]);
+  const std::uint64_t first_b = tile_descriptor(&shared.b[0][0]);
+  const std::uint64_t first_rows = tile_descriptor(&shared.a[0][kTileRows * kDepth]);
+  const std::uint64_t first_weights = tile_descriptor(&shared.b[0][warpgroup * 64 * kDepth]);
+  auto scale = gmma::ScaleOut::Zero;
+  int previous = 0;
+  CUTE_NO_UNROLL
+  for (int step = 0; step < steps; ++step) {
+    shared.full[ring.slot].wait(ring.phase);
+    fence(acc);
+    fence(sums[0]);
+    fence(sums[1]);
+    if (any) {
+      const std::uint64_t rows = further(first_rows, ring.slot * sizeof(shared.a[0]));
+      const std::uint64_t weights = further(first_weights, ring.slot * sizeof(shared.b[0]));
+      cute::warpgroup_arrive();
+      CUTE_UNROLL
+      for (int bytes = 0; bytes < 128; bytes += 32) {
+        CUTE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          multiply<typename Product::Extra>(
+              sums[half], further(weights, half * kHalfBytes + bytes), further(rows, bytes),
+              bytes == 0 ? scale : gmma::ScaleOut::One, std::make_index_sequence<Storage::kExtra / 2>{});
+        }
+      }
+    }
+    const std::uint64_t a = further(first_a, ring.slot * sizeof(shared.a[0]));
+    const std::uint64_t b = further(first_b, ring.slot * sizeof(shared.b[0]));
+    cute::warpgroup_arrive();
+    CUTE_UNROLL
+    for (int bytes = 0; bytes < 128; bytes += 32) {
+      multiply<typename Product::Mma>(acc, further(a, bytes), further(b, bytes),
+                                      bytes == 0 ? scale : gmma::ScaleOut::One,
+                                      std::make_index_sequence<kTileColumns / 2>{});
+    }
+    cute::warpgroup_commit_batch();
+    scale = gmma::ScaleOut::One;
+    cute::warpgroup_wait<1>();
+    fence(acc);
+    fence(sums[0]);
+    fence(sums[1]);
+    if (step > 0) release(shared, previous, lane);
+    previous = ring.slot;
+    ring.advance();
   }
-  __device__ __forceinline__ void multiply(int slot, gmma::ScaleOut scale) {
-    multiply_extra<Mma>(sums, rows + slot * (sizeof(Storage::a[0]) / 16),
-                        weights + slot * (sizeof(Storage::b[0]) / 16), scale);
-  }
-};
+  cute::warpgroup_wait<0>();
+  fence(acc);
+  fence(sums[0]);
+  fence(sums[1]);
+  release(shared, previous, lane);
+}
 
 // Calls visit(half, i, token row of the extra ones, output column) for each of a thread's results: i is its index
 // among a half's sums. Without a gate the halves are outputs of their own.

@@ -303,8 +303,7 @@ __device__ __forceinline__ void consume(Fp8Storage& shared, const Fp8GemmArgumen
     if constexpr (kScaling == Scaling::Blocks) {
       multiply_blocks(acc, shared, ring, steps, warpgroup, Place::of_consumer(), is_staggered(rows, steps));
     } else {
-      NoMoreRows none;
-      multiply_stages<WholeMma>(acc, shared, ring, steps, warpgroup, lane, none);
+      multiply_stages<WholeMma>(acc, shared, ring, steps, warpgroup, lane);
     }
 
     const Place place = Place::of_consumer();

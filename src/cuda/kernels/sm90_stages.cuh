@@ -68,17 +68,11 @@ __device__ __forceinline__ int4 next_of(Storage& shared, Ring<kWorkSlots>& work,
   return next_tile(shared.queue, work, lane);
 }
 
-// What a tile has beside its 128 rows: nothing, here; see sm90_extra_rows.cuh.
-struct NoMoreRows {
-  __device__ __forceinline__ void fence() {}
-  __device__ __forceinline__ void multiply(int, gmma::ScaleOut) {}
-};
-
 // acc = rows · weights^T over `steps` stages, for one warpgroup. One product stays in flight: a stage is given
 // back when the next one's has been issued.
-template <typename Mma, typename Storage, int kCount, typename More>
+template <typename Mma, typename Storage, int kCount>
 __device__ __forceinline__ void multiply_stages(float (&acc)[kCount], Storage& shared, Ring<kStages>& ring,
-                                                int steps, int warpgroup, int lane, More& more) {
+                                                int steps, int warpgroup, int lane) {
   constexpr int kDepth = kDepthOf<typename Storage::Element>;
   const std::uint64_t first_a = tile_descriptor(&shared.a[0][warpgroup * 64 * kDepth]);
   const std::uint64_t first_b = tile_descriptor(&shared.b[0][0]);
@@ -87,22 +81,18 @@ __device__ __forceinline__ void multiply_stages(float (&acc)[kCount], Storage& s
   for (int step = 0; step < steps; ++step) {
     shared.full[ring.slot].wait(ring.phase);
     fence(acc);
-    more.fence();
     cute::warpgroup_arrive();
-    more.multiply(ring.slot, scale);
     multiply_stage<Mma>(acc, first_a + ring.slot * (sizeof(shared.a[0]) / 16),
                         first_b + ring.slot * (sizeof(shared.b[0]) / 16), scale);
     scale = gmma::ScaleOut::One;
     cute::warpgroup_wait<1>();
     fence(acc);
-    more.fence();
     if (step > 0) release(shared, previous, lane);
     previous = ring.slot;
     ring.advance();
   }
   cute::warpgroup_wait<0>();
   fence(acc);
-  more.fence();
   release(shared, previous, lane);
 }
 
