@@ -11,6 +11,7 @@
 #include "emulated/ctas.hpp"
 #include "emulated/e4m3.hpp"
 #include "emulated/linked_function.hpp"
+#include "emulated/ragged_rows.hpp"
 #define FLEXACT_EMULATED
 #include "cuda/kernels/sm100_fp8_gemm.cuh"
 
@@ -50,14 +51,10 @@ Kernel kernel_of(const Case& c) {
 class Gemm {
  public:
   explicit Gemm(const Case& c)
-      : c_(c), gated_(c.epilogue == Epilogue::Gated), blocks_(c.scaling == Scaling::Blocks) {
-    for (int expert = 0; expert < experts(); ++expert) {
-      const int end = rows_ + c.rows_of_expert[static_cast<std::size_t>(expert)];
-      for (int row = rows_; row < end; ++row) expert_of_.push_back(expert);
-      for (int row = rows_; row < end; row += kTileRows)
-        tiles_.push_back({expert, row, std::min(kTileRows, end - row), 0});
-      rows_ = end;
-    }
+      : c_(c),
+        ragged_(c.rows_of_expert, kTileRows),
+        gated_(c.epilogue == Epilogue::Gated),
+        blocks_(c.scaling == Scaling::Blocks) {
     weight_rows_ = gated_ ? 2 * c.columns : c.columns;
     groups_ = (c.depth + kGroup - 1) / kGroup;
     input_ = codes(rows_ * c.depth);
@@ -79,9 +76,9 @@ class Gemm {
   void run(bool lazy) {
     Fp8GemmArguments f{};
     GemmArguments& g = f.gemm;
-    const auto count = static_cast<std::int32_t>(tiles_.size());
+    const auto count = static_cast<std::int32_t>(ragged_.tiles.size());
     std::uint32_t taken[2] = {};
-    g.tiles = tiles_.data();
+    g.tiles = ragged_.tiles.data();
     g.tile_count = &count;
     g.taken = taken;
     g.output = output_.data();
@@ -208,7 +205,7 @@ class Gemm {
   }
 
   double part(int row, int column, int up) const {
-    const int expert = expert_of_[static_cast<std::size_t>(row)];
+    const int expert = ragged_.expert_of(row);
     const int weight_row = c_.interleaved ? 2 * column + up : up * c_.columns + column;
     double sum = 0;
     for (int group = 0; group < groups_; ++group) {
@@ -229,8 +226,7 @@ class Gemm {
   double reference(int row, int column) const {
     const auto [at, is_new] = known_.try_emplace({row, column});
     if (!is_new) return at->second;
-    const double p =
-        values_[static_cast<std::size_t>(3 * expert_of_[static_cast<std::size_t>(row)])];
+    const double p = values_[static_cast<std::size_t>(3 * ragged_.expert_of(row))];
     double y = part(row, column, 0);
     if (c_.epilogue == Epilogue::Unary) y = y * std::fabs(y) + p;
     if (gated_) y = y * part(row, column, 1) + p * y;
@@ -262,12 +258,11 @@ class Gemm {
   }
 
   Case c_;
+  emulated::RaggedRows ragged_;
   bool gated_, blocks_;
-  int rows_ = 0, weight_rows_ = 0, groups_ = 0, row_bytes_ = 0, out_groups_ = 0;
+  int rows_ = ragged_.count(), weight_rows_ = 0, groups_ = 0, row_bytes_ = 0, out_groups_ = 0;
   std::mt19937 random_{11};
   std::normal_distribution<double> normal_;
-  std::vector<int> expert_of_;
-  std::vector<RowTile> tiles_;
   std::vector<std::uint8_t> input_, weights_, output_;
   std::vector<float> input_scale_, weight_scale_, bias_, row_scale_, values_, group_scales_;
   std::vector<std::uint32_t> largest_;

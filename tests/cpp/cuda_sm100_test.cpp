@@ -11,6 +11,7 @@
 
 #include "emulated/ctas.hpp"
 #include "emulated/linked_function.hpp"
+#include "emulated/ragged_rows.hpp"
 #define FLEXACT_EMULATED
 #include "cuda/kernels/sm100_bf16_gemm.cuh"
 
@@ -36,14 +37,8 @@ struct Case {
 
 class Gemm {
  public:
-  explicit Gemm(const Case& c) : c_(c), gated_(c.epilogue == Epilogue::Gated) {
-    for (int expert = 0; expert < static_cast<int>(c.rows_of_expert.size()); ++expert) {
-      const int end = rows_ + c.rows_of_expert[static_cast<std::size_t>(expert)];
-      for (int row = rows_; row < end; ++row) expert_of_.push_back(expert);
-      for (int row = rows_; row < end; row += kTileRows)
-        tiles_.push_back({expert, row, std::min(kTileRows, end - row), 0});
-      rows_ = end;
-    }
+  explicit Gemm(const Case& c)
+      : c_(c), ragged_(c.rows_of_expert, kTileRows), gated_(c.epilogue == Epilogue::Gated) {
     const int experts = static_cast<int>(c.rows_of_expert.size());
     weight_rows_ = gated_ ? 2 * c.columns : c.columns;
     input_ = numbers(rows_ * c.depth, 1);
@@ -58,9 +53,9 @@ class Gemm {
 
   void run(bool lazy) {
     GemmArguments g{};
-    const auto count = static_cast<std::int32_t>(tiles_.size());
+    const auto count = static_cast<std::int32_t>(ragged_.tiles.size());
     std::uint32_t taken[2] = {};
-    g.tiles = tiles_.data();
+    g.tiles = ragged_.tiles.data();
     g.tile_count = &count;
     g.taken = taken;
     g.output = output_.data();
@@ -135,7 +130,7 @@ class Gemm {
   }
 
   double product(int row, int weight_row) const {
-    const int expert = expert_of_[static_cast<std::size_t>(row)];
+    const int expert = ragged_.expert_of(row);
     double sum = 0;
     for (int k = 0; k < c_.depth; ++k)
       sum += value(input_[static_cast<std::size_t>(row * c_.depth + k)]) *
@@ -145,7 +140,7 @@ class Gemm {
   }
 
   double reference(int row, int column) const {
-    const int expert = expert_of_[static_cast<std::size_t>(row)];
+    const int expert = ragged_.expert_of(row);
     const auto part = [&](int up) {
       int weight_row = column;
       if (gated_) {
@@ -166,12 +161,11 @@ class Gemm {
   }
 
   Case c_;
+  emulated::RaggedRows ragged_;
   bool gated_;
-  int rows_ = 0, weight_rows_ = 0;
+  int rows_ = ragged_.count(), weight_rows_ = 0;
   std::mt19937 random_{7};
   std::normal_distribution<double> normal_;
-  std::vector<int> expert_of_;
-  std::vector<RowTile> tiles_;
   std::vector<std::uint16_t> input_, weights_, output_;
   std::vector<float> bias_, scale_, values_;
 };
