@@ -306,7 +306,14 @@ void add_experts(std::vector<Family>& out) {
   const auto with_default = [](Names names, std::int64_t n) { return IntKey{std::move(names), n}; };
   const Names num = {"num_experts", "num_local_experts"};
   const Names routed_names = {"n_routed_experts", "num_local_experts", "num_experts"};
-  // DeepSeek's code, and what follows it, says "none" by null too.
+  // DeepSeek's code, and what follows it, says "none" by null too, of routed experts as of shared
+  // ones; transformers' classes fail where the former are null.
+  const auto any_routed = [&](std::int64_t fallback) {
+    Condition c = positive_any(routed_names, fallback);
+    c.nullable = true;
+    return c;
+  };
+  const auto or_null = [&](std::int64_t fallback) { return IntKey{routed_names, fallback, true}; };
   const auto shared_if = [](std::string_view key, std::int64_t fallback) {
     return shared_mlp().when({positive(key, fallback, key == "n_shared_experts")});
   };
@@ -364,18 +371,18 @@ void add_experts(std::vector<Family>& out) {
        .experts = with_default(num, 64)},
       {.model_types = {"deepseek_v2"},
        .layers = count(32),
-       .sparse = {from("first_k_dense_replace", 0), published_frequency()},
+       .sparse = {any_routed(64), from("first_k_dense_replace", 0), published_frequency()},
        .routed = experts(),
        .shared = shared_if("n_shared_experts", 2).with_bias("mlp_bias"),
        .dense = mlp().with_bias("mlp_bias"),
-       .experts = with_default(routed_names, 64)},
+       .experts = or_null(64)},
       {.model_types = {"deepseek_v3", "kimi_k2"},
        .layers = count(61),
-       .sparse = {from("first_k_dense_replace", 3), published_frequency()},
+       .sparse = {any_routed(256), from("first_k_dense_replace", 3), published_frequency()},
        .routed = experts(),
        .shared = shared_if("n_shared_experts", 1),
        .dense = mlp(),
-       .experts = with_default(routed_names, 256)},
+       .experts = or_null(256)},
       {.model_types = {"dots1"},
        .layers = count(62),
        .sparse = {from("first_k_dense_replace", 0), published_frequency()},
@@ -385,11 +392,11 @@ void add_experts(std::vector<Family>& out) {
        .experts = {routed_names, std::nullopt, true}},
       {.model_types = {"glm4_moe", "glm4v_moe_text"},
        .layers = count(46),
-       .sparse = {from("first_k_dense_replace", 1)},
+       .sparse = {any_routed(128), from("first_k_dense_replace", 1)},
        .routed = experts(),
        .shared = shared_if("n_shared_experts", 1),
        .dense = mlp(),
-       .experts = with_default(routed_names, 128)},
+       .experts = or_null(128)},
       {.model_types = {"mistral4"},
        .layers = count(36),
        .sparse = {from("first_k_dense_replace", 0)},
@@ -433,11 +440,11 @@ void add_experts(std::vector<Family>& out) {
        .experts = with_default(routed_names, 256)},
       {.model_types = {"deepseek_v32"},
        .layers = count(61),
-       .sparse = {sparse_types(from("first_k_dense_replace", 3))},
+       .sparse = {any_routed(256), sparse_types(from("first_k_dense_replace", 3))},
        .routed = experts(),
        .shared = shared_if("n_shared_experts", 1),
        .dense = mlp(),
-       .experts = with_default(routed_names, 256)},
+       .experts = or_null(256)},
       {.model_types = {"glm_moe_dsa"},
        .layers = count(78),
        .sparse = {sparse_types(from("first_k_dense_replace", 3))},

@@ -646,6 +646,22 @@ TEST(Layers, no_shared_experts_are_said_by_zero_or_null) {
   EXPECT_FALSE(flat.layers[5].shared);
 }
 
+TEST(Layers, no_routed_experts_are_said_by_null) {
+  for (std::string_view type :
+       {"deepseek", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe"}) {
+    const auto with = [type](const std::string& key) {
+      return resolve(config(type, R"("hidden_act": "silu", "num_hidden_layers": 6)" + key));
+    };
+    EXPECT_TRUE(with(R"(, "n_routed_experts": 4)").layers[5].routed) << type;
+    const auto none = with(R"(, "n_routed_experts": null)");
+    ASSERT_EQ(none.layers.size(), 6u) << type;
+    for (const auto& layer : none.layers) {
+      EXPECT_TRUE(layer.dense) << type;
+      EXPECT_FALSE(layer.routed || layer.shared) << type;
+    }
+  }
+}
+
 // ---- overrides and nested models
 // ----------------------------------------------------------------------
 
