@@ -95,9 +95,10 @@ def _runner(folder: Path, options: dict[str, Any], *, drawn: bool, progress: Any
     runner = ModelRunner(
         model_config=config, mem_fraction_static=0.95, gpu_id=0, nccl_port=port, server_args=args
     )
-    # A router that SGLang keeps in bfloat16 for speed: one rounding there outweighs all that is compared.
+    # A router and a head that SGLang keeps in bfloat16 for speed: one rounding there outweighs all that is
+    # compared, or hides it.
     for name, parameter in runner.model.named_parameters():
-        if settings["dtype"] == "float32" and name.endswith("mlp.gate.weight"):
+        if settings["dtype"] == "float32" and name.endswith(("mlp.gate.weight", "lm_head.weight")):
             parameter.data = parameter.data.float()
     progress("memory")
     runner.alloc_memory_pool()

@@ -69,7 +69,7 @@ load*: the model loads, and the plugin proved every layer, plain and with the ot
 Linear attention, Mamba's mixer and Qwen3.5's attention call operators of `sgl_kernel`'s CPU build, which has
 no wheel; here they are written in torch, as is the factor that MiniMax M3 puts on the chosen experts' weights
 ([`engine_ops.py`](../tests/python/families/engine_ops.py)). No MLP and no expert passes through one. Ling 3's
-router and the whole of Mistral Large 3, which SGLang keeps in bfloat16, run in float32 too.
+router and head and the whole of Mistral Large 3, which SGLang keeps in bfloat16, run in float32 too.
 
 ## By name
 
