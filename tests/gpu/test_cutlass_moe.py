@@ -115,6 +115,30 @@ def test_fp16_equals_fp64(tokens, pairing):
     assert torch.equal(result, layer.call(format="fp16"))
 
 
+@pytest.mark.parametrize("pairing", ["concat", "up_first", "interleaved", "none"])
+@pytest.mark.parametrize("name", ["swish", "gelu", "mish"])
+def test_in_the_exact_mode_fused_and_separate_kernels_have_the_same_bits(name, pairing, monkeypatch):
+    """Weights that change nothing bring out what the first GEMM computes, with the function and without."""
+    monkeypatch.setenv("FLEXACT_NUMERICS", "exact")
+    activation = SWISH if name == "swish" else ActivationRegistry.get_activation(name)
+    layer = Layer(300, hidden=256, intermediate=256 if pairing == "none" else 128, pairing=pairing)
+    layer.ids = layer.ids.clamp_min(0)
+    experts, rows, hidden = layer.w13.shape
+
+    def activated(function, columns, pairing):
+        w2 = torch.zeros(experts, hidden, columns, dtype=torch.bfloat16, device="cuda")
+        w2[:, :columns] = torch.eye(columns, dtype=torch.bfloat16, device="cuda")
+        weights = (layer.w13, w2, layer.weights, layer.ids)
+        options = {"pairing": pairing, "combine": False, "backend": "cutlass"}
+        return fused_moe(layer.x, *weights, function, **options)[..., :columns]
+
+    sums = activated(ActivationRegistry.get_activation("linear"), rows, "none").reshape(-1, rows)
+    separate = flexact.act_and_mul(sums, activation, pairing=pairing, backend="cutlass")
+    fused = activated(activation, layer.w2.shape[2], pairing).reshape(separate.shape)
+    assert torch.equal(fused, separate)
+    assert separate.float().std() > 0.1
+
+
 def test_environment_names_the_backend(monkeypatch):
     layer = Layer(9)
     expected = layer.call()
