@@ -106,9 +106,9 @@ const char* unfit_vector(Format format, const Tile& tile) {
   return nullptr;
 }
 
-// Tiles of the quantised formats. Those of FP8 are an H100's measurements
-// (benchmark/results/triton_formats_h100.json), the nearest of them where a format has none; those
-// of FP4 beside bf16 follow from the kernels' registers and shared memory and wait for theirs.
+// Tiles of the quantised formats. Those of FP8 are measurements of an H100 and an H200
+// (docs/triton.md), the nearest of them where a format has none; those of FP4 beside bf16 follow
+// from the kernels' registers and shared memory and wait for theirs.
 void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t rows,
                     const GpuLimits& limits, Tile& up, Tile& down) {
   const bool doubled = gated(problem);
@@ -117,6 +117,13 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
     tile.block_k = k;
     tile.warps = warps;
     tile.stages = stages;
+  };
+  // Half as wide a tile of the first GEMM, until every multiprocessor has one.
+  const auto one_for_each = [&] {
+    const std::int64_t pairs = std::min<std::int64_t>(tokens * problem.top_k, problem.experts);
+    while (up.block_n > 32 &&
+           pairs * (problem.intermediate + up.block_n - 1) / up.block_n < limits.multiprocessors)
+      up.block_n /= 2;
   };
   if (activation_bits(problem.format) == 16) {
     // FP4 beside bf16: what decodes a weight is used for as many rows as there are. Steps of 128
@@ -135,28 +142,46 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
     }
   } else if (!scaled_by_group(problem.format)) {
     // Half of bf16's bytes: as long a step along K in bytes.
-    if (up.block_m > 32) up.block_k = down.block_k = 128;
+    if (up.block_m <= 32) {
+      set(up, doubled ? 64 : 128, 128, 4, 4);
+      one_for_each();
+      if (problem.intermediate >= 2048) set(down, 64, 256, 4, 3);
+    } else {
+      up.block_k = down.block_k = 128;
+      if (rows <= 64) down.stages = 3;  // three blocks on a multiprocessor
+      if (rows < 48) {
+        set(up, doubled ? 64 : 128, 128, 4, 4);
+      } else if (rows <= 64) {
+        // Half of the experts have more rows than the mean, and weights that would be read twice.
+        up.block_m = 128;
+      }
+    }
   } else {
     // A tile of whole groups of 128 quantises its result itself. Beside its sums it holds an
     // unscaled product, so it is narrower than bf16's.
+    const bool blocks = problem.format == Format::Fp8Block;
     if (up.block_m <= 32) {
       set(up, 128, 128, 4, 3);
       set(down, 64, 128, 4, 4);
       // Narrower ones leave the quantisation to the second GEMM; for few pairs it is worth more
       // that every multiprocessor has a tile.
-      const std::int64_t pairs = std::min<std::int64_t>(tokens * problem.top_k, problem.experts);
-      while (up.block_n > 32 &&
-             pairs * (problem.intermediate + up.block_n - 1) / up.block_n < limits.multiprocessors)
-        up.block_n /= 2;
-    } else if (rows >= 1000 && problem.hidden >= 4096 && problem.format == Format::Fp8Block) {
-      set(up, 128, 128, 8, 4);
-      set(down, 128, 128, 8, 5);
+      one_for_each();
     } else {
-      // Two blocks on a multiprocessor: one's epilogue beside the other's products.
-      const bool narrow = rows >= 1000 && problem.format == Format::Fp8Block;
       up.block_m = down.block_m = 64;
-      set(up, 128, 128, narrow ? 4 : 8, narrow ? 2 : 4);
-      set(down, 128, 128, 4, narrow ? 3 : 4);
+      // Three blocks on a multiprocessor: one's epilogue beside the others' products. A long sum
+      // hides its epilogue, and has more of the third block's memory for its copies.
+      set(down, 128, 128, 4, blocks && problem.intermediate < 4096 ? 3 : 4);
+      if (!blocks || rows < 1000) {
+        set(up, 128, 128, 8, 4);
+      } else if (problem.hidden < 4096) {
+        set(up, 128, 128, 4, 2);
+      } else {
+        // Weights are read by half as many tiles, and those of the second GEMM by an expert's at
+        // the same time.
+        up.block_m = 128;
+        set(up, 128, 128, 8, 4);
+        down.group_m = 32;
+      }
     }
   }
 }
@@ -289,7 +314,17 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
   down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, narrowest, 256));
   down = fitted(down, problem, false, limits);
   up = fitted(up, problem, doubled, limits);
-  if (launch.direct && problem.combine && tokens <= 2 && weight_bits(problem.format) == 16) {
+  if (!launch.direct || !problem.combine || tokens > 2) return launch;
+  if (codes) {
+    // Many small programs: each has a few rows' copies under way, and the warps that wait for them.
+    launch.fuse_combine = launch.vector = true;
+    // Rows of the second kernel's tile are at least the slots of a column.
+    const int most = power_of_two(8192 / problem.top_k, 128, 1024);
+    down = {16, 2, power_of_two(2 * problem.intermediate - 1, 128, most), 1, 2, 2, 0};
+    up = {16, 2, power_of_two(2 * problem.hidden - 1, 128, 1024), 1, 2, 2, 0};
+    if (!scaled_by_group(problem.format))
+      up = {16, 4, power_of_two(2 * problem.hidden - 1, 128, 512), 1, 4, 2, 0};
+  } else if (weight_bits(problem.format) == 16) {
     launch.fuse_combine = true;
     down = {16, 8, power_of_two(2 * problem.intermediate - 1, 64, 512), 1, 4, 2, 0};
     // Short experts do not fill the machine with programs of two rows each.
@@ -327,8 +362,9 @@ LaunchTable LaunchTable::from_json(std::string_view text) {
     entry.launch.gate_up = read_tile(each, where, "gate_up");
     entry.launch.down = read_tile(each, where, "down");
     entry.launch.source = "measured at " + std::to_string(entry.tokens) + " tokens";
-    if (!entry.launch.direct && entry.launch.down.block_m != entry.launch.gate_up.block_m)
-      invalid("differs from gate_up's", json::join(json::join(where, "down"), "block_m"));
+    // Both are powers of two.
+    if (!entry.launch.direct && entry.launch.down.block_m > entry.launch.gate_up.block_m)
+      invalid("larger than gate_up's", json::join(json::join(where, "down"), "block_m"));
     if (!entry.launch.fuse_combine && entry.launch.vector)
       invalid("only with fuse_combine", json::join(where, "vector"));
     if (!entry.launch.direct && entry.launch.fuse_combine)

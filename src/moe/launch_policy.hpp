@@ -35,7 +35,7 @@ struct Launch {
   // Token rows are copied into sorted order before the first GEMM, which then gathers nothing.
   bool permute = false;
   Tile gate_up;
-  Tile down;           // block_m as gate_up's, where pairs are sorted
+  Tile down;           // block_m at most gate_up's, where pairs are sorted
   std::string source;  // "model", or the table's entry
   friend bool operator==(const Launch&, const Launch&) = default;
 };

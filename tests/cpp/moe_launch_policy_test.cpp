@@ -171,8 +171,12 @@ TEST(LaunchPolicy, tables_with_faults_are_refused_with_the_place) {
   EXPECT_THAT(refusal_of(replaced(kTable, "\"tokens\": 16", "\"tokens\": 1600")),
               HasSubstr("/entries/0/direct"));
   EXPECT_THAT(
-      refusal_of(replaced(kTable, "\"down\": {\"block_m\": 128", "\"down\": {\"block_m\": 32")),
+      refusal_of(replaced(kTable, "\"down\": {\"block_m\": 128", "\"down\": {\"block_m\": 256")),
       HasSubstr("/entries/1/down/block_m"));
+  // Tiles of the table that the first GEMM's rows are sorted by may be cut.
+  EXPECT_EQ(
+      refusal_of(replaced(kTable, "\"down\": {\"block_m\": 128", "\"down\": {\"block_m\": 32")),
+      "accepted");
   EXPECT_THAT(refusal_of(replaced(kTable, "\"experts\": 8", "\"experts\": \"8\"")),
               HasSubstr("/entries/0/experts"));
   EXPECT_THAT(refusal_of(replaced(kTable, "\"direct\": true", "\"direct\": 1")),
@@ -199,6 +203,11 @@ TEST(TritonBackend, says_what_it_computes_and_where) {
   EXPECT_THAT(triton.refuse(p, swiglu)->reason, HasSubstr("fp32"));
 }
 
+// Of activations, and of weights at most as many.
+int activation_bytes(Format format) {
+  return format == Format::Mxfp4 || format == Format::Nvfp4 ? 2 : 1;
+}
+
 TEST(LaunchPolicy, tiles_of_quantised_formats_fit_their_policies) {
   const GpuLimits limits;
   for (const Format format : {Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel,
@@ -209,8 +218,20 @@ TEST(LaunchPolicy, tiles_of_quantised_formats_fit_their_policies) {
       p.pairing = pairing;
       for (std::int64_t tokens = 1; tokens <= 65536; tokens *= 2) {
         const Launch launch = model(p, tokens, limits);
-        EXPECT_EQ(launch.gate_up.block_m, launch.down.block_m);
+        EXPECT_EQ(launch.gate_up.block_m % launch.down.block_m, 0);
         EXPECT_GE(launch.gate_up.block_k, 32);
+        if (launch.vector) {
+          EXPECT_LE(tokens, 2);
+          continue;
+        }
+        if (!launch.fuse_combine && activation_bytes(format) == 1) {
+          const Tile& up = launch.gate_up;
+          const int up_rows = up.block_m + (pairing == Pairing::None ? 1 : 2) * up.block_n;
+          const Tile& down = launch.down;
+          EXPECT_LE(up.stages * up.block_k * up_rows, limits.shared_bytes);
+          EXPECT_LE(down.stages * down.block_k * (down.block_m + down.block_n),
+                    limits.shared_bytes);
+        }
         if (format == Format::Fp8Block || format == Format::Fp8Tensor ||
             format == Format::Fp8Channel) {
           EXPECT_NE(launch.gate_up.block_m, 32) << "without a group of warps";
@@ -231,6 +252,40 @@ TEST(LaunchPolicy, tiles_of_quantised_formats_fit_their_policies) {
       }
     }
   }
+}
+
+TEST(LaunchPolicy, one_or_two_tokens_of_fp8_take_no_tensor_cores) {
+  for (const Format format : {Format::Fp8Block, Format::Fp8Tensor, Format::Fp8Channel}) {
+    for (const std::int64_t top_k : {1, 2, 8, 32, 48}) {
+      MoeProblem p = problem(64, top_k, 4096, 768);
+      p.format = format;
+      for (const std::int64_t tokens : {1, 2}) {
+        const Launch launch = model(p, tokens, {});
+        EXPECT_TRUE(launch.vector && launch.fuse_combine);
+        EXPECT_EQ(launch.gate_up.block_k % 128, 0);
+        EXPECT_EQ(launch.down.block_k % 128, 0);
+        // The second kernel's rows are at least as many as slots.
+        EXPECT_LE(top_k * launch.down.block_k, 8192);
+      }
+      EXPECT_FALSE(model(p, 3, {}).fuse_combine);
+      p.combine = false;
+      EXPECT_FALSE(model(p, 1, {}).fuse_combine || model(p, 1, {}).vector);
+    }
+  }
+}
+
+TEST(LaunchPolicy, the_second_gemm_of_fp8_may_have_tiles_of_fewer_rows) {
+  MoeProblem p = problem(32, 8, 7168, 2048);
+  p.format = Format::Fp8Block;
+  const Launch many = model(p, 4096, {});
+  EXPECT_EQ(many.gate_up.block_m, 128);
+  EXPECT_EQ(many.down.block_m, 64);
+  EXPECT_EQ(model(p, 1024, {}).gate_up.block_m, 64);
+  p = problem(128, 8, 2048, 768);
+  p.format = Format::Fp8Tensor;
+  EXPECT_EQ(model(p, 1024, {}).gate_up.block_m, 128);
+  EXPECT_EQ(model(p, 1024, {}).down.block_m, 64);
+  EXPECT_EQ(model(p, 512, {}).gate_up.block_m, 64);
 }
 
 TEST(LaunchPolicy, tables_are_refused_where_a_tile_cannot_hold_the_formats_scales) {

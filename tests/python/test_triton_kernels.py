@@ -90,9 +90,9 @@ def test_tuning_takes_the_fastest_of_candidates_that_agree(reports, tmp_path):
 def test_every_candidate_of_tuning_is_a_launch_that_the_table_takes(format, gated):
     shape = Shape(8, 2, 1024, 512, gated)
     for block_m in {m for tokens in (1, 60, 150, 300, 9000) for m in tune.block_ms(shape, tokens, format)}:
-        tiles = {w: tune.candidates(w, block_m, gated, False, format) for w in ("gate_up", "down")}
-        for up, down in itertools.product(tiles["gate_up"], tiles["down"]):
-            assert up["block_m"] == down["block_m"] == block_m
+        second = tune.second_tiles(block_m, gated, False, format)
+        for up, down in itertools.product(tune.candidates("gate_up", block_m, gated, False, format), second):
+            assert up["block_m"] == block_m and block_m % down["block_m"] == 0
             entry = {**shape_fields(shape), "format": format, "gate_up": up, "down": down}
             LaunchTable.from_json(json.dumps({"device": "d", "entries": [entry]}))
 
@@ -130,6 +130,9 @@ def test_tuning_compiles_each_kernel_once_and_all_that_it_measures():
                 for tile in tune.candidates(which, block_m, shape.gated, direct=False):
                     assert (which, tile["block_m"], tile["block_n"], tile["block_k"]) in ahead
     assert {"vector gate_up", "vector down"} <= {job[0] for job in jobs}
+    # Where the second GEMM cuts tiles, how many rows the first one's have is known to its kernel.
+    heights = {(dict(job[1])["block_m"], job[-1]) for job in tune._jobs(shape, 1024, "fp8_tensor")}
+    assert heights == {(64, 64), (128, 128), (64, 128)}
 
 
 @pytest.mark.parametrize(

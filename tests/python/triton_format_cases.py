@@ -55,6 +55,9 @@ LAUNCHES = {
     },
     "sorted": {"gate_up": tile(64, 64, 128), "down": tile(64, 128, 128)},
     "whole": {"gate_up": tile(64, 128, 128, persistent=1), "down": tile(64, 128, 128)},
+    # Each tile of the first GEMM in four of the second, of which some have no rows.
+    "parts": {"gate_up": tile(64, 32, 128), "down": tile(16, 64, 128)},
+    "looping parts": {"gate_up": tile(64, 128, 128), "down": tile(16, 128, 128, persistent=1)},
 }
 
 
@@ -159,6 +162,13 @@ def cases(device="cpu", everything=False):
             **options,
         )  # fmt: skip
         yield f"{format} {launch} {pairing}", case, relu2 if pairing == "none" else swish, launch
+    # Tiles of fewer rows in the second GEMM: an expert's rows in one of a tile's parts, in some, or in none.
+    for format, launch in (("fp8_tensor", "parts"), ("fp8_block", "looping parts")):
+        case = testing.random_case(
+            format, tokens=23, experts=4, top_k=2, hidden=144, intermediate=136, absent=0.2, seed=11,
+            device=device, bias=True,
+        )  # fmt: skip
+        yield f"{format} {launch}", case, swish, launch
     # Scales whose rows are aligned; the sizes above have others.
     for format in ("mxfp4", "nvfp4", "mxfp4_fp8"):
         case = testing.random_case(

@@ -134,7 +134,7 @@ def gate_up(
         else:
             m, n = ordered(index, tiles_m, tiles_n, group_m)
             n0 = n * BLOCK_N
-            expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
+            expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M, 1)
             pair = tl.load(pair_of_row + rows)
         if expert >= 0:
             if BY_TOKEN:
@@ -186,6 +186,7 @@ def down(
     OPERANDS: tl.constexpr, BIAS: tl.constexpr, WEIGHT_OUTPUT: tl.constexpr, DIRECT: tl.constexpr,
     SLOTS: tl.constexpr, TMA_H: tl.constexpr, TMA_W: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Computes y[pair] = topk_weight · (h w2ᵀ + bias) for y_stride columns from first_column on.
 
@@ -224,12 +225,13 @@ def down(
         BLOCK_N: Output columns of a tile.
         BLOCK_K: Step along I.
         PERSISTENT: Programs loop over tiles.
+        PARTS: Tiles for each of the table, which has those of gate_up (sorted).
     """
     begin()
     # y holds the columns [first_column, last_column).
     last_column = tl.minimum(hidden, first_column + y_stride)
     tiles_n = tl.cdiv(last_column - first_column, BLOCK_N)
-    tiles_m = pairs if DIRECT > 0 else tl.load(tile_count)
+    tiles_m = pairs if DIRECT > 0 else tl.load(tile_count) * PARTS
     end = tiles_m * tiles_n if PERSISTENT else tl.minimum(tl.program_id(0) + 1, tiles_m * tiles_n)
     for index in range(tl.program_id(0), end, tl.num_programs(0)):
         if DIRECT > 0:
@@ -240,7 +242,7 @@ def down(
         else:
             m, n = ordered(index, tiles_m, tiles_n, group_m)
             n0 = first_column + n * BLOCK_N
-            expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M)
+            expert, first, rows, valid = sorted_tile(m, tiles, BLOCK_M, PARTS)
         if expert >= 0:
             if SLOTS:
                 first = m * BLOCK_M

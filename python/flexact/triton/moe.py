@@ -310,7 +310,8 @@ class Block:
         if launch.fuse_combine:
             self._down_and_combine(down, h, weights, topk_weights, topk_ids, out, tokens)
             return
-        tile = (direct, bound, by_token, h, weights, topk_weights, topk_ids, route)
+        parts = 1 if direct else up.block_m // down.block_m
+        tile = (direct, bound, parts, by_token, h, weights, topk_weights, topk_ids, route)
         if not problem.combine:
             y = out.view(pairs, problem.hidden)
             self._down(down, *tile, y, 0, pairs)
@@ -448,9 +449,9 @@ class Block:
         )  # fmt: skip
 
     def _down(
-        self, tile: Tile, direct: int, bound: int, by_token: bool, h: Any, weights: dict[str, torch.Tensor],
-        topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any, y: torch.Tensor, first: int,
-        pairs: int,
+        self, tile: Tile, direct: int, bound: int, parts: int, by_token: bool, h: Any,
+        weights: dict[str, torch.Tensor], topk_weights: torch.Tensor, topk_ids: torch.Tensor, route: Any,
+        y: torch.Tensor, first: int, pairs: int,
     ) -> None:  # fmt: skip
         problem = self.problem
         if not direct:
@@ -464,7 +465,7 @@ class Block:
             a = TensorDescriptor(a, list(a.shape), list(a.stride()), [tile.block_m, tile.block_k])
             tma_h = True
         columns = min(y.shape[1], problem.hidden - first)
-        programs = bound * triton.cdiv(columns, tile.block_n)
+        programs = bound * parts * triton.cdiv(columns, tile.block_n)
         persistent = tile.persistent and not direct
         if persistent:
             programs = min(programs, tile.persistent * self._multiprocessors)
@@ -478,7 +479,7 @@ class Block:
             DIRECT=direct, SLOTS=triton.next_power_of_2(problem.top_k) if by_token else 0, TMA_H=tma_h,
             TMA_W=tma_w, EVEN_K=problem.intermediate % tile.block_k == 0,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            PERSISTENT=bool(persistent),
+            PERSISTENT=bool(persistent), PARTS=parts,
             num_warps=tile.warps, num_stages=tile.stages, **self._options,
         )  # fmt: skip
 

@@ -4,7 +4,8 @@ A *pair* p is (token p // k, slot p % k). A tile is up to BLOCK_M pairs of one e
 columns. There are two ways to find the pairs of a tile:
 
     sorted   `routing.py` has sorted the pairs by expert; a table lists the tiles. Row r of the sorted
-             order is pair pair_of_row[r], and intermediate results are stored in that order.
+             order is pair pair_of_row[r], and intermediate results are stored in that order. The second
+             GEMM may cut the table's tiles into several of fewer rows.
     direct   for few pairs: program m stands for pair m and finds the other pairs of its expert itself.
              It leads a tile where it is the first of BLOCK_M of them, otherwise there is nothing to do.
              No kernel runs before the first GEMM, and intermediate results are stored by pair.
@@ -42,14 +43,21 @@ def ordered(index, tiles_m, tiles_n, group_m):
 
 
 @triton.jit
-def sorted_tile(m, tiles, BLOCK_M: tl.constexpr):
-    """Expert, first sorted row, sorted rows and validity of tile m of the table.
+def sorted_tile(m, tiles, BLOCK_M: tl.constexpr, PARTS: tl.constexpr):
+    """Expert, first sorted row, sorted rows and validity of tile m; each of the table's is cut in PARTS.
 
-    Rows past the tile's end repeat its first one, so that they can be read.
+    A part that has no rows has expert -1. Rows past the tile's end repeat its first one, so that they can be
+    read.
     """
-    expert = tl.load(tiles + m * TILE_FIELDS + TILE_EXPERT)
-    first = tl.load(tiles + m * TILE_FIELDS + TILE_FIRST_ROW)
-    count = tl.load(tiles + m * TILE_FIELDS + TILE_ROWS)
+    at = tiles + m // PARTS * TILE_FIELDS
+    expert = tl.load(at + TILE_EXPERT)
+    first = tl.load(at + TILE_FIRST_ROW)
+    count = tl.load(at + TILE_ROWS)
+    if PARTS > 1:
+        before = m % PARTS * BLOCK_M
+        first += before
+        count -= before
+        expert = tl.where(count > 0, expert, -1)
     lane = tl.arange(0, BLOCK_M)
     valid = lane < count
     return expert, first, first + tl.where(valid, lane, 0), valid

@@ -58,7 +58,7 @@ def candidates(
         shapes = _grouped_shapes(which, block_m, 256 if doubled and which == "gate_up" else 128)
         if rounds_later(format, block_m) and which == "gate_up":
             shapes += [(n, 128, 4, 4) for n in ((64, 128) if doubled else (32, 64))]
-        groups: tuple[int, ...] = (1,) if block_m <= 32 else (4, 16)
+        groups: tuple[int, ...] = (1,) if block_m <= 32 else (4, 16) if which == "gate_up" else (4, 32)
     elif format in DECODED:
         shapes = _decoded_shapes(block_m)
         groups = (1,) if block_m <= 32 else (1, 8) if block_m == 64 else (4, 16)
@@ -80,11 +80,21 @@ def candidates(
     if format in ("fp8_tensor", "fp8_channel"):
         # As many bytes along K as bf16 takes.
         shapes = [(n, min(2 * k, 256), warps, stages) for n, k, warps, stages in shapes]
+        if block_m <= 32:
+            shapes += [(64, 128, 4, 4), (128, 128, 4, 4), (64, 256, 4, 3)]
     for n, k, warps, stages in shapes:
         width = n // 2 if doubled and which == "gate_up" else n
         kinds = (0, 1) if block_m == 256 or (block_m == 128 and n == 256) else (0,)
         rows += [(block_m, width, k, group, warps, stages, kind) for group in groups for kind in kinds]
     return _tiles(rows)
+
+
+def second_tiles(block_m: int, doubled: bool, direct: bool, format: str) -> list[dict[str, int]]:
+    """Tiles of the second GEMM behind a first one with block_m rows: sorted, there may be fewer of them."""
+    tiles = candidates("down", block_m, doubled, direct, format)
+    if not direct and block_m == 128 and format in formats.FP8_FORMATS:
+        tiles += candidates("down", 64, doubled, direct, format)
+    return tiles
 
 
 def rounds_later(format: str, block_m: int) -> bool:
@@ -234,7 +244,8 @@ class Bench:
         self.direct = _direct_size(tokens, shape.top_k)
 
     def route(self, block_m: int) -> None:
-        """Sorts for this tile height, unless tiles find their rows themselves."""
+        """Sorts for this height of the first GEMM's tiles, unless tiles find their rows themselves."""
+        self.height = block_m
         if self.direct:
             self.sorted, self.bound = (self.ids,) * 3, self.pairs
         else:
@@ -266,7 +277,8 @@ class Bench:
         made = Tile(**tile)
         y = torch.empty((self.pairs, self.shape.hidden), dtype=self.dtype, device=self.device)
         arguments = (h, self.weights, self.topk_weights, self.ids, self.sorted)
-        self.block._down(made, self.direct, self.bound, mode == "tokens", *arguments, y, 0, self.pairs)
+        parts = 1 if self.direct else self.height // made.block_m
+        self.block._down(made, self.direct, self.bound, parts, mode == "tokens", *arguments, y, 0, self.pairs)
         return y
 
     def defined(self, h: torch.Tensor, mode: str) -> torch.Tensor:
@@ -442,7 +454,7 @@ def measure(
                 entry["fuse_combine"] = True
             else:
                 bench.gate_up(entry["gate_up"], mode=mode)
-                tiles = mode_tiles(candidates("down", block_m, shape.gated, direct, format), mode, "down")
+                tiles = mode_tiles(second_tiles(block_m, shape.gated, direct, format), mode, "down")
                 run = functools.partial(bench.down, bench.h, mode=mode)
                 us, entry["down"], y = _best(timer, tiles, run, report("down"))
                 trusted = y.view(tokens, shape.top_k, -1).float().sum(1)
@@ -475,9 +487,9 @@ def _jobs(shape: Shape, tokens: int, format: str) -> list[Job]:
         for mode, which in itertools.product(modes(shape, tokens, block_m, format), ("gate_up", "down")):
             # What a kernel of the second GEMM knows of k is how many slots it searches.
             slots = shape.top_k if direct and which == "down" else 2
-            for tile in mode_tiles(
-                candidates(which, block_m, shape.gated, bool(direct), format), mode, which
-            ):
+            arguments = (block_m, shape.gated, bool(direct), format)
+            tiles = candidates(which, *arguments) if which == "gate_up" else second_tiles(*arguments)
+            for tile in mode_tiles(tiles, mode, which):
                 length = shape.hidden if which == "gate_up" else shape.intermediate
                 width = _stand_in(length, tile["block_k"], format)
                 # The first GEMM also knows how long the rows are that it writes.
@@ -489,11 +501,12 @@ def _jobs(shape: Shape, tokens: int, format: str) -> list[Job]:
                     other = rounds_later(format, block_m)
                 for permute in (False, True):
                     if not permute or other:
-                        more = (direct, shape.gated, slots, (width, inner), permute, format, mode)
+                        more = (direct, shape.gated, slots, (width, inner), permute, format, mode, block_m)
                         jobs[(which, (*flat.items(),), *more)] = None
             if mode == "pairs":
                 for tile in vector_candidates(which, format):
-                    more = (direct, shape.gated, shape.top_k, (1024, shape.intermediate), False, format, mode)
+                    sizes = (1024, shape.intermediate)
+                    more = (direct, shape.gated, shape.top_k, sizes, False, format, mode, block_m)
                     jobs[("vector " + which, (*tile.items(),), *more)] = None
     return list(jobs)
 
@@ -518,7 +531,7 @@ def _small(experts: int, top_k: int, width: int, inner: int, gated: bool, format
 
 def _compile(job: Job) -> str:
     """Compiles one kernel for a tiny problem; the disk cache keeps it. An empty text, or what went wrong."""
-    which, flat, direct, gated, slots, (width, inner), permute, format, mode = job
+    which, flat, direct, gated, slots, (width, inner), permute, format, mode, height = job
     tile = dict(flat)
     tile["persistent"] = int(tile.get("persistent", 0))
     try:
@@ -526,7 +539,7 @@ def _compile(job: Job) -> str:
         with only_compiling(), compilation_cache(False):
             bench.inputs(2)
             bench.direct = direct
-            bench.route(tile["block_m"])
+            bench.route(height)
             if which == "gate_up":
                 bench.gate_up(tile, permute, mode)
             elif which == "vector gate_up":
