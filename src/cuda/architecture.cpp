@@ -70,11 +70,9 @@ const Architecture& architecture_for(const Driver& driver, int device, const cha
   return *architecture;
 }
 
-std::string layer_image(Format format) {
-  if (is_fp8(format)) return "fp8_layer";
-  if (format == Format::Mxfp4Fp8) return "mxfp4_fp8_layer";
-  if (moe::is_fp4(format)) return "fp4_layer";
-  return std::string(to_string(format)) + "_layer";
+std::string plain_gemm(Format format) {
+  if (is_fp8(format)) return format == Format::Fp8Block ? "fp8_block_plain" : "fp8_whole_plain";
+  return std::string(to_string(format)) + "_plain";
 }
 
 std::optional<Refusal> refuse_untried(const Architecture& architecture) {
@@ -86,11 +84,11 @@ std::optional<Refusal> refuse_untried(const Architecture& architecture) {
 }
 
 std::optional<Refusal> refuse_format(const Architecture& architecture, Format format) {
-  const std::string wanted = architecture.images + layer_image(format);
+  const std::string wanted = architecture.images + plain_gemm(format);
   std::string others;
   for (const Format each : {Format::Bf16, Format::Fp16, Format::Fp8Block, Format::Fp8Tensor,
                             Format::Fp8Channel, Format::Mxfp4, Format::Nvfp4, Format::Mxfp4Fp8}) {
-    const std::string name = architecture.images + layer_image(each);
+    const std::string name = architecture.images + plain_gemm(each);
     const auto images = kernel_images();
     if (std::none_of(images.begin(), images.end(),
                      [&](const KernelImage& image) { return image.name == name; }))

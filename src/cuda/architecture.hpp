@@ -27,8 +27,8 @@ std::span<const Architecture> architectures();
 // none of their compute capabilities has kernels.
 const Architecture* machine_architecture(const Driver& driver);
 
-// The image of what surrounds GEMM1 in a layer, without the architecture before it.
-std::string layer_image(Format format);
+// A format's GEMM without a function; the architecture stands before its image's name.
+std::string plain_gemm(Format format);
 
 // A device's, which has the tensor `name`. Throws Unsupported where there are none, or
 // refuse_untried() says so.

@@ -42,10 +42,6 @@ std::string Fp4Layer::gemm1() const {
          (problem_.pairing == Pairing::None ? "_unary" : "_gated");
 }
 
-std::string Fp4Layer::gemm2() const {
-  return std::string(to_string(problem_.format)) + "_plain";
-}
-
 Fp4Layer::Ordering Fp4Layer::order(const TensorView& scale, std::int64_t columns,
                                    std::int64_t depth, Pairing pairing, bool permuted) const {
   Ordering ordering{};

@@ -21,13 +21,9 @@ class Fp4Layer {
   // mxfp4_fp8: whether rows are E4M3, with a scale for each 128 values.
   bool rounds_inputs() const { return problem_.format == Format::Mxfp4Fp8; }
 
-  // The kernel that gathers rows.
-  std::string gather_kernel() const { return rounds_inputs() ? "fp8_gather" : "fp4_gather"; }
   int gemm_shared() const { return rounds_inputs() ? kMxfp4Fp8SharedBytes : kFp4SharedBytes; }
-  // The variant of GEMM1's image and kernel ("sm90_" variant, "flexact_gemm_" variant), and of
-  // GEMM2's kernel.
+  // GEMM1, as its image ("sm90_" name) and its kernel ("flexact_gemm_" name) are called.
   std::string gemm1() const;
-  std::string gemm2() const;
 
   // Elements of a row of sorted inputs and of an activated row.
   std::int64_t input_width() const { return input_width_; }

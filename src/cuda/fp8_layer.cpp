@@ -38,11 +38,7 @@ Fp8Layer::Fp8Layer(const MoeProblem& problem, const MoeWeights& weights)
 
 std::string Fp8Layer::gemm1() const {
   const char* variant = format_ == Format::Fp8Block ? "block" : later_ ? "whole" : "given";
-  return std::string(variant) + "_" + pairing_;
-}
-
-std::string Fp8Layer::gemm2() const {
-  return format_ == Format::Fp8Block ? "block_plain" : "whole_plain";
+  return "fp8_" + std::string(variant) + "_" + pairing_;
 }
 
 Fp8Layer::WeightScales Fp8Layer::scales13(const MoeProblem& problem,

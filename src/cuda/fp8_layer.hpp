@@ -20,10 +20,8 @@ class Fp8Layer {
   // The weights are valid for the problem.
   Fp8Layer(const MoeProblem& problem, const MoeWeights& weights);
 
-  // The variant of GEMM1's image and kernel ("sm90_fp8_" variant, "flexact_gemm_fp8_" variant), and
-  // of GEMM2's kernel.
+  // GEMM1, as its image ("sm90_" name) and its kernel ("flexact_gemm_" name) are called.
   std::string gemm1() const;
-  std::string gemm2() const;
 
   // Whether the inputs' scale is that of the largest magnitude of the whole call.
   bool needs_largest() const { return input_ == InputScaling::All; }

@@ -235,70 +235,77 @@ MoePlan::MoePlan(const MoeProblem& problem, const Function& function, const MoeW
 // Images are linked at the same time: the first plan of a function waits for the longest of them.
 void MoePlan::link(const Function& function, moe::Numerics numerics) {
   const bool gated = problem_.pairing != Pairing::None;
-  const std::string variant = fp8_    ? "fp8_" + fp8_->gemm1()
-                              : fp4_  ? fp4_->gemm1()
-                              : gated ? "gated"
-                                      : "unary";
   const std::string source = function_source(function, numerics, problem_.io_dtype);
-  // Images and kernels of fp16; those of bf16 bear no type in their names.
-  const bool fp16 = problem_.format == Format::Fp16;
-  const std::string type = fp16 ? "fp16_" : "bf16_", of_type = fp16 ? "fp16_" : "";
+  using Linked = std::shared_ptr<const LinkedKernel>;
   const auto linked = [&](const std::string& image, bool with_function) {
     return std::async(std::launch::async, [this, &source, image, with_function] {
       return link_kernel(kernel_image(image), with_function ? source : "", architecture_->name,
                          with_function ? function_ : "");
     });
   };
-  const auto kernel = [&](const LinkedKernel& image, const std::string& name, int shared) {
-    return kernel_of(driver_, location_.context, image, name.c_str(), shared);
+  const auto kernel = [&](const Linked& image, const std::string& name, int shared) {
+    return kernel_of(driver_, location_.context, *image, ("flexact_" + name).c_str(), shared);
   };
-  using Linking = std::future<std::shared_ptr<const LinkedKernel>>;
+  // A GEMM is alone in its image and has its name.
+  struct Gemm {
+    std::string name;
+    std::future<Linked> image;
+  };
   const std::string own = architecture_->images;
-  Linking gemm1 = linked(own + (fp8_ || fp4_ ? variant : type + variant), true);
-  Linking layer = linked(own + layer_image(problem_.format), false);
-  Linking stream_up, stream_down;
+  const auto gemm = [&](const std::string& name, bool with_function) {
+    return Gemm{name, linked(own + name, with_function)};
+  };
+  const std::string name1 =
+      fp8_   ? fp8_->gemm1()
+      : fp4_ ? fp4_->gemm1()
+             : std::string(to_string(problem_.format)) + (gated ? "_gated" : "_unary");
+  const std::string name2 = plain_gemm(problem_.format);
+  const bool few = has_few_rows(problem_);
+  Gemm gemm1 = gemm(name1, true), gemm2 = gemm(name2, false);
+  Gemm few1 = few ? gemm(name1 + "_few", true) : Gemm{};
+  Gemm few2 = few ? gemm(name2 + "_few", false) : Gemm{};
+  std::future<Linked> around = linked(own + "rows", false);
+  std::future<Linked> of_fp8, of_fp4, stream_up, stream_down;
+  if (fp8_ || (fp4_ && fp4_->rounds_inputs())) of_fp8 = linked("rows_fp8", false);
+  if (fp4_) of_fp4 = linked("rows_fp4", false);
   if (stream_) {
     stream_up = linked(stream_->image() + (gated ? "gated" : "unary"), true);
     stream_down = linked(stream_->image() + "down", false);
   }
 
-  const auto gemm_kernel = [&](const LinkedKernel& image, const std::string& name, unsigned threads,
-                               int shared) {
-    return GemmKernel{kernel(image, "flexact_gemm_" + name, shared), threads, shared};
+  const auto gemm_kernel = [&](Gemm& of, unsigned threads, int shared) {
+    return GemmKernel{kernel(of.image.get(), "gemm_" + of.name, shared), threads, shared};
   };
-  const std::string variant2 = fp8_   ? "fp8_" + fp8_->gemm2()
-                               : fp4_ ? fp4_->gemm2()
-                                      : of_type + "plain";
   const int shared = fp8_ ? kFp8SharedBytes : fp4_ ? fp4_->gemm_shared() : kGemmSharedBytes;
-  const auto first = gemm1.get();
-  const auto rows = layer.get();
-  gemm1_ = gemm_kernel(*first, of_type + variant, kGemmThreads, shared);
-  gemm2_ = gemm_kernel(*rows, variant2, kGemmThreads, shared);
-  if (has_few_rows(problem_)) {
-    few1_ = gemm_kernel(*first, variant + "_few", kFp4FewThreads, kFp4FewSharedBytes);
-    few2_ = gemm_kernel(*rows, variant2 + "_few", kFp4FewThreads, kFp4FewSharedBytes);
+  gemm1_ = gemm_kernel(gemm1, kGemmThreads, shared);
+  gemm2_ = gemm_kernel(gemm2, kGemmThreads, shared);
+  if (few) {
+    few1_ = gemm_kernel(few1, kFp4FewThreads, kFp4FewSharedBytes);
+    few2_ = gemm_kernel(few2, kFp4FewThreads, kFp4FewSharedBytes);
   }
-  route_ = kernel(*rows, "flexact_route", static_cast<int>(problem_.experts) * 8);
-  const std::string gather = "flexact_" + (fp8_   ? "fp8_gather"
-                                           : fp4_ ? fp4_->gather_kernel()
-                                                  : "gather");
-  gather_ = kernel(*rows, gather, 0);
-  gather_counted_ = kernel(*rows, gather + "_counted", 0);
-  combine_ = kernel(*rows, fp16 ? "flexact_combine_fp16" : "flexact_combine", 0);
-  order_bias_ = kernel(*rows, "flexact_order_bias", 0);
+  const Linked rows = around.get();
+  route_ = kernel(rows, "route", static_cast<int>(problem_.experts) * 8);
+  combine_ = kernel(rows, problem_.format == Format::Fp16 ? "combine_fp16" : "combine", 0);
+  order_bias_ = kernel(rows, "order_bias", 0);
+  const Linked rows8 = of_fp8.valid() ? of_fp8.get() : nullptr;
+  const Linked rows4 = of_fp4.valid() ? of_fp4.get() : nullptr;
+  const std::string gather = rows8 ? "fp8_gather" : rows4 ? "fp4_gather" : "gather";
+  const Linked& gathers = rows8 ? rows8 : rows4 ? rows4 : rows;
+  gather_ = kernel(gathers, gather, 0);
+  gather_counted_ = kernel(gathers, gather + "_counted", 0);
   if (fp8_) {
-    fp8_largest_ = kernel(*rows, "flexact_fp8_largest", 0);
-    fp8_round_ = kernel(*rows, "flexact_fp8_round", 0);
+    fp8_largest_ = kernel(rows8, "fp8_largest", 0);
+    fp8_round_ = kernel(rows8, "fp8_round", 0);
   }
   if (fp4_) {
-    order_scales_ = kernel(*rows, "flexact_fp4_order_scales", 0);
-    largest_scales_ = kernel(*rows, "flexact_fp4_largest_scales", 0);
+    order_scales_ = kernel(rows4, "fp4_order_scales", 0);
+    largest_scales_ = kernel(rows4, "fp4_largest_scales", 0);
   }
   if (stream_) {
-    const std::string name = "flexact_" + stream_->kernel();
+    const std::string name = stream_->kernel();
     const int rows_shared = stream_->most_shared();
-    stream_up_ = kernel(*stream_up.get(), name + (gated ? "gated" : "unary"), rows_shared);
-    stream_down_ = kernel(*stream_down.get(), name + "down", rows_shared);
+    stream_up_ = kernel(stream_up.get(), name + (gated ? "gated" : "unary"), rows_shared);
+    stream_down_ = kernel(stream_down.get(), name + "down", rows_shared);
   }
 }
 

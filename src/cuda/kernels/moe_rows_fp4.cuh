@@ -3,7 +3,9 @@
 #pragma once
 
 #ifndef FLEXACT_EMULATED
-#include "moe_rows.cuh"
+#include <cuda_bf16.h>
+
+#include "dependent_launch.cuh"
 #endif
 
 #include "fp4_layout.hpp"

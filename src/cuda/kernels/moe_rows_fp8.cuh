@@ -3,8 +3,10 @@
 #pragma once
 
 #ifndef FLEXACT_EMULATED
+#include <cuda_bf16.h>
+
+#include "dependent_launch.cuh"
 #include "e4m3.cuh"
-#include "moe_rows.cuh"
 #endif
 
 #include "fp4_layout.hpp"

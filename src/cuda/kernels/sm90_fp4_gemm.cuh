@@ -594,7 +594,8 @@ __device__ __forceinline__ void fp4_gemm(const CUtensorMap* map_input, const CUt
 }  // namespace sm90
 }  // namespace flexact::cuda
 
-#define FLEXACT_FP4_GEMM_KERNEL_OF(name, epilogue, format, shape)                              \
+// `shape`: ManyRows, or FewRows in an image of its own, so that both are linked at the same time.
+#define FLEXACT_FP4_GEMM_KERNEL(name, epilogue, format, shape)                                 \
   extern "C" __global__ void __launch_bounds__(flexact::cuda::sm90::shape::kThreads, 1)        \
       name(const __grid_constant__ CUtensorMap map_input,                                      \
            const __grid_constant__ CUtensorMap map_codes,                                      \
@@ -603,8 +604,3 @@ __device__ __forceinline__ void fp4_gemm(const CUtensorMap* map_input, const CUt
     sm90::fp4_gemm<Epilogue::epilogue, Fp4::format, sm90::shape>(&map_input, &map_codes,       \
                                                                  arguments);                   \
   }
-
-// NAME, and NAME_few for tiles of few rows.
-#define FLEXACT_FP4_GEMM_KERNEL(name, epilogue, format)               \
-  FLEXACT_FP4_GEMM_KERNEL_OF(name, epilogue, format, ManyRows)        \
-  FLEXACT_FP4_GEMM_KERNEL_OF(name##_few, epilogue, format, FewRows)

@@ -1,4 +1,4 @@
 // GEMM1 of gated layers in mxfp4.
 #include "sm90_fp4_gemm.cuh"
 
-FLEXACT_FP4_GEMM_KERNEL(flexact_gemm_mxfp4_gated, Gated, Mx)
+FLEXACT_FP4_GEMM_KERNEL(flexact_gemm_mxfp4_gated, Gated, Mx, ManyRows)

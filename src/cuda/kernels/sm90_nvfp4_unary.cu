@@ -1,4 +1,4 @@
 // GEMM1 of layers without a gate in nvfp4.
 #include "sm90_fp4_gemm.cuh"
 
-FLEXACT_FP4_GEMM_KERNEL(flexact_gemm_nvfp4_unary, Unary, Nv)
+FLEXACT_FP4_GEMM_KERNEL(flexact_gemm_nvfp4_unary, Unary, Nv, ManyRows)

@@ -240,7 +240,7 @@ TEST(CutlassPlan, the_stream_path_gives_way_where_it_cannot_read) {
   launched();
   const Layer many(Pairing::Concat, 1, 90);  // 270 slots
   expect_equal(on_gpu(many, options), on_cpu(many), "many");
-  EXPECT_THAT(launched(), HasSubstr("flexact_gemm_gated dependent\n"));
+  EXPECT_THAT(launched(), HasSubstr("flexact_gemm_bf16_gated dependent\n"));
 }
 
 TEST(CutlassPlan, by_default_takes_what_was_measured_best) {
@@ -254,8 +254,8 @@ TEST(CutlassPlan, by_default_takes_what_was_measured_best) {
             "flexact_combine dependent\n");
   on_gpu(Layer(Pairing::Concat, 0, 5));
   EXPECT_EQ(launched(),
-            "flexact_gather_counted dependent\nflexact_gemm_gated dependent\n"
-            "flexact_gemm_plain dependent\nflexact_combine dependent\n");
+            "flexact_gather_counted dependent\nflexact_gemm_bf16_gated dependent\n"
+            "flexact_gemm_bf16_plain dependent\nflexact_combine dependent\n");
 }
 
 TEST(CutlassPlan, many_slots_are_routed_before_they_are_gathered) {
@@ -443,7 +443,7 @@ TEST(CutlassPlan, fp16_layers_agree_with_fp64) {
   const std::string kernels = launched();
   EXPECT_THAT(kernels, HasSubstr("flexact_gemm_fp16_plain"));
   EXPECT_THAT(kernels, HasSubstr("flexact_combine_fp16"));
-  EXPECT_THAT(kernels, testing::Not(HasSubstr("flexact_gemm_gated")));
+  EXPECT_THAT(kernels, testing::Not(HasSubstr("flexact_gemm_bf16_gated")));
 }
 
 TEST(CutlassPlan, fp16_layers_with_a_mistake_do_not) {
@@ -762,8 +762,8 @@ TEST(CutlassArchitectures, a_gpu_of_capability_10_0_gets_kernels_of_its_own_and_
   }
   const std::string tiled = launched();
   for (const char* kernel :
-       {"flexact_route dependent\nflexact_gather dependent\nflexact_gemm_gated",
-        "flexact_gather_counted", "flexact_gemm_unary", "flexact_gemm_plain",
+       {"flexact_route dependent\nflexact_gather dependent\nflexact_gemm_bf16_gated",
+        "flexact_gather_counted", "flexact_gemm_bf16_unary", "flexact_gemm_bf16_plain",
         "flexact_combine dependent"}) {
     EXPECT_THAT(tiled, HasSubstr(kernel));
   }

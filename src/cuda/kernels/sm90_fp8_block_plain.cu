@@ -1,0 +1,4 @@
+// GEMM2 in FP8 with scales by blocks of 128: no function.
+#include "sm90_fp8_gemm.cuh"
+
+FLEXACT_FP8_GEMM_KERNEL(flexact_gemm_fp8_block_plain, Blocks, Plain, Rows)

@@ -1,6 +1,0 @@
-// What an FP8 layer needs beside GEMM1, and what no activation is linked into: GEMM2 and the rows' ways.
-#include "moe_rows_fp8.cuh"
-#include "sm90_fp8_gemm.cuh"
-
-FLEXACT_FP8_GEMM_KERNEL(flexact_gemm_fp8_block_plain, Blocks, Plain, Rows)
-FLEXACT_FP8_GEMM_KERNEL(flexact_gemm_fp8_whole_plain, Whole, Plain, Rows)

@@ -1,0 +1,4 @@
+// GEMM2 in FP8 with scales of whole rows: no function.
+#include "sm90_fp8_gemm.cuh"
+
+FLEXACT_FP8_GEMM_KERNEL(flexact_gemm_fp8_whole_plain, Whole, Plain, Rows)

@@ -1,0 +1,4 @@
+// GEMM1 of layers without a gate in nvfp4, where experts have few rows.
+#include "sm90_fp4_gemm.cuh"
+
+FLEXACT_FP4_GEMM_KERNEL(flexact_gemm_nvfp4_unary_few, Unary, Nv, FewRows)
