@@ -150,8 +150,9 @@ def vector_candidates(which: str, format: str) -> list[dict[str, int]]:
     elif which == "gate_up":
         shapes = [(2, 512, 4), (4, 256, 4), (4, 512, 4), (4, 512, 8), (8, 256, 4), (8, 512, 8), (2, 1024, 4)]
     else:
-        shapes = [(4, 512, 4), (4, 1024, 4), (8, 256, 4), (8, 512, 4), (8, 512, 8), (8, 1024, 8),
-                  (16, 512, 8)]  # fmt: skip
+        # A row is one expert's, and there are at least as many as there are slots.
+        shapes = [(2, 512, 1), (4, 512, 2), (4, 1024, 4), (8, 256, 1), (8, 256, 2), (8, 512, 4), (8, 1024, 4),
+                  (8, 1024, 8), (16, 512, 8)]  # fmt: skip
     return _tiles((16, n, k, 1, warps, 2, 0) for n, k, warps in shapes)
 
 
