@@ -148,7 +148,7 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
       if (problem.intermediate >= 2048) set(down, 64, 256, 4, 3);
     } else {
       up.block_k = down.block_k = 128;
-      if (rows <= 64) down.stages = 3;  // three blocks on a multiprocessor
+      if (rows <= 64) down.stages = 3;  // a multiprocessor has the memory of three blocks
       if (rows < 48) {
         set(up, doubled ? 64 : 128, 128, 4, 4);
       } else if (rows <= 64) {
@@ -168,8 +168,8 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
       one_for_each();
     } else {
       up.block_m = down.block_m = 64;
-      // Three blocks on a multiprocessor: one's epilogue beside the others' products. A long sum
-      // hides its epilogue, and has more of the third block's memory for its copies.
+      // Memory for three blocks on a multiprocessor: one's epilogue beside the others' products. A
+      // long sum hides its epilogue, and has more of the third block's memory for its copies.
       set(down, 128, 128, 4, blocks && problem.intermediate < 4096 ? 3 : 4);
       if (!blocks || rows < 1000) {
         set(up, 128, 128, 8, 4);
