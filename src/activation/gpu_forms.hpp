@@ -3,9 +3,9 @@
 // An exponential, a logarithm or a reciprocal takes a GPU's special function unit as long as eight
 // multiplications take, so a form with fewer of them is worth several instructions. The forms, with
 // the special functions that each takes:
-//   tanh(softplus(z))        n/(n+2), n = e(e+2), e = exp(z)                    2
-//   1+erf(z), half of it     the normal distribution, as a sigmoid of a polynomial  2
-//   sigmoid(a)*tanh(b)*…     one quotient of products, so one reciprocal        1 + the number of factors
+//   tanh(softplus(z))     n/(n+2), n = e(e+2), e = exp(z): 2
+//   1+erf(z), half of it  the normal distribution, as a sigmoid of a polynomial: 2
+//   sigmoid(a)*tanh(b)*…  one quotient of products, so one reciprocal: 1 + the number of factors
 // Their errors stand beside the helpers that print them.
 #pragma once
 

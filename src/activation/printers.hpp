@@ -15,8 +15,8 @@ namespace flexact::activation {
 //   void flexact_act2(const float g[2], const float u[2], const float* parameters, float y[2])
 // (unary: flexact_act2_unary(const float x[2], const float* parameters, float y[2])) with C
 // linkage. FLEXACT_ACT may be defined to other qualifiers, FLEXACT_PRECISE to slower forms of a few
-// ulp, or FLEXACT_BF16 where results are rounded to bf16 or to fewer bits: to quicker forms that such
-// a rounding hides.
+// ulp, or FLEXACT_BF16 where results are rounded to bf16 or to fewer bits: to quicker forms that
+// such a rounding hides.
 std::string print_cuda(const Function& function);
 
 // A Python module with a @triton.jit function flexact_act(g, u, p0, …) or (x, p0, …) on fp32

@@ -1,6 +1,8 @@
 // Scales in the caller's layouts as steps between them.
 #include "cuda/fp8_layer.hpp"
 
+#include <algorithm>
+
 #include "moe/quantised.hpp"
 
 namespace flexact::cuda {
@@ -111,6 +113,8 @@ std::int64_t Fp8Layer::activated_scale_bytes(std::int64_t rows) const {
 }
 
 std::int64_t Fp8Layer::largest_bytes(std::int64_t rows) const {
+  // Of calls that count their rows, tokens' own: tokens are no more than rows.
+  if (needs_largest()) return std::min<std::int64_t>(rows, kCountedSlots) * largest_parts() * 4;
   return format_ == Format::Fp8Channel ? rows * 4 : 0;
 }
 
@@ -129,7 +133,8 @@ std::uint32_t* Fp8Layer::activated_largest(const Memory& memory) const {
   return format_ == Format::Fp8Channel ? memory.largest : memory.counters + 1;
 }
 
-Fp8GatherArguments Fp8Layer::gather(const GatherArguments& gather, const Memory& memory) const {
+Fp8GatherArguments Fp8Layer::gather(const GatherArguments& gather, const RoutedIds& routed,
+                                    bool counted, const Memory& memory) const {
   Fp8GatherArguments arguments{};
   arguments.gather = gather;
   arguments.scaling = input_;
@@ -137,7 +142,11 @@ Fp8GatherArguments Fp8Layer::gather(const GatherArguments& gather, const Memory&
   arguments.scales = memory.input_scales;
   arguments.group_step = memory.rows;
   arguments.given = given13_;
-  arguments.largest = memory.counters;
+  // Nothing is cleared before a call's first launch.
+  arguments.largest = counted ? memory.largest : memory.counters;
+  arguments.largest_count =
+      counted ? static_cast<std::int32_t>(gather.tokens * largest_parts()) : 1;
+  arguments.routed = routed;
   arguments.activated_largest = format_ == Format::Fp8Channel ? memory.largest : nullptr;
   return arguments;
 }

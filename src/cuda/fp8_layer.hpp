@@ -35,7 +35,7 @@ class Fp8Layer {
   // Bytes of the workspace for so many sorted rows.
   std::int64_t input_scale_bytes(std::int64_t rows) const;
   std::int64_t activated_scale_bytes(std::int64_t rows) const;
-  std::int64_t largest_bytes(std::int64_t rows) const;  // of activated rows
+  std::int64_t largest_bytes(std::int64_t rows) const;
   // Scratch of a row in all, beside the input's and the result's memory.
   std::int64_t bytes_of_row() const;
 
@@ -44,10 +44,12 @@ class Fp8Layer {
     std::int64_t rows;
     float* input_scales;
     float* activated_scales;
-    std::uint32_t* largest;   // of activated rows, one each
+    std::uint32_t* largest;   // of activated rows, one each; or of parts of tokens
     std::uint32_t* counters;  // the two that were cleared
   };
-  Fp8GatherArguments gather(const GatherArguments& gather, const Memory& memory) const;
+  // `counted`: no route comes before it, or before the launch that looks for the largest input.
+  Fp8GatherArguments gather(const GatherArguments& gather, const RoutedIds& routed, bool counted,
+                            const Memory& memory) const;
   // The stream kernels', which round rows themselves. Their activated rows are fp32.
   Fp8StreamArguments stream_up(const StreamArguments& stream) const;
   Fp8StreamArguments stream_down(const StreamArguments& stream) const;
@@ -67,6 +69,8 @@ class Fp8Layer {
   WeightScales scales2(const MoeProblem& problem, const TensorView& scale) const;
   ScaleGrid scales_of_rows(const float* scales, std::int64_t rows) const;
   std::uint32_t* activated_largest(const Memory& memory) const;
+  // Blocks that look at a token's row.
+  std::int64_t largest_parts() const { return (hidden_ + 8 * kRowThreads - 1) / (8 * kRowThreads); }
 
   Format format_;
   std::string pairing_;  // "gated" or "unary"

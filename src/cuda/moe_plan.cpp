@@ -598,8 +598,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   route.counters = counters();
   route.tile_rows = choice.tile_rows;
   route.extra_rows = choice.extra_rows;
-  // One scale for all rows is looked for between the two.
-  const bool counted = choice.counted_rows && !(fp8_ && fp8_->needs_largest());
+  const bool counted = choice.counted_rows;
   if (!counted && (launches_ & kRoute) != 0) {
     const unsigned blocks = rows > 2 * kRouteThreads ? kRouteBlocks : 1;
     launch(route_, route,
@@ -632,7 +631,7 @@ void MoePlan::run_chunk(const MoeInputs& inputs, const ParameterTable& values, s
   if ((launches_ & (counted ? kSort : kGather)) != 0) {
     Grid grid = of_tokens;
     if (fp8_) {
-      const Fp8GatherArguments arguments = fp8_->gather(gather, memory);
+      const Fp8GatherArguments arguments = fp8_->gather(gather, combine.routed, counted, memory);
       if (fp8_->needs_largest()) {
         launch(fp8_largest_, arguments, grid, stream, "looking for the largest input");
       }

@@ -355,6 +355,8 @@ Expected CaseData::expected(const Formula& formula) const {
   // How far sums may be off, in parts of what is added up: fp32, or the tensor core's sums of E4M3
   // products, which keep some 14 bits.
   const double accuracy = !fp8 ? 0x1p-20 : scales_groups(p.format) ? 0x1p-11 : 0x1p-9;
+  // And a function whose result is rounded to bf16 or fewer bits, in parts of itself.
+  const double coarseness = p.io_dtype == DType::BFloat16 ? 0x1p-10 : 0.0;
   std::vector<Term> terms(static_cast<std::size_t>(tokens_ * p.top_k * p.intermediate));
   std::vector<double> largest(count, 0.0);
   std::vector<double> parameters(static_cast<std::size_t>(value_columns_));
@@ -430,6 +432,7 @@ Expected CaseData::expected(const Formula& formula) const {
     // The scale is as far off as the largest number can become larger.
     std::vector<double> could_be(terms.size());
     for (std::size_t i = 0; i < terms.size(); ++i) {
+      terms[i].off += coarseness * std::abs(terms[i].value);
       if (later) terms[i].off += 2 * unit * std::abs(terms[i].value);
       could_be[i] = std::abs(terms[i].value) + terms[i].off;
     }
@@ -447,7 +450,7 @@ Expected CaseData::expected(const Formula& formula) const {
   } else {
     for (Term& term : terms) {
       term.value = round_to(term.value, p.io_dtype);
-      term.moved = 2 * unit * std::abs(term.value) + term.off;
+      term.moved = (2 * unit + coarseness) * std::abs(term.value) + term.off;
     }
   }
 

@@ -112,15 +112,17 @@ TEST(GpuForms, constants_before_an_exponential_are_one) {
 }
 
 TEST(GpuForms, factors_of_the_result_may_be_coarse) {
-  for (const char* text : {"tanh(x)", "x*tanh(x)", "tanh(x)^2", "tanh(x)*tanh(x/2)", "gelu(x)",
-                           "clamp(gelu(x),-1,10)", "x/(2*softplus(x))", "0.5*(1+erf(x))*x",
-                           "relu(4*tanh(x/4))^2", "where(x>0,x,tanh(x))", "-abs(sqrt(softplus(x)))"}) {
+  for (const char* text :
+       {"tanh(x)", "x*tanh(x)", "tanh(x)^2", "tanh(x)*tanh(x/2)", "gelu(x)", "clamp(gelu(x),-1,10)",
+        "x/(2*softplus(x))", "0.5*(1+erf(x))*x", "relu(4*tanh(x/4))^2", "where(x>0,x,tanh(x))",
+        "-abs(sqrt(softplus(x)))"}) {
     EXPECT_TRUE(GpuForms(Formed(text).graph()).coarse()) << text;
   }
   // Terms, arguments and conditions, more than two of them, and where there is nothing of the kind.
-  for (const char* text : {"tanh(x)+1e-9", "t = tanh(x); t*sigmoid(x)+t", "exp(tanh(x))", "tanh(x)^3",
-                           "tanh(x)*tanh(x/2)*tanh(x/3)", "gelu(x)^2", "where(tanh(x)>0.5,x,1)",
-                           "sign(tanh(x))", "x*tanh(softplus(x))", "silu(x)", "erf(x)"}) {
+  for (const char* text :
+       {"tanh(x)+1e-9", "t = tanh(x); t*sigmoid(x)+t", "exp(tanh(x))", "tanh(x)^3",
+        "tanh(x)*tanh(x/2)*tanh(x/3)", "gelu(x)^2", "where(tanh(x)>0.5,x,1)", "sign(tanh(x))",
+        "x*tanh(softplus(x))", "silu(x)", "erf(x)"}) {
     EXPECT_FALSE(GpuForms(Formed(text).graph()).coarse()) << text;
   }
 }

@@ -239,11 +239,17 @@ TEST(TokenRows, gather_for_fp4_orders_columns_and_fills_up_blocks) {
   }
 }
 
-// What codes a row has under which scales: of groups, of the row, or given.
-TEST(TokenRows, gather_rounds_by_groups_rows_or_a_given_scale) {
+// What codes a row has under which scales: of groups, of the row, of all rows, or given.
+TEST(TokenRows, gather_rounds_by_groups_rows_all_rows_or_a_given_scale) {
   constexpr float kGiven = 0.01f;
   for (const Rows& each : all_rows()) {
-    for (const auto scaling : {InputScaling::Groups, InputScaling::Rows, InputScaling::Given}) {
+    float of_all = 0;
+    for (std::size_t slot = 0; slot < each.slot_row.size(); ++slot) {
+      for (int i = 0; i < each.width && each.slot_row[slot] >= 0; ++i)
+        of_all = std::max(of_all, std::abs(each.input(static_cast<int>(slot) / each.top_k, i)));
+    }
+    for (const auto scaling :
+         {InputScaling::Groups, InputScaling::Rows, InputScaling::All, InputScaling::Given}) {
       for (const bool ordered : {false, true}) {
         if (ordered && scaling != InputScaling::Groups) continue;
         const int width =
@@ -254,6 +260,7 @@ TEST(TokenRows, gather_rounds_by_groups_rows_or_a_given_scale) {
           const int first = column / group * group;
           for (int i = first; i < std::min(each.width, first + group); ++i)
             largest = std::max(largest, std::abs(each.input(token, i)));
+          if (scaling == InputScaling::All) largest = of_all;
           return scaling == InputScaling::Given ? kGiven : std::max(largest, 1e-10f) / 448.0f;
         };
         const auto expected = each.in_order(static_cast<std::size_t>(width), [&](int token) {
@@ -266,7 +273,8 @@ TEST(TokenRows, gather_rounds_by_groups_rows_or_a_given_scale) {
           }
           return row;
         });
-        const int groups = scaling == InputScaling::Given ? 0 : (width + group - 1) / group;
+        const bool of_rows = scaling == InputScaling::Groups || scaling == InputScaling::Rows;
+        const int groups = of_rows ? (width + group - 1) / group : 0;
         const auto slots = static_cast<std::int64_t>(each.slot_row.size());
         std::vector<float> expected_scales(static_cast<std::size_t>(groups * slots), -1);
         for (std::int64_t slot = 0; slot < slots; ++slot) {
@@ -275,6 +283,7 @@ TEST(TokenRows, gather_rounds_by_groups_rows_or_a_given_scale) {
             expected_scales[static_cast<std::size_t>(i * slots + row)] =
                 scale_of(static_cast<int>(slot) / each.top_k, i * group);
         }
+        if (scaling == InputScaling::All && of_all != 0) expected_scales = {scale_of(0, 0)};
         for (const bool counted : {false, true}) {
           std::vector<std::uint8_t> codes(expected.size(), 0xff);
           std::vector<float> row_scales(each.slot_row.size(), -1);
@@ -292,6 +301,18 @@ TEST(TokenRows, gather_rounds_by_groups_rows_or_a_given_scale) {
           g.activated_largest = largest.data();
           g.ordered = ordered;
           const int columns = scaling == InputScaling::Rows ? 8 : width;
+          const int parts = (width + 8 * kRowThreads - 1) / (8 * kRowThreads);
+          g.routed = {each.ids.data(), each.top_k, 1, 1, each.experts,
+                      static_cast<std::int32_t>(slots), each.top_k};
+          g.largest_count = counted ? each.tokens * parts : 1;
+          std::vector<std::uint32_t> of_inputs(static_cast<std::size_t>(g.largest_count + 1), 0);
+          g.largest = of_inputs.data();
+          if (scaling == InputScaling::All) {
+            // One is cleared before, those of tokens are not.
+            std::fill(of_inputs.begin() + (counted ? 0 : 1), of_inputs.end(), 0x7fffffffu);
+            each.launch(static_cast<unsigned>(each.tokens), columns, [&] { find_largest(g); });
+            EXPECT_EQ(of_inputs.back(), 0x7fffffffu);
+          }
           launch_both(each, counted, static_cast<unsigned>(each.tokens), columns,
                       [&](auto found, int token) { gather(g, found, token); });
           const auto what = std::to_string(each.tokens) + " " +

@@ -4,9 +4,9 @@
 //   usage:   activation_cuda_check fast|bf16|precise    prints a line a function; status 1 on a
 //   miss
 //
-// One bf16 ulp of the exact value or 2^-14, whichever is larger; special values as they are. bf16, the
-// form of what is rounded to bf16 afterwards: half of that. The worst error in fp32 ulp is printed beside
-// it.
+// One bf16 ulp of the exact value or 2^-14, whichever is larger; special values as they are. bf16,
+// the form of what is rounded to bf16 afterwards: half of that. The worst error in fp32 ulp is
+// printed beside it.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

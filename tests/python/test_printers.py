@@ -365,7 +365,9 @@ def compile_on_host(cases: list[Case], folder: Path) -> ctypes.CDLL:
         call = call if case.gated else "flexact_act2_unary(g + i, p, y + i)"
         text = host_text(case)
         for mode, macro in MODES.items():
-            parts.append(f"#define {macro}\nnamespace {mode}_{case.identifier} {{\n{text}\n}}\n#undef {macro}\n")
+            parts.append(
+                f"#define {macro}\nnamespace {mode}_{case.identifier} {{\n{text}\n}}\n#undef {macro}\n"
+            )
             parts.append(CUDA_DRIVER.format(mode=mode, name=case.identifier, call=call))
     (folder / "all.cpp").write_text("".join(parts))
     library = folder / "all.so"

@@ -195,6 +195,18 @@ struct RouteArguments {
   std::int32_t extra_rows;  // of the last tile of an expert, beyond those
 };
 
+// The router's ids as they are, for kernels that find an expert's tokens themselves. A slot is a
+// token's k-th choice: slot / top_k is the token.
+struct RoutedIds {
+  const void* ids;
+  std::int64_t stride;
+  std::int64_t step;
+  std::int32_t wide;  // int64, else int32
+  std::int32_t experts;
+  std::int32_t slots;  // tokens · top_k
+  std::int32_t top_k;
+};
+
 struct GatherArguments {
   const void* hidden;  // [tokens, hidden], rows `hidden_stride` elements apart
   std::int64_t hidden_stride;
@@ -233,10 +245,13 @@ struct Fp8GatherArguments {
   float* scales;            // written: [groups, rows], [rows] or [1]
   std::int64_t group_step;  // between groups: how many rows there are
   const float* given;
-  std::uint32_t* largest;            // All: bits of the largest magnitude
+  // All: bits of the largest magnitude, in `largest_count` parts: 1, which was cleared before and is
+  // raised, or one of each token's of each block that looks at it.
+  std::uint32_t* largest;
   std::uint32_t* activated_largest;  // [rows] to clear for GEMM1, or null
   std::int32_t ordered;  // mxfp4_fp8: columns are ordered by mxfp4_fp8_column(), rows whole blocks
-  std::int32_t padding;
+  std::int32_t largest_count;
+  RoutedIds routed;
 };
 
 // GEMM1's bf16 results to codes.
@@ -249,18 +264,6 @@ struct Fp8RoundArguments {
   float* scales;                 // written, as many
   std::int32_t largest_step;     // 1: one a row, 0: one for all
   std::int32_t width;
-};
-
-// The router's ids as they are, for kernels that find an expert's tokens themselves. A slot is a
-// token's k-th choice: slot / top_k is the token.
-struct RoutedIds {
-  const void* ids;
-  std::int64_t stride;
-  std::int64_t step;
-  std::int32_t wide;  // int64, else int32
-  std::int32_t experts;
-  std::int32_t slots;  // tokens · top_k
-  std::int32_t top_k;
 };
 
 // Kernels for a few tokens (stream.cuh).

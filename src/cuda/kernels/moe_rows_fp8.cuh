@@ -65,19 +65,25 @@ __device__ inline bool is_ours(const std::int32_t* slot_row, int top_k) {
   return false;
 }
 
-// The largest magnitude of all tokens that have an expert here.
+// The largest magnitude of all tokens that have an expert here. Blocks read ids, so nothing need be routed before.
 __device__ inline void find_largest(const Fp8GatherArguments& g) {
   wait_for_predecessors();
   let_successor_start();
   const GatherArguments& rows = g.gather;
   const int token = static_cast<int>(blockIdx.x);
-  if (!is_ours(rows.slot_row + std::int64_t{token} * rows.top_k, rows.top_k)) return;
+  bool ours = false;
+  for (int slot = 0; slot < rows.top_k; ++slot) ours = ours || expert_of(g.routed, token * rows.top_k + slot) >= 0;
   const auto* from = static_cast<const __nv_bfloat16*>(rows.hidden) + token * rows.hidden_stride;
   const bool aligned = aligned16(rows.hidden, rows.hidden_stride * 2);
   const int piece = piece_of_thread();
   const std::uint32_t bits =
-      largest_of_block(piece < rows.width / 8 ? load_piece(from, piece, aligned).largest() : 0);
-  if (threadIdx.x == 0) raise(g.largest, bits);
+      largest_of_block(ours && piece < rows.width / 8 ? load_piece(from, piece, aligned).largest() : 0);
+  if (threadIdx.x != 0) return;
+  if (g.largest_count != 1) {
+    g.largest[token * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y)] = bits;
+  } else if (ours) {
+    raise(g.largest, bits);
+  }
 }
 
 // A token's row goes to each of its experts as codes. With one scale a row, a block has the row for itself.
@@ -101,7 +107,9 @@ __device__ inline void gather(const Fp8GatherArguments& g, Rows rows_of_slots, i
   if (g.scaling == InputScaling::Given) {
     scale = *g.given;
   } else if (g.scaling == InputScaling::All) {
-    scale = fp8_scale(__uint_as_float(*g.largest));
+    std::uint32_t bits = 0;
+    for (int i = slot; i < g.largest_count; i += kRowThreads) bits = max(bits, g.largest[i]);
+    scale = fp8_scale(__uint_as_float(largest_of_block(bits)));
   } else if (g.scaling == InputScaling::Rows) {
     std::uint32_t bits = next.largest();
     for (int piece = slot + kRowThreads; piece < pieces; piece += kRowThreads) {

@@ -19,6 +19,14 @@ __device__ inline std::int64_t id_at(const RouteArguments& r, int slot) {
                          : static_cast<const std::int32_t*>(r.ids)[at];
 }
 
+// The expert of a slot; -1: of none here.
+__device__ __forceinline__ int expert_of(const RoutedIds& r, int slot) {
+  const std::int64_t at = slot / r.top_k * r.stride + slot % r.top_k * r.step;
+  const std::int64_t id = r.wide != 0 ? static_cast<const std::int64_t*>(r.ids)[at]
+                                      : static_cast<const std::int32_t*>(r.ids)[at];
+  return id >= 0 && id < r.experts ? static_cast<int>(id) : -1;
+}
+
 __device__ inline bool is_ours(const RouteArguments& r, std::int64_t id) {
   return id >= 0 && id < r.experts;
 }

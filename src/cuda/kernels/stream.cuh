@@ -22,6 +22,7 @@
 #ifndef FLEXACT_EMULATED
 #include "stream_instructions.cuh"
 #endif
+#include "slot_rows.cuh"
 
 extern "C" __device__ void flexact_act2(const float g[2], const float u[2], const float* parameters,
                                         float y[2]);
@@ -60,13 +61,6 @@ struct Shared : Format::OfBlock {
   int expert[kStreamColumns];
   alignas(16) float product[kWarps][2][kStreamRows][kStreamColumns];
 };
-
-__device__ __forceinline__ int expert_of(const RoutedIds& r, int slot) {
-  const std::int64_t at = slot / r.top_k * r.stride + slot % r.top_k * r.step;
-  const std::int64_t id = r.wide != 0 ? static_cast<const std::int64_t*>(r.ids)[at]
-                                      : static_cast<const std::int32_t*>(r.ids)[at];
-  return id >= 0 && id < r.experts ? static_cast<int>(id) : -1;
-}
 
 // What one step brings to a thread of the weights. A chunk is what four neighbouring threads load of a row
 // at once; chunks make a step, as long as registers allow.

@@ -195,26 +195,48 @@ std::uint32_t largest_of(const float* values, std::int64_t count) {
   return largest;
 }
 
-// A token's row, where an expert takes it.
-std::vector<float> row_of_token(const GatherArguments& g, unsigned token) {
-  const std::int32_t* slots = g.slot_row + std::int64_t{token} * g.top_k;
-  if (std::all_of(slots, slots + g.top_k, [](std::int32_t row) { return row < 0; })) return {};
+// -1 where the expert is not here.
+std::int64_t expert_of(const RoutedIds& r, int slot) {
+  const std::int64_t at = slot / r.top_k * r.stride + slot % r.top_k * r.step;
+  const std::int64_t id = r.wide != 0 ? static_cast<const std::int64_t*>(r.ids)[at]
+                                      : static_cast<const std::int32_t*>(r.ids)[at];
+  return id >= 0 && id < r.experts ? id : -1;
+}
+
+std::vector<float> row_as_it_is(const GatherArguments& g, unsigned token) {
   std::vector<float> row;
   const auto* from = static_cast<const std::uint16_t*>(g.hidden) + token * g.hidden_stride;
   for (int h = 0; h < g.width; ++h) row.push_back(from_bf16(from[h]));
   return row;
 }
 
-void find_largest(const Fp8GatherArguments& g, unsigned tokens) {
+// A token's row, where an expert takes it.
+std::vector<float> row_of_token(const GatherArguments& g, unsigned token) {
+  const std::int32_t* slots = g.slot_row + std::int64_t{token} * g.top_k;
+  if (std::all_of(slots, slots + g.top_k, [](std::int32_t row) { return row < 0; })) return {};
+  return row_as_it_is(g, token);
+}
+
+void find_largest(const Fp8GatherArguments& g, unsigned tokens, unsigned parts) {
   for (unsigned m = 0; m < tokens; ++m) {
-    const std::vector<float> row = row_of_token(g.gather, m);
-    *g.largest =
-        std::max(*g.largest, largest_of(row.data(), static_cast<std::int64_t>(row.size())));
+    bool ours = false;
+    for (int k = 0; k < g.gather.top_k; ++k)
+      ours = ours || expert_of(g.routed, static_cast<int>(m) * g.gather.top_k + k) >= 0;
+    const std::vector<float> row = ours ? row_as_it_is(g.gather, m) : std::vector<float>{};
+    const std::uint32_t largest = largest_of(row.data(), static_cast<std::int64_t>(row.size()));
+    if (g.largest_count == 1) {
+      *g.largest = std::max(*g.largest, largest);
+    } else {
+      std::fill_n(g.largest + m * parts, parts, largest);
+    }
   }
 }
 
 void gather_fp8(const Fp8GatherArguments& f, unsigned tokens) {
   const GatherArguments& g = f.gather;
+  const std::uint32_t largest = f.scaling == InputScaling::All
+                                    ? *std::max_element(f.largest, f.largest + f.largest_count)
+                                    : 0;
   for (unsigned m = 0; m < tokens; ++m) {
     const std::vector<float> x = row_of_token(g, m);
     for (int slot = 0; slot < g.top_k; ++slot) {
@@ -233,7 +255,7 @@ void gather_fp8(const Fp8GatherArguments& f, unsigned tokens) {
         float scale = own;
         if (f.scaling == InputScaling::Groups) f.scales[from / group * f.group_step + row] = own;
         if (f.scaling == InputScaling::Rows) f.scales[row] = own;
-        if (f.scaling == InputScaling::All) *f.scales = scale = scale_of(*f.largest);
+        if (f.scaling == InputScaling::All) *f.scales = scale = scale_of(largest);
         if (f.scaling == InputScaling::Given) scale = *f.given;
         to_codes(x.data() + from, count, scale, plain.data() + from);
       }
@@ -603,14 +625,6 @@ void gemm_fp4(const std::string& name, const Map& a, const Map& b, const Fp4Gemm
       }
     }
   }
-}
-
-// -1 where the expert is not here.
-std::int64_t expert_of(const RoutedIds& r, int slot) {
-  const std::int64_t at = slot / r.top_k * r.stride + slot % r.top_k * r.step;
-  const std::int64_t id = r.wide != 0 ? static_cast<const std::int64_t*>(r.ids)[at]
-                                      : static_cast<const std::int32_t*>(r.ids)[at];
-  return id >= 0 && id < r.experts ? id : -1;
 }
 
 // The sum of a slot's products: weights of an expert's output, `part` 1 is up, with the slot's row.
@@ -1076,7 +1090,12 @@ int cuLaunchKernelEx(const LaunchConfiguration* configuration, Kernel kernel, vo
   } else if (name == "flexact_fp4_order_scales") {
     order_scales(*static_cast<const Fp4ScaleArguments*>(parameters[0]), blocks);
   } else if (name == "flexact_fp8_largest") {
-    find_largest(*static_cast<const Fp8GatherArguments*>(parameters[0]), blocks);
+    const auto& arguments = *static_cast<const Fp8GatherArguments*>(parameters[0]);
+    const unsigned parts = configuration->grid[1];
+    if (arguments.largest_count != 1 &&
+        arguments.largest_count != static_cast<std::int32_t>(blocks * parts))
+      return kInvalidValue;
+    find_largest(arguments, blocks, parts);
   } else if (name == "flexact_fp8_round") {
     round_rows(*static_cast<const Fp8RoundArguments*>(parameters[0]), blocks);
   } else if (name.rfind("flexact_act_", 0) == 0) {
