@@ -25,7 +25,7 @@ FORMAT = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 # The cases of `kernel_cases` that between them run every line.
-FIRST = 19
+FIRST = 20
 
 
 def tile(m, n, k, **more):
@@ -62,11 +62,12 @@ class Case:
     def __init__(
         self, name, launch, act, *, tokens=5, experts=3, top_k=2, hidden=40, intermediate=24,
         pairing="concat", dtype=torch.bfloat16, bias=False, weight_input=False, combine=True, scale=1.0,
-        per_expert=False, transposed=False, device="cpu", ids=torch.int32, chunking=None, seed=0,
+        per_expert=False, transposed=False, device="cpu", ids=torch.int32, chunking=None, small=None, seed=0,
     ):  # fmt: skip
         generator = torch.Generator().manual_seed(seed)
         self.name, self.pairing, self.combine, self.scale = name, pairing, combine, scale
         self.weight_input, self.dtype, self.chunking, self.device = weight_input, dtype, chunking, device
+        self.small = small or launcher.routing.SMALL_PAIRS
 
         def normal(*shape, scale=1.0):
             return (torch.randn(*shape, generator=generator) * scale).to(dtype)
@@ -125,13 +126,14 @@ class Case:
         x, weights, topk_weights, ids, values = arguments or self.arguments()
         shape = self.x.shape if self.combine else (*self.ids.shape, self.x.shape[1])
         out = torch.full(shape, float("nan"), dtype=self.dtype, device=self.device)
-        before = launcher.chunking
+        before, small = launcher.chunking, launcher.routing.SMALL_PAIRS
+        launcher.routing.SMALL_PAIRS = self.small
         if self.chunking:
             launcher.chunking = lambda problem, tokens: list(self.chunking)
         try:
             return block.run(x, weights, topk_weights, ids, values, out)
         finally:
-            launcher.chunking = before
+            launcher.chunking, launcher.routing.SMALL_PAIRS = before, small
 
     def expected(self, accumulate=torch.float64, rounded=None):
         """The block token by token; `rounded` where the kernels round, as the recipe does."""
@@ -197,9 +199,13 @@ def kernel_cases(device="cpu"):
         ("persistent", relu2, {"tokens": 40, "pairing": "none", "per_expert": True, "bias": True}),
         # What the model chooses.
         (None, swish, {"tokens": 3}),
-        # Three kernels sort more than 1024 pairs.
-        ("sorted", swish, {"tokens": 270, "top_k": 4, "hidden": 16, "intermediate": 16}),
-        ("sorted", swish, {"tokens": 1100, "top_k": 1, "hidden": 16, "intermediate": 8, "ids": torch.int64}),
+        # More pairs than a step of the sort takes; and sorted by three kernels, as very many are.
+        ("sorted", swish, {"tokens": 1100, "top_k": 2, "hidden": 16, "intermediate": 16}),
+        (
+            "sorted",
+            swish,
+            {"tokens": 1100, "top_k": 1, "hidden": 16, "intermediate": 8, "ids": torch.int64, "small": 1024},
+        ),
         # More experts a token than there are experts, and every id on another rank.
         ("direct", oai, {"tokens": 2, "top_k": 32, "experts": 2, "hidden": 16}),
         # Chunks of tokens and slabs of columns.
