@@ -7,6 +7,7 @@ The interpreter replaces Triton's operations when kernels are imported, so it ha
 import itertools
 import json
 import time
+import types
 from pathlib import Path
 
 import flexact.moe
@@ -153,6 +154,59 @@ def test_tune_says_what_it_lacks(arguments, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+def test_tuning_keeps_what_it_measured_and_notes_what_failed(monkeypatch, tmp_path, capsys):
+    """The command with a GPU, its compilers and its clock replaced."""
+    chip = types.SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    for name, value in {
+        "is_available": True, "get_device_name": "A GPU", "get_device_capability": (9, 0),
+        "current_device": 0, "get_device_properties": chip, "mem_get_info": (0, 0), "empty_cache": None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setenv("FLEXACT_CACHE_DIR", str(tmp_path))
+    made, ended = [], []
+
+    class Ahead:
+        def __init__(self, cells, workers, arch):
+            self.cells, self.arch = cells, arch
+
+        def wait(self, cell, deadline):
+            return ["gate_up: too many registers"] if cell[1] == 1 else []
+
+        def end(self):
+            ended.append(self.arch)
+
+    def measure(bench, tokens, timer, note, deadline):
+        if tokens == 16:
+            raise RuntimeError("out of memory")
+        note({"us": 5.0})
+        tile = {"block_m": 16, "block_n": 32, "block_k": 128, "group_m": 1, "warps": 4, "stages": 2}
+        return {**shape_fields(bench), "tokens": tokens, "gate_up": tile, "down": tile, "us": 5.0}
+
+    monkeypatch.setattr(tune, "Ahead", Ahead)
+    monkeypatch.setattr(tune, "Timer", lambda: None)
+    monkeypatch.setattr(tune, "Bench", lambda shape, format: made.append(shape) or shape)
+    monkeypatch.setattr(tune, "measure", measure)
+    sizes = ["--experts", "8", "--top-k", "2", "--hidden", "64", "--intermediate", "32"]
+    table, log = tmp_path / "table.json", tmp_path / "log.txt"
+    options = ["--out", str(table), "--log", str(log)]
+    assert tune.main([*sizes, *options, "--tokens", "1,16,64"]) == 1
+    assert "2 launches of 3" in capsys.readouterr().out
+    assert ended == [90]
+    notes = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [note["error"] for note in notes if "error" in note] == [
+        "gate_up: too many registers", "out of memory",
+    ]  # fmt: skip
+    assert tune.main(["--model", "mixtral-8x7b", *options, "--tokens", "1"]) == 0
+    written = json.loads(table.read_text())
+    assert {key: written[key] for key in ("device", *CHIP)} == {"device": "A GPU", **CHIP}
+    assert [(each["experts"], each["hidden"], each["tokens"]) for each in written["entries"]] == [
+        (8, 64, 1), (8, 64, 64), (8, 4096, 1),
+    ]  # fmt: skip
+    # Without time nothing is measured, and what the table had stays.
+    assert tune.main([*sizes, *options, "--tokens", "4", "--seconds", "-1"]) == 1
+    assert json.loads(table.read_text()) == written
+
+
 def test_what_the_kernels_do_not_compute_is_refused_before_they_are_loaded():
     x, w13, w2 = torch.zeros(3, 32), torch.zeros(2, 48, 32), torch.zeros(2, 32, 24)
     ids, weights = torch.zeros(3, 1, dtype=torch.int32), torch.ones(3, 1)
@@ -201,7 +255,7 @@ def test_kernels_are_compiled_by_processes_that_touch_no_gpu(monkeypatch, tmp_pa
 
 def test_each_kernel_is_compiled_once_whatever_threads_and_functions_need_it(tmp_path):
     one = dict.fromkeys(("route_small", "gate_up", "down", "combine"), 1)
-    same, two, wide = lines_of("triton_together.py", tmp_path, "threads")
+    same, two, wide = lines_of("triton_together.py", tmp_path, "threads", count=True)
     assert same["compiled"] == one
     assert same["launched"] == dict.fromkeys(one, 4)
     # Only what depends on the function.
