@@ -382,6 +382,41 @@ def test_the_operator_does_not_hold_scales_twice(gpu_calls, table):
     assert gpu_calls(16, format="mxfp4", sizes=(512, 256), backend="cutlass") == "cutlass"
 
 
+def test_the_operator_keeps_a_plan_of_the_cuda_kernels_for_a_layer(monkeypatch):
+    """CUDA's side of the operator on CPU tensors, its plans replaced."""
+    calls = []
+
+    class Core:
+        def workspace_bytes(self, tokens):
+            return 10 * tokens
+
+        def run_on(self, x, weights, ids, out, values, rows, columns, scratch, size, stream):
+            calls.append((x[2], weights[1], ids[1], rows, columns, size, stream))
+
+    monkeypatch.setattr(flexact.moe, "_choices", {})
+    monkeypatch.setattr(flexact.moe, "choose", lambda *ignored, **more: backend_choice.only("cutlass", "why"))
+    made = []
+    monkeypatch.setattr(flexact.moe, "_make", lambda *arguments: made.append(arguments) or Core())
+    w13, w2 = torch.zeros(4, 64, 32).bfloat16(), torch.zeros(4, 32, 32).bfloat16()
+    ids = torch.zeros(5, 2, dtype=torch.int64)
+
+    def call(tokens, values):
+        x = torch.zeros(tokens, 32, dtype=torch.bfloat16)
+        chosen, text = ids[:tokens], SWISH.function.canonical
+        arguments = (x, w13, w2, chosen.float(), chosen, text)
+        return flexact.moe._fused_moe_cuda(*arguments, activation_values=values)
+
+    assert call(5, torch.tensor([[1.5]])).shape == (5, 32)
+    assert call(3, torch.tensor([[1.1]] * 4)).dtype == torch.bfloat16
+    assert calls == [
+        ((5, 32), "float32", "int64", 1, 1, 51, 0), ((3, 32), "float32", "int64", 4, 1, 31, 0),
+    ]  # fmt: skip
+    assert [name for name, *_ in made] == ["cutlass"]
+    with pytest.raises(flexact.InvalidArgument, match="the parameters beta"):
+        call(5, None)
+    flexact.moe.invalidate()
+
+
 def test_both_plans_are_made_only_where_both_are_chosen(table, monkeypatch):
     made = []
     monkeypatch.setattr(backend_choice, "device_of", lambda index: HOPPER)

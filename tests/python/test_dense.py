@@ -1,12 +1,13 @@
 """act_and_mul: the activation of dense and shared MLPs."""
 
 import re
+import types
 
 import flexact
 import pytest
 import torch
 import torch.nn.functional as F
-from flexact import ActivationRegistry, _core, act_and_mul, formats
+from flexact import ActivationRegistry, _core, act_and_mul, dense, formats
 from flexact.dense import act_and_quantise
 from moe_reference import split
 
@@ -203,3 +204,65 @@ def test_the_operator_is_traced_and_its_meta_kernel_gives_the_shape():
         torch.ops.flexact.act_and_mul(x, canonical)
     with pytest.raises(flexact.Unsupported, match="no gradients"):
         torch.ops.flexact.act_and_mul(x.requires_grad_(), canonical, values).sum().backward()
+
+
+class Recorded:
+    """Stands for the CUDA kernels: what a call tells them."""
+
+    def __init__(self):
+        self.made, self.calls = [], []
+
+    def plan(self, backend, function, **options):
+        self.made.append((backend, function.formula, options))
+        return self
+
+    def describe(self):
+        return "recorded"
+
+    def run(self, **call):
+        self.calls.append(call)
+
+
+@pytest.fixture
+def cuda_kernels(monkeypatch):
+    recorded = Recorded()
+    monkeypatch.setattr(_core, "plan_dense", recorded.plan)
+    monkeypatch.setattr(dense, "_check_backend", lambda backend, x: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=7))
+    dense._plan.cache_clear()
+    yield recorded
+    dense._plan.cache_clear()
+
+
+def test_the_cuda_kernels_are_told_where_everything_lies(cuda_kernels):
+    x = torch.randn(2, 3, 80).bfloat16()[..., :72]
+    out = act_and_mul(x, SWISH, backend="cutlass")
+    assert out.shape == (2, 3, 36)
+    ((backend, formula, options),) = cuda_kernels.made
+    assert (backend, formula) == ("cutlass", "g*sigmoid(beta*g)*u")
+    assert options == {"pairing": "concat", "dtype": "bfloat16", "result": ""}
+    (call,) = cuda_kernels.calls
+    assert (call["rows"], call["intermediate"], call["out_stride"]) == (6, 36, 36)
+    assert (call["x_stride"], call["stream"], call["value_columns"]) == (80, 7, 1)
+    assert call["scales"] == call["scale_row_stride"] == call["scale_group_stride"] == 0
+    # The function is linked once; without parameters there is no table.
+    act_and_mul(x, SWISH, backend="cutlass")
+    assert len(cuda_kernels.made) == 1
+    act_and_mul(x, ActivationRegistry.get_activation("silu"), backend="cutlass")
+    assert cuda_kernels.calls[-1]["value_columns"] == 0
+
+
+@pytest.mark.parametrize(
+    ("format", "shape", "strides"), [("fp8_block", (4, 3), (3, 1)), ("fp8_channel", (4,), (1, 0))]
+)
+def test_the_cuda_kernels_are_told_where_scales_go(cuda_kernels, format, shape, strides):
+    x = torch.randn(2, 2, 600).bfloat16()
+    codes, scales = act_and_quantise(x, SWISH, format=format, pairing="interleaved", backend="cutlass")
+    assert codes.shape == (2, 2, 300)
+    assert codes.dtype == torch.float8_e4m3fn
+    assert scales.shape == (2, 2, *shape[1:])
+    (call,) = cuda_kernels.calls
+    assert cuda_kernels.made[0][2] == {"pairing": "interleaved", "dtype": "bfloat16", "result": format}
+    assert (call["scale_row_stride"], call["scale_group_stride"]) == strides
+    assert call["scales"] == scales.data_ptr()
+    assert call["out"] == codes.data_ptr()
