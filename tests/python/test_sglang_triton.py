@@ -131,6 +131,26 @@ def layer_of(method: str, **fields: Any) -> Any:
     )
 
 
+def fp8_scheme(strategy: str, size: list[int] | None) -> Any:
+    """A stand-in for compressed-tensors' scheme of FP8 experts."""
+    weights = SimpleNamespace(strategy=SimpleNamespace(value=strategy))
+    fields = {"weight_quant": weights, "weight_block_size": size, "static_input_scales": strategy == "tensor"}
+    return type("CompressedTensorsW8A8Fp8MoE", (), fields)()
+
+
+def mxfp4_layer(hidden: int = 64, inner: int = 64, alternate: bool = False) -> Any:
+    """MXFP4 experts of hidden size 64 and 64 columns, which SGLang's method has padded to these sizes."""
+    layer = layer_of(
+        "Mxfp4MoEMethod",
+        own={"hidden_size": hidden, "intermediate_size_per_partition": inner},
+        hidden_size=64,
+        intermediate_size_per_partition=64,
+        moe_runner_config=SimpleNamespace(gate_up_interleaved=alternate),
+    )
+    layer.with_bias = alternate
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
@@ -147,10 +167,53 @@ def layer_of(method: str, **fields: Any) -> Any:
             layer_of("ModelOptNvFp4FusedMoEMethod", own={"quant_config": SimpleNamespace(group_size=32)}),
             "groups of 32",
         ),
+        (
+            layer_of(
+                "ModelOptNvFp4FusedMoEMethod",
+                own={"quant_config": SimpleNamespace(group_size=16, is_nvfp4_online=True)},
+            ),
+            "makes or reorders",
+        ),
+        (
+            layer_of(
+                "ModelOptFp8MoEMethod",
+                own={"quant_config": SimpleNamespace(is_checkpoint_fp8_serialized=False)},
+            ),
+            "without FP8 weights",
+        ),
+        (layer_of("CompressedTensorsFusedMoEMethod", scheme=fp8_scheme("block", [64, 64])), "[64, 64]"),
+        (mxfp4_layer(hidden=96), "pads for another kernel"),
+        (mxfp4_layer(inner=96), "do not alternate"),
     ],
 )
 def test_a_layout_that_is_not_known_is_named(layer: Any, reason: str) -> None:
     assert reason in _formats.held(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "format", "names"),
+    [
+        (layer_of("UnquantizedFusedMoEMethod"), "bf16", {}),
+        (layer_of("W8A8FP8MoEMethod"), "fp8_channel", {"w2_scale": "w2_weight_scale"}),
+        (layer_of("ModelOptFp8MoEMethod"), "fp8_tensor", {"a2_scale": "w2_input_scale"}),
+        (
+            layer_of("CompressedTensorsFusedMoEMethod", scheme=fp8_scheme("block", [128, 128])),
+            "fp8_block",
+            {"w13_scale": "w13_weight_scale"},
+        ),
+        (
+            layer_of("CompressedTensorsFusedMoEMethod", scheme=fp8_scheme("tensor", None)),
+            "fp8_tensor",
+            {"a13_scale": "w13_input_scale"},
+        ),
+        (mxfp4_layer(inner=96, alternate=True), "mxfp4", {"w13_bias": "w13_weight_bias"}),
+    ],
+)
+def test_a_known_layout_has_a_format_and_its_tensors(layer: Any, format: str, names: dict[str, str]) -> None:
+    held = _formats.held(layer)
+    assert held.format == format
+    assert names.items() <= held.names.items()
+    assert {"w13", "w2"} <= set(held.names)
 
 
 def test_scales_beyond_the_kernels_range_are_found_while_loading() -> None:
