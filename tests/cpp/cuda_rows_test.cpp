@@ -302,8 +302,9 @@ TEST(TokenRows, gather_rounds_by_groups_rows_all_rows_or_a_given_scale) {
           g.ordered = ordered;
           const int columns = scaling == InputScaling::Rows ? 8 : width;
           const int parts = (width + 8 * kRowThreads - 1) / (8 * kRowThreads);
-          g.routed = {each.ids.data(), each.top_k, 1, 1, each.experts,
-                      static_cast<std::int32_t>(slots), each.top_k};
+          g.routed = {
+              each.ids.data(), each.top_k, 1, 1, each.experts, static_cast<std::int32_t>(slots),
+              each.top_k};
           g.largest_count = counted ? each.tokens * parts : 1;
           std::vector<std::uint32_t> of_inputs(static_cast<std::size_t>(g.largest_count + 1), 0);
           g.largest = of_inputs.data();

@@ -245,8 +245,8 @@ struct Fp8GatherArguments {
   float* scales;            // written: [groups, rows], [rows] or [1]
   std::int64_t group_step;  // between groups: how many rows there are
   const float* given;
-  // All: bits of the largest magnitude, in `largest_count` parts: 1, which was cleared before and is
-  // raised, or one of each token's of each block that looks at it.
+  // All: bits of the largest magnitude, in `largest_count` parts: 1, which was cleared before and
+  // is raised, or one of each token's of each block that looks at it.
   std::uint32_t* largest;
   std::uint32_t* activated_largest;  // [rows] to clear for GEMM1, or null
   std::int32_t ordered;  // mxfp4_fp8: columns are ordered by mxfp4_fp8_column(), rows whole blocks
