@@ -101,7 +101,8 @@ class Case:
         if launch is not None:
             entry = {
                 "format": FORMAT[dtype], "experts": experts, "top_k": top_k, "hidden": hidden,
-                "intermediate": intermediate, "gated": pairing != "none", "tokens": 1, **LAUNCHES[launch],
+                "intermediate": intermediate, "gated": pairing != "none", "tokens": tokens,
+                **LAUNCHES[launch],
             }  # fmt: skip
             self.table = LaunchTable.from_json(json.dumps({"device": "test", "entries": [entry]}))
 

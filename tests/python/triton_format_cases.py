@@ -79,7 +79,9 @@ def block_of(case, activation, launch):
     if launch is not None:
         entry = {
             "format": case.format, "experts": experts, "top_k": problem.top_k, "hidden": problem.hidden,
-            "intermediate": problem.intermediate, "gated": case.pairing != "none", "tokens": 1,
+            "intermediate": problem.intermediate, "gated": case.pairing != "none",
+            # An entry serves no count of tokens that is far from its own.
+            "tokens": case.hidden_states.shape[0],
             **LAUNCHES[launch],
         }  # fmt: skip
         table = LaunchTable.from_json(json.dumps({"device": "test", "entries": [entry]}))
@@ -165,7 +167,7 @@ def cases(device="cpu", everything=False):
     # Tiles of fewer rows in the second GEMM: an expert's rows in one of a tile's parts, in some, or in none.
     for format, launch in (("fp8_tensor", "parts"), ("fp8_block", "looping parts")):
         case = testing.random_case(
-            format, tokens=23, experts=4, top_k=2, hidden=144, intermediate=136, absent=0.2, seed=11,
+            format, tokens=33, experts=3, top_k=2, hidden=144, intermediate=136, absent=0.2, seed=11,
             device=device, bias=True,
         )  # fmt: skip
         yield f"{format} {launch}", case, swish, launch
