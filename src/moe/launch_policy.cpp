@@ -106,9 +106,15 @@ const char* unfit_vector(Format format, const Tile& tile) {
   return nullptr;
 }
 
-// Tiles of the quantised formats. Those of FP8 are measurements of an H100 and an H200
-// (docs/triton.md), the nearest of them where a format has none; those of FP4 beside bf16 follow
-// from the kernels' registers and shared memory and wait for theirs.
+// The largest power of two that is at most `value`, within [low, high].
+int power_of_two(std::int64_t value, int low, int high) {
+  int power = low;
+  while (power < high && 2 * power <= value) power *= 2;
+  return power;
+}
+
+// Tiles of the quantised formats: measurements of an H100 and an H200 (docs/triton.md), of FP8 the
+// nearest of them where a format has none.
 void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t rows,
                     const GpuLimits& limits, Tile& up, Tile& down) {
   const bool doubled = gated(problem);
@@ -126,19 +132,23 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
       up.block_n /= 2;
   };
   if (activation_bits(problem.format) == 16) {
-    // FP4 beside bf16: what decodes a weight is used for as many rows as there are. Steps of 128
-    // have four bytes of scales a row, the least that is copied ahead of its use.
+    // FP4 beside bf16: what decodes a weight is used for as many rows as a tile has, so a tile
+    // holds the rows of an expert with room for an uneven share of them (measured on an H200).
+    up.block_m = down.block_m =
+        rows >= 128 ? 128 : power_of_two(std::min<std::int64_t>(tokens, 2 * rows), 16, 64);
     if (up.block_m <= 32) {
-      set(up, tokens == 1 ? 32 : 64, 128, 4, 4);
-      set(down, tokens == 1 ? 64 : 128, 128, 4, up.stages);
-    } else if (rows < 192) {
-      up.block_m = down.block_m = 64;
+      // Rows that boxes bring are in order already: then long steps cost less than many. Else steps
+      // of 128, which have four bytes of scales a row, the least that is copied ahead of its use.
+      const bool boxes = tokens <= 16 || tokens * problem.top_k > kDirectPairs;
+      set(up, tokens == 1 ? 32 : 64, boxes ? 256 : 128, 4, boxes && tokens > 1 ? 3 : 4);
+      set(down, tokens == 1 || up.block_m == 32 ? 64 : 128, up.block_k, 4, up.stages);
+    } else if (up.block_m == 64) {
       set(up, doubled ? 64 : 128, 128, 4, 3);
       set(down, 128, 128, 4, 3);
     } else {
-      up.block_m = down.block_m = 128;
       set(up, doubled ? 128 : 256, 128, 8, 3);
-      set(down, 128, 128, 8, 3);
+      set(down, 256, 128, 8, 3);
+      up.group_m = down.group_m = 4;
     }
   } else if (!scaled_by_group(problem.format)) {
     // Half of bf16's bytes: as long a step along K in bytes.
@@ -184,13 +194,6 @@ void quantise_tiles(const MoeProblem& problem, std::int64_t tokens, std::int64_t
       }
     }
   }
-}
-
-// The largest power of two that is at most `value`, within [low, high].
-int power_of_two(std::int64_t value, int low, int high) {
-  int power = low;
-  while (power < high && 2 * power <= value) power *= 2;
-  return power;
 }
 
 [[noreturn]] void invalid(const std::string& message, const std::string& where,
@@ -314,6 +317,9 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
   down.block_n = std::min(down.block_n, power_of_two(2 * problem.hidden - 1, narrowest, 256));
   down = fitted(down, problem, false, limits);
   up = fitted(up, problem, doubled, limits);
+  const bool decoded = weight_bits(problem.format) == 4 && activation_bits(problem.format) == 16;
+  // Rows in the tiles' order come by boxes and are put into lane order once, not in every step.
+  launch.permute = decoded && !launch.direct;
   if (!launch.direct || !problem.combine || tokens > 2) return launch;
   if (codes) {
     // Many small programs: each has a few rows' copies under way, and the warps that wait for them.
@@ -330,6 +336,12 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
     // Short experts do not fill the machine with programs of two rows each.
     launch.vector = problem.intermediate >= 1024;
     if (launch.vector) up = {16, 2, power_of_two(2 * problem.hidden - 1, 64, 512), 1, 4, 2, 0};
+  } else if (decoded && problem.intermediate >= 2048) {
+    // Two rows of w2 for a warp; a tile has at least as many as there are slots.
+    launch.fuse_combine = launch.vector = true;
+    const int warps = power_of_two(problem.top_k - 1, 1, 4);
+    up = {16, 8, power_of_two(2 * problem.hidden - 1, 64, 1024), 1, 4, 2, 0};
+    down = {16, 1, power_of_two(2 * problem.intermediate - 1, 64, 1024), 1, warps, 2, 0};
   }
   return launch;
 }
