@@ -341,7 +341,8 @@ Launch model(const MoeProblem& problem, std::int64_t tokens, const GpuLimits& li
     launch.fuse_combine = launch.vector = true;
     const int warps = power_of_two(problem.top_k - 1, 1, 4);
     up = {16, 8, power_of_two(2 * problem.hidden - 1, 64, 1024), 1, 4, 2, 0};
-    down = {16, 1, power_of_two(2 * problem.intermediate - 1, 64, 1024), 1, warps, 2, 0};
+    const int most = power_of_two(8192 / problem.top_k, 128, 1024);
+    down = {16, 1, power_of_two(2 * problem.intermediate - 1, 64, most), 1, warps, 2, 0};
   }
   return launch;
 }

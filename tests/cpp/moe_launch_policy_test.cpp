@@ -236,7 +236,7 @@ TEST(LaunchPolicy, tiles_of_quantised_formats_fit_their_policies) {
             format == Format::Fp8Channel) {
           EXPECT_NE(launch.gate_up.block_m, 32) << "without a group of warps";
         }
-        if (format == Format::Mxfp4 || format == Format::Nvfp4) {
+        if ((format == Format::Mxfp4 || format == Format::Nvfp4) && !launch.vector) {
           EXPECT_GE(launch.gate_up.block_n, 32);
           EXPECT_GE(launch.down.block_n, 32);
         }
@@ -286,6 +286,40 @@ TEST(LaunchPolicy, the_second_gemm_of_fp8_may_have_tiles_of_fewer_rows) {
   EXPECT_EQ(model(p, 1024, {}).gate_up.block_m, 128);
   EXPECT_EQ(model(p, 1024, {}).down.block_m, 64);
   EXPECT_EQ(model(p, 512, {}).gate_up.block_m, 64);
+}
+
+TEST(LaunchPolicy, fp4_beside_bf16_takes_tiles_as_high_as_an_experts_share_of_the_rows) {
+  for (const Format format : {Format::Mxfp4, Format::Nvfp4}) {
+    const auto of = [format](std::int64_t experts, std::int64_t top_k, std::int64_t hidden,
+                             std::int64_t intermediate, std::int64_t tokens) {
+      MoeProblem p = problem(experts, top_k, hidden, intermediate);
+      p.format = format;
+      return model(p, tokens, {});
+    };
+    // Rows of an expert: 8, 16, 32, 64, 128.
+    EXPECT_EQ(of(128, 8, 2048, 768, 128).gate_up.block_m, 16);
+    EXPECT_EQ(of(32, 4, 2880, 2880, 128).gate_up.block_m, 32);
+    EXPECT_EQ(of(8, 2, 4096, 14336, 128).gate_up.block_m, 64);
+    EXPECT_EQ(of(128, 8, 2048, 768, 1024).gate_up.block_m, 64);
+    EXPECT_EQ(of(32, 4, 2880, 2880, 1024).gate_up.block_m, 128);
+    // No more rows than there are tokens.
+    EXPECT_EQ(of(8, 8, 4096, 14336, 16).gate_up.block_m, 16);
+    // What is sorted is copied into that order.
+    EXPECT_TRUE(of(8, 2, 4096, 14336, 128).permute);
+    EXPECT_FALSE(of(8, 2, 4096, 14336, 16).permute);
+    // One token of long experts goes without tensor cores, a warp for two of its slots' rows.
+    const Launch one = of(8, 2, 4096, 14336, 1);
+    EXPECT_TRUE(one.vector && one.fuse_combine);
+    EXPECT_EQ(one.down.warps, 1);
+    EXPECT_EQ(of(32, 4, 2880, 2880, 2).down.warps, 2);
+    EXPECT_EQ(of(64, 32, 4096, 2048, 1).down.block_k, 256);
+    EXPECT_FALSE(of(128, 8, 2048, 768, 1).vector);
+    EXPECT_FALSE(of(8, 2, 4096, 14336, 4).vector);
+  }
+  MoeProblem p = problem(8, 2, 4096, 14336);
+  p.format = Format::Mxfp4Fp8;
+  EXPECT_FALSE(model(p, 1, {}).vector);
+  EXPECT_FALSE(model(p, 128, {}).permute);
 }
 
 TEST(LaunchPolicy, tables_are_refused_where_a_tile_cannot_hold_the_formats_scales) {

@@ -20,14 +20,14 @@ import triton.language as tl
 from flexact.triton.numerics import INTERPRETED, dot, rounded
 from flexact.triton.operands import load_rows, load_weights
 from flexact.triton.operands_fp8 import load_codes
-from flexact.triton.small_floats import e2m1_scale, e2m1_words, e8m0_to_float, lane_order, to_e4m3
+from flexact.triton.small_floats import e2m1_scale, e2m1_words, e8m0_to_float, lane_order, to_e4m3, twice
 
 
 @triton.jit
 def mx_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr, BY_WORD: tl.constexpr = False):
     """Weights in bf16 [ROWS, K] in lane order, from words [ROWS, K / 8] and E8M0 codes [ROWS, K / 32].
 
-    Exact for scales up to 2; NaN above.
+    Exact for scales up to 2; infinite or NaN above.
     """
     scale = tl.expand_dims(e2m1_scale(codes), 2)
     values = e2m1_words(tl.reshape(words, (ROWS, K // 32, 4)), scale, tl.bfloat16, ROWS, K)
@@ -49,7 +49,7 @@ def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr, BY_WORD: tl.con
     """
     scale = rounded(codes.to(tl.float8e4nv, bitcast=True).to(tl.float32) * 2.0**118, tl.bfloat16)
     # Two words share a scale.
-    scale = tl.reshape(scale, (ROWS, K // 32, 2, 1))
+    scale = tl.reshape(twice(scale), (ROWS, K // 32, 2, 1))
     scale = tl.reshape(tl.broadcast_to(scale, (ROWS, K // 32, 2, 2)), (ROWS, K // 32, 4))
     values = e2m1_words(tl.reshape(words, (ROWS, K // 32, 4)), scale, tl.bfloat16, ROWS, K)
     return _in_order(values, ROWS, K, BY_WORD)
@@ -67,7 +67,7 @@ def mx_codes(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
     # 2^14 brings the value back and 2^(1-d) places it; long before d = 24 nothing is left of it in E4M3.
     factor = ((30 - tl.minimum(top[:, None] - wide, 24)) << 10).to(tl.int16).to(tl.float16, bitcast=True)
     y = e2m1_words(
-        tl.reshape(words, (ROWS, K // 32, 4)), tl.expand_dims(factor, 2), tl.float16, ROWS, K
+        tl.reshape(words, (ROWS, K // 32, 4)), tl.expand_dims(twice(factor), 2), tl.float16, ROWS, K
     )  # fmt: skip
     # The two halves that were decoded side by side become neighbouring bytes.
     y = tl.reshape(tl.permute(y, (0, 1, 5, 2, 4, 3)), (ROWS, K))

@@ -61,14 +61,19 @@ def e8m0_to_float(code):
 
 @triton.jit
 def e2m1_scale(code):
-    """What the values of `e2m1_words` in bf16 are multiplied by for an E8M0 scale: 2^126 · 2^(code - 127).
+    """What words of `e2m1_words` in bf16 are multiplied by for an E8M0 scale: 2^126 · 2^(code - 127), twice.
 
-    That is within bf16 up to code 128, a scale of 2. Above it, where weights would be larger than 8, and for
-    255 the factor is NaN: such a checkpoint fails visibly.
+    That is within bf16 up to code 128, a scale of 2. Above it, where weights would be larger than 8, the
+    factor is infinite (129) or NaN, as for 255: such a checkpoint fails visibly.
     """
-    wide = code.to(tl.int32)
-    bits = tl.where(wide <= 128, (wide + 126) << 7, 0x7FC0)
-    return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    twice = code.to(tl.uint32) * 0x00800080 + 0x3F003F00
+    return tl.minimum(twice, 0x7FC07FC0).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def twice(value):
+    """A 16-bit float in both halves of a word."""
+    return value.to(tl.uint16, bitcast=True).to(tl.int32) * 0x00010001
 
 
 @triton.jit
@@ -148,16 +153,34 @@ def _wide(value):
 
 
 @triton.jit
+def _half(word, FROM: tl.constexpr, dtype: tl.constexpr):
+    return (word >> FROM).to(tl.int16).to(dtype, bitcast=True)
+
+
+@triton.jit
 def _scaled(two, scale, dtype: tl.constexpr):
-    """The halves of each word times `scale`, [.., 2]. The upper first: so the two become one instruction."""
-    high = (two >> 16).to(tl.int16).to(dtype, bitcast=True)
-    low = two.to(tl.int16).to(dtype, bitcast=True)
-    if dtype == tl.bfloat16:
-        high = bf16_product(high, scale)
-        low = bf16_product(low, scale)
+    """The halves of each word times those of `scale`, [.., 2].
+
+    One instruction for both, and named: what compilers make of two products copies every word first.
+    """
+    if INTERPRETED:
+        low, high = _half(two, 0, dtype), _half(two, 16, dtype)
+        if dtype == tl.bfloat16:
+            low = bf16_product(low, _half(scale, 0, dtype))
+            high = bf16_product(high, _half(scale, 16, dtype))
+        else:
+            low, high = low * _half(scale, 0, dtype), high * _half(scale, 16, dtype)
     else:
-        high = high * scale
-        low = low * scale
+        # Plus -0, which changes no product: before Hopper bf16 has no multiplication alone.
+        if dtype == tl.bfloat16:
+            both = tl.inline_asm_elementwise(
+                "fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [two, scale, -0x7FFF8000], tl.int32, True, 1
+            )
+        else:
+            both = tl.inline_asm_elementwise(
+                "fma.rn.f16x2 $0, $1, $2, $3;", "=r,r,r,r", [two, scale, -0x7FFF8000], tl.int32, True, 1
+            )
+        low, high = _half(both, 0, dtype), _half(both, 16, dtype)
     return tl.join(low, high)
 
 
@@ -171,8 +194,8 @@ def e2m1_words(words, scale, dtype: tl.constexpr, ROWS: tl.constexpr, K: tl.cons
 
     Args:
         words: [ROWS, K / 32, 4].
-        scale: The same shape, or one that broadcasts to it.
-        dtype: Of the values and of scale.
+        scale: In both halves of int32 words, of the same shape or one that broadcasts to it.
+        dtype: Of the values and of scale's halves.
         ROWS: Weight rows.
         K: Values of a row.
 
