@@ -277,9 +277,7 @@ def conversions(device="cpu"):
                 8 * t + 4 * e + 2 * s + h for s in (0, 1) for h in (0, 1) for t in range(4) for e in (0, 1)
             ]
         else:
-            index = [
-                8 * t + 4 * e + 2 * h + d for h in (0, 1) for t in range(4) for d in (0, 1) for e in (0, 1)
-            ]
+            index = [8 * t + 4 * e + i for e in (0, 1) for t in range(4) for i in range(4)]
         places = torch.arange(0, 128, 32)[:, None] + torch.tensor(index)
         return want[:, places.flatten().to(want.device)]
 
@@ -294,8 +292,8 @@ def conversions(device="cpu"):
         group = 16 if kind == "nv" else 32
         codes = every.repeat(1, 128 // group)
         if kind == "mx8":
-            # Groups up to 9 powers of two below the row's largest.
-            codes = (codes.int() - torch.tensor([0, 3, 9, 7], device=device)).clamp_min(0).to(torch.uint8)
+            # Groups up to 11 powers of two below the row's largest.
+            codes = (codes.int() - torch.tensor([0, 3, 11, 7], device=device)).clamp_min(0).to(torch.uint8)
             codes[-1] = 255
         out = torch.empty(256, 128, dtype=dtype, device=device)
         _decode[(16,)](words, codes, out, scales, KIND=kind, GROUP=group)

@@ -17,10 +17,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from flexact.triton.numerics import INTERPRETED, dot, rounded
+from flexact.triton.numerics import dot, rounded
 from flexact.triton.operands import load_rows, load_weights
 from flexact.triton.operands_fp8 import load_codes
-from flexact.triton.small_floats import e2m1_scale, e2m1_words, e8m0_to_float, lane_order, to_e4m3, twice
+from flexact.triton.small_floats import e2m1_codes, e2m1_scale, e2m1_words, e8m0_to_float, lane_order, twice
 
 
 @triton.jit
@@ -59,20 +59,14 @@ def nv_values(words, codes, ROWS: tl.constexpr, K: tl.constexpr, BY_WORD: tl.con
 def mx_codes(words, codes, ROWS: tl.constexpr, K: tl.constexpr):
     """Weights in E4M3 [ROWS, K] in lane order and their scales, fp32 [ROWS], for K of one scale (up to 128).
 
-    A weight is its value times 2^(1 - d), d being how many powers of two its group's scale lies below the
-    row's largest: exact up to d = 9, beyond it to nearest even, with at most 2^-10 of the largest scale lost.
+    A weight is its value times 2^(6 - d), d being how many powers of two its group's scale lies below the
+    row's largest: exact up to d = 11. Beyond it at most 2^-10 of the largest scale is lost.
     """
     wide = codes.to(tl.int32)
     top = tl.max(wide, 1)
-    # 2^14 brings the value back and 2^(1-d) places it; long before d = 24 nothing is left of it in E4M3.
-    factor = ((30 - tl.minimum(top[:, None] - wide, 24)) << 10).to(tl.int16).to(tl.float16, bitcast=True)
-    y = e2m1_words(
-        tl.reshape(words, (ROWS, K // 32, 4)), tl.expand_dims(twice(factor), 2), tl.float16, ROWS, K
-    )  # fmt: skip
-    # The two halves that were decoded side by side become neighbouring bytes.
-    y = tl.reshape(tl.permute(y, (0, 1, 5, 2, 4, 3)), (ROWS, K))
-    placed = to_e4m3(y.to(tl.float32)) if INTERPRETED else y.to(tl.float8e4nv)
-    return placed, e8m0_to_float(top) * 0.5
+    exponent = tl.expand_dims(wide - (top - 13)[:, None], 2)
+    y = e2m1_codes(tl.reshape(words, (ROWS, K // 32, 4)), exponent, ROWS, K)
+    return y, e8m0_to_float(top) * 0.015625
 
 
 @triton.jit

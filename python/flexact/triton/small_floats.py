@@ -89,7 +89,7 @@ def lane_order(
 
         BITS  place in the lane's order     column
         16    16 s + 8 h + 2 t + e          8 t + 4 e + 2 s + h
-        8     16 h + 4 t + 2 d + e          8 t + 4 e + 2 h + d
+        8     16 e + 4 t + 2 s + h          8 t + 4 e + 2 s + h
         16    8 t + 4 s + 2 h + e           8 t + 4 e + 2 s + h      BY_WORD
 
     BY_WORD is for tiles of fewer than four warps: their tensor core instruction has no order of its own for
@@ -98,7 +98,7 @@ def lane_order(
     parts = tl.reshape(value, (ROWS, K // 32, 4, 2, 2, 2))
     # [.., t, e, the bit of 2, the bit of 1] to the order of the table.
     if BITS == 8:
-        parts = tl.permute(parts, (0, 1, 4, 2, 5, 3))
+        parts = tl.permute(parts, (0, 1, 3, 2, 4, 5))
     elif BY_WORD:
         parts = tl.permute(parts, (0, 1, 2, 4, 5, 3))
     else:
@@ -210,3 +210,57 @@ def e2m1_words(words, scale, dtype: tl.constexpr, ROWS: tl.constexpr, K: tl.cons
     p2 = _scaled(_two(words, 8, EXPONENT), scale, dtype)
     p3 = _scaled(_two(words, 12, EXPONENT), scale, dtype)
     return tl.join(tl.join(p0, p1), tl.join(p2, p3))
+
+
+@triton.jit
+def chosen_bytes(low, high, selector):
+    """Four of two words' eight bytes: byte i is the one that nibble i of the selector, below 8, names."""
+    if INTERPRETED:
+        upper = high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
+        both = upper | low.to(tl.uint32, bitcast=True).to(tl.uint64)
+        result = tl.zeros_like(both)
+        nibbles = tl.zeros_like(both) + selector
+        for i in tl.static_range(4):
+            at = (nibbles >> (4 * i)) & 7
+            result |= ((both >> (8 * at)) & 255) << (8 * i)
+        result = result.to(tl.uint32).to(tl.int32, bitcast=True)
+    else:
+        result = tl.inline_asm_elementwise(
+            "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, selector], tl.int32, True, 1
+        )
+    return result
+
+
+@triton.jit
+def _four_bytes(word):
+    """Bytes of each word as E4M3, [.., 2, 2] by the lower and the upper bit of their number."""
+    b0 = word.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    b1 = (word >> 8).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    b2 = (word >> 16).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    b3 = (word >> 24).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+    return tl.join(tl.join(b0, b1), tl.join(b2, b3))
+
+
+@triton.jit
+def e2m1_codes(words, exponent, ROWS: tl.constexpr, K: tl.constexpr):
+    """Eight E2M1 values of each int32 word in E4M3, times 2^(exponent - 7), in lane order [ROWS, K].
+
+    A word's magnitudes are chosen from the eight that there are, in bytes. Exact from 2 on and, but for 0.5,
+    which goes to nothing, for 1; below that all go to nothing.
+
+    Args:
+        words: [ROWS, K / 32, 4].
+        exponent: E4M3's exponent field of 1.0, int32 [ROWS, K / 32, 1], at most 13.
+        ROWS: Weight rows.
+        K: Values of a row.
+    """
+    low = exponent * 0x08080800 + 0x03FFF800  # 0, 0.5, 1, 1.5
+    high = exponent * 0x08080808 + 0x14100C08  # 2, 3, 4, 6
+    select = words & tl.where(exponent > 0, 0x77777777, 0)
+    # The signs of even nibbles stand at the middle of bytes, those of odd ones at their ends.
+    moved = words << 4
+    first = chosen_bytes(low, high, select) | (chosen_bytes(moved, words, 0x5140) & -0x7F7F7F80)
+    second = chosen_bytes(low, high, select >> 16) | (chosen_bytes(moved, words, 0x7362) & -0x7F7F7F80)
+    # [.., t, h, s, e]
+    y = tl.join(_four_bytes(first), _four_bytes(second))
+    return tl.reshape(tl.permute(y, (0, 1, 5, 2, 4, 3)), (ROWS, K))
