@@ -1,8 +1,9 @@
 """The 8- and 4-bit floats in Triton: rounding to E4M3, and decoding E2M1 and E8M0 in registers.
 
-Everything is written in Triton's own operations, so the interpreter runs what ships, with one exception:
-it truncates where a device converts to E4M3 with one rounding instruction, so there the rounding is
-spelled out. docs/formats.md has the layouts; `flexact.formats` is the same on tensors.
+Everything is written in Triton's own operations, so the interpreter runs what ships, with three exceptions,
+spelled out for it: it truncates where a device converts to E4M3 with one rounding instruction, and it has no
+assembly, by which a device multiplies both halves of a word and chooses bytes. docs/formats.md has the
+layouts; `flexact.formats` is the same on tensors.
 """
 
 from __future__ import annotations
