@@ -79,7 +79,8 @@ __device__ inline void find_largest(const Fp8GatherArguments& g) {
   const std::uint32_t bits =
       largest_of_block(ours && piece < rows.width / 8 ? load_piece(from, piece, aligned).largest() : 0);
   if (threadIdx.x != 0) return;
-  if (g.largest_count != 1) {
+  // One block alone writes what it finds, whether or not that was cleared.
+  if (g.largest_count != 1 || gridDim.x * gridDim.y == 1) {
     g.largest[token * static_cast<int>(gridDim.y) + static_cast<int>(blockIdx.y)] = bits;
   } else if (ours) {
     raise(g.largest, bits);

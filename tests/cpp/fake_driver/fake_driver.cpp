@@ -224,7 +224,7 @@ void find_largest(const Fp8GatherArguments& g, unsigned tokens, unsigned parts) 
       ours = ours || expert_of(g.routed, static_cast<int>(m) * g.gather.top_k + k) >= 0;
     const std::vector<float> row = ours ? row_as_it_is(g.gather, m) : std::vector<float>{};
     const std::uint32_t largest = largest_of(row.data(), static_cast<std::int64_t>(row.size()));
-    if (g.largest_count == 1) {
+    if (g.largest_count == 1 && tokens * parts != 1) {
       *g.largest = std::max(*g.largest, largest);
     } else {
       std::fill_n(g.largest + m * parts, parts, largest);
