@@ -4,7 +4,9 @@
 
 A run adds a row for each cell and peer; where the file has one of the same format, model, token count,
 function, backend and peer, the new one takes its place. A second backend of ours, measured in the same
-rounds, has rows of its own, without intervals. scripts/fill_tables.py makes the page's tables of the file.
+rounds, has rows of its own, without intervals. Of a peer that a new run left out the file keeps its time, and
+says that it is from before; the ratio is to our new time. scripts/fill_tables.py makes the page's tables of
+the file.
 """
 
 import argparse
@@ -21,6 +23,8 @@ COLUMNS = [
     "commit", "format", "model", "tokens", "function", "backend", "us", "peer", "peer's variant", "peer us",
     "speedup", "interval", "launches",
 ]  # fmt: skip
+# Before the commit that a peer's time is from, where ours is newer.
+BEFORE = "the peer's time is of "
 # What makes a cell of a peer.
 KEY = ["format", "model", "tokens", "function", "backend", "peer"]
 METHOD = (
@@ -65,6 +69,31 @@ def key_of(row):
     return tuple(named[name] for name in KEY)
 
 
+def renewed(rows, paths):
+    """Rows of cells that the runs have measured again without their peer, beside our new time."""
+    newest = {}
+    for path in paths:
+        newest |= {cell_of(row): row for row in rows_of(json.loads(path.read_text()))[1]}
+    kept = []
+    for row in rows:
+        named, ours = dict(zip(COLUMNS, row, strict=True)), newest.get(cell_of(row))
+        if ours is not None and ours[COLUMNS.index("us")] != named["us"]:
+            if named["peer"].startswith("flexact "):
+                continue
+            us = ours[COLUMNS.index("us")]
+            if not named["launches"].startswith(BEFORE):
+                named["launches"] = BEFORE + named["commit"]
+            speedup = round(named["peer us"] / us, 3)
+            named |= {"commit": ours[0], "us": us, "speedup": speedup, "interval": None}
+        kept.append([named[column] for column in COLUMNS])
+    return kept
+
+
+def cell_of(row):
+    """A cell of one backend, whatever the peer."""
+    return key_of(row)[:-1]
+
+
 def added(result, paths, rows_of, key_of, head_of):
     """The file's contents with the runs' rows; one of a cell that is there already takes its place.
 
@@ -102,7 +131,8 @@ def main():
         driver = options.driver or result.get("driver")
         return {"driver": driver, "machine": limits, "method": METHOD, "columns": COLUMNS}
 
-    path.write_text(dump(added(result, options.runs, rows_of, key_of, head_of)))
+    result = added(result, options.runs, rows_of, key_of, head_of)
+    path.write_text(dump(result | {"rows": renewed(result["rows"], options.runs)}))
 
 
 if __name__ == "__main__":

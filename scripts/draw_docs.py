@@ -197,7 +197,7 @@ def gpu_moe() -> str:
     for (format, function, model, backend), cell in cells.items():
         kind, aside = kinds[backend]
         for tokens, peers in cell.items():
-            ratio, peer, us = min(peers)
+            ratio, peer, us, _ = min(peers)
             x = left + panel * formats.index(format) + step * (counts.index(tokens) + 0.8) + aside
             what = f"{format}, {model}, {function}, {tokens} tokens, {backend}"
             d.dot(x, y_of(ratio), kind, f"{what}: {us:.0f} µs; {peer}: {ratio:.2f} × as long")

@@ -179,15 +179,19 @@ def cpu_activation_cost() -> Iterator[str]:
             yield f"| {name} | {100 * over:+.2f} ± {100 * uncertainty:.2f} % |"
 
 
+# As collect_gpu_peers.py says that a row's two times are of two runs.
+BEFORE = "the peer's time is of "
+
+
 def gpu_cells(result: dict) -> dict[tuple, dict[int, list[tuple]]]:
-    """{(format, function, model, backend): {tokens: [(peer's time over ours, peer, our time)]}}."""
+    """{(format, function, model, backend): {tokens: [(peer's time over ours, peer, ours, not paired)]}}."""
     cells: dict[tuple, dict[int, list[tuple]]] = {}
     for values in result["rows"]:
         row = dict(zip(result["columns"], values, strict=True))
         if not row["peer"].startswith("flexact "):
             key = (row["format"], row["function"], row["model"], row["backend"])
             found = cells.setdefault(key, {}).setdefault(row["tokens"], [])
-            found.append((row["speedup"], row["peer"], row["us"]))
+            found.append((row["speedup"], row["peer"], row["us"], row["launches"].startswith(BEFORE)))
     return cells
 
 
@@ -211,7 +215,8 @@ def gpu_peers() -> Iterator[str]:
     letters = "; ".join(f"{letter}: {name}" for letter, name in GPU_PEERS.values())
     yield (
         "Microseconds of a whole call; in brackets how many times as long the **fastest** peer that was "
-        f"measured in the cell took, and which it was ({letters})."
+        f"measured in the cell took, and which it was ({letters}). With ~ the peer's time is of an "
+        "earlier run, not paired with ours."
     )
     cells = gpu_cells(result)
     for format, function in dict.fromkeys(key[:2] for key in cells):
@@ -226,7 +231,8 @@ def gpu_peers() -> Iterator[str]:
             texts = []
             for tokens in counts:
                 best = min(cell.get(tokens, []), default=None)
-                text = f"{best[2]:.0f} ({best[0]:.2f} {GPU_PEERS[best[1]][0]})" if best else ""
+                apart = "~" if best and best[3] else ""
+                text = f"{best[2]:.0f} ({apart}{best[0]:.2f} {GPU_PEERS[best[1]][0]})" if best else ""
                 texts.append(text)
             yield f"| {model} | {backend} | " + " | ".join(texts) + " |"
 
@@ -259,7 +265,7 @@ def gpu_means() -> Iterator[str]:
         for tokens, peers in cell.items():
             size = "1" if tokens == 1 else "16 to 128" if tokens <= 128 else "1024 and more"
             groups.setdefault((format, backend, "the fastest", size), []).append(min(peers)[0])
-            for speedup, peer, _ in peers:
+            for speedup, peer, *_ in peers:
                 groups.setdefault((format, backend, peer, size), []).append(speedup)
     yield "| format | backend | beside | tokens | cells | geometric mean | smallest |"
     yield "|---|---|---|---|---|---|---|"

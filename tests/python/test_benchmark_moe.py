@@ -154,3 +154,36 @@ def test_a_start_up_tells_what_a_process_pays_once_from_what_a_new_function_cost
     assert cached == new
     assert len(set(folders[:3])) == 1 and not set(folders[:3]) & set(folders[3:])
     assert {job["backend"] for job in others} == {"triton"}
+
+
+def test_a_peer_that_a_new_run_left_out_stands_beside_our_new_time_and_says_so(program, tmp_path):
+    collect = importlib.import_module("collect_gpu_peers")
+    machine = {"kind": "machine", "device": "d", "torch": "1", "triton": "2", "commit": "0ld"}
+    cell = {
+        "kind": "cell", "model": "m", "tokens": 4, "activation": "silu", "precision": "bf16",
+        "backend": "triton", "us": 20.0, "launch": "l",
+    }  # fmt: skip
+    found = {"variant": "v", "interval": [1.0, 2.0]}
+
+    def run(name, commit, us, **peers):
+        path = tmp_path / name
+        path.write_text(json.dumps([machine | {"commit": commit}, cell | {"us": us} | peers]))
+        return path
+
+    other = found | {"us": 25.0, "speedup": 1.25}
+    old = run("a", "0ld", 20.0, **{"deep-gemm": other, "marlin": other, "cutlass": other})
+    new = run("b", "new", 10.0, marlin=found | {"us": 30.0, "speedup": 3.0})
+    result = collect.added({}, [old], collect.rows_of, collect.key_of, lambda _: {})
+    result = collect.added(result, [new], collect.rows_of, collect.key_of, lambda _: {})
+    rows = [dict(zip(collect.COLUMNS, row, strict=True)) for row in collect.renewed(result["rows"], [new])]
+    by_peer = {row["peer"]: row for row in rows if row["backend"] == "triton"}
+    # What was measured together stays so; our other backend's time says nothing of the new kernels.
+    assert set(by_peer) == {"deep-gemm", "marlin"}
+    assert by_peer["marlin"]["speedup"] == 3.0
+    assert by_peer["marlin"]["launches"] == "l"
+    left_out = by_peer["deep-gemm"]
+    assert (left_out["us"], left_out["peer us"], left_out["speedup"]) == (10.0, 25.0, 2.5)
+    assert (left_out["interval"], left_out["commit"]) == (None, "new")
+    assert left_out["launches"] == "the peer's time is of 0ld"
+    # Another backend's cells are as they were.
+    assert {row["us"] for row in rows if row["backend"] == "cutlass"} == {25.0}
